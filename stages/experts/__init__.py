@@ -1,0 +1,15 @@
+"""The frozen foundation models, one file each; see `docs/experts.md` and CONTRIBUTING.md for adding one."""
+
+from stages.experts._base import Encoding, Expert, ExpertSpec, WeightsSource
+from stages.experts._registry import expert_class, list_experts, load_expert, register
+
+__all__ = [
+    "Encoding",
+    "Expert",
+    "ExpertSpec",
+    "WeightsSource",
+    "expert_class",
+    "list_experts",
+    "load_expert",
+    "register",
+]

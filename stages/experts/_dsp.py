@@ -1,0 +1,65 @@
+"""Signal processing that several experts' `prepare` share: gaps, lead choice, resampling, z-scores.
+
+Not here: what one expert alone does (its own file).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.signal
+from torch import Tensor
+
+from cache.errors import InputError
+from stages.experts._base import STANDARD_LEADS
+
+
+def as_signals(signals_mv: np.ndarray | Tensor, leads: int = 12) -> np.ndarray:
+    """Return [batch, lead, time] as float64; refuses another shape."""
+    array = np.asarray(signals_mv.detach().cpu() if isinstance(signals_mv, Tensor) else signals_mv, dtype=np.float64)
+    if array.ndim != 3 or array.shape[1] != leads:
+        raise InputError(f"signals are {list(array.shape)}; expected [batch, {leads}, time] in standard lead order")
+    return array
+
+
+def fill_gaps(signals: np.ndarray) -> np.ndarray:
+    """Interpolate missing samples (NaN or infinite) along time; a wholly missing lead becomes zeros.
+
+    Inner gaps are bridged linearly, gaps at either end hold the nearest sample. Returns a new array only if needed.
+    """
+    finite = np.isfinite(signals)
+    if finite.all():
+        return signals
+    filled = np.where(finite, signals, 0.0)
+    time = np.arange(signals.shape[-1])
+    for index in zip(*np.nonzero(~finite.all(-1) & finite.any(-1)), strict=True):
+        good = finite[index]
+        filled[index] = np.interp(time, time[good], signals[index][good])
+    return filled
+
+
+def pick_leads(signals: np.ndarray, leads: tuple[str, ...]) -> np.ndarray:
+    """Choose leads by name out of the standard twelve."""
+    return signals[:, [STANDARD_LEADS.index(lead) for lead in leads]]
+
+
+def resample_linear(signals: np.ndarray, n_samples: int) -> np.ndarray:
+    """Interpolate linearly onto `n_samples` equally spaced points, both ends included."""
+    n = signals.shape[-1]
+    if n == n_samples:
+        return signals
+    at = np.linspace(0, n - 1, n_samples)
+    left = np.minimum(at.astype(np.int64), n - 2)
+    weight = at - left
+    return signals[..., left] * (1 - weight) + signals[..., left + 1] * weight
+
+
+def resample_fft(signals: np.ndarray, n_samples: int) -> np.ndarray:
+    """Resample by Fourier transform (`scipy.signal.resample`)."""
+    return signals if signals.shape[-1] == n_samples else scipy.signal.resample(signals, n_samples, axis=-1)
+
+
+def zscore(signals: np.ndarray, axis: int | tuple[int, ...] = -1, eps: float = 0.0) -> np.ndarray:
+    """Subtract the mean and divide by the population standard deviation + eps; where that is 0 the result is zeros."""
+    centred = signals - signals.mean(axis=axis, keepdims=True)
+    scale = signals.std(axis=axis, keepdims=True) + eps
+    return np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
