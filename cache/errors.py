@@ -1,7 +1,7 @@
 """The errors a person may see. Each message is one line that names the file, record or option and the fix.
 
-The command line prints an `EnsembleError` without traceback and exits with its `exit_code`. Every class also inherits the
-builtin that a Python caller would already catch.
+The command line prints an `EnsembleError` without traceback and exits with its `exit_code`. Every class also inherits
+the builtin that a Python caller would already catch.
 """
 
 

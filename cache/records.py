@@ -1,0 +1,175 @@
+"""records.parquet: one row per ECG, with quality columns and the targets. Row order is that of every other store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.errors import InputError, MissingFileError, StoreError
+from cache.files import replacing
+from cache.fingerprint import text_digest
+
+Kind = Literal["regression", "binary", "multiclass", "multilabel"]
+KINDS: tuple[Kind, ...] = ("regression", "binary", "multiclass", "multilabel")
+SPLITS = ("train", "val", "test")
+
+BASE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "record_id": (pa.string(), "unique name of the ECG"),
+    "patient_id": (pa.string(), "whom it was taken from; splits and bootstraps are by patient"),
+    "source": (pa.string(), "cohort"),
+    "path": (pa.string(), "file within the cohort's folder"),
+    "sampling_rate_hz": (pa.float64(), "of the original file; signals.zarr is at 500 Hz"),
+    "n_samples": (pa.int64(), "of the original file"),
+    "fold": (pa.int16(), "patient-disjoint fold, from 0"),
+    "split": (pa.string(), "train, val or test"),
+    "nan_fraction": (pa.float64(), "share of missing samples over the leads that are there"),
+    "flat_leads": (pa.list_(pa.string()), "leads that never change"),
+    "missing_leads": (pa.list_(pa.string()), "standard leads the file does not have"),
+    "clipped_fraction": (pa.float64(), "share of samples at the converter's limit or beyond +-32.767 mV"),
+    "status": (pa.string(), "ok, or bad: then the signal could not be read"),
+    "reason": (pa.string(), "why it is bad; null otherwise"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target column: what a task learns.
+
+    Attributes
+    ----------
+    kind
+        regression (float), binary (0/1), multiclass (index into `classes`) or multilabel (list of classes).
+    unit
+        Of a regression target.
+    """
+
+    name: str
+    kind: Kind
+    unit: str = ""
+    classes: tuple[str, ...] = ()
+    description: str = ""
+
+    def arrow_type(self) -> pa.DataType:
+        """Return the column type that holds this kind."""
+        types = {"regression": pa.float64(), "binary": pa.int8(), "multiclass": pa.int16()}
+        return types.get(self.kind) or pa.list_(pa.string())
+
+    def metadata(self) -> dict[str, str]:
+        """Return what is stored in the column's field metadata."""
+        return {
+            "kind": self.kind,
+            "unit": self.unit,
+            "classes": json.dumps(self.classes),
+            "description": self.description,
+        }
+
+
+def _schema(targets: Sequence[Target], extra: dict[str, pa.DataType]) -> pa.Schema:
+    base = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in BASE_COLUMNS.items()]
+    more = [pa.field(name, kind) for name, kind in extra.items()]
+    return pa.schema(base + more + [pa.field(t.name, t.arrow_type(), metadata=t.metadata()) for t in targets])
+
+
+def _check(frame: pd.DataFrame) -> None:
+    absent = [name for name in BASE_COLUMNS if name not in frame]
+    if absent:
+        raise StoreError(f"records table lacks the columns {', '.join(absent)}")
+    twice = frame["record_id"][frame["record_id"].duplicated()]
+    if len(twice):
+        raise InputError(f"record_id '{twice.iloc[0]}' occurs more than once ({len(twice)} repeated rows)")
+    folds = frame.groupby("patient_id")[["fold", "split"]].nunique()
+    leaking = folds.index[(folds > 1).any(axis=1)]
+    if len(leaking):
+        raise InputError(f"patient '{leaking[0]}' is in more than one fold or split ({len(leaking)} such patients)")
+
+
+def write_records(
+    path: Path, frame: pd.DataFrame, targets: Sequence[Target], extra: dict[str, pa.DataType] | None = None
+) -> None:
+    """Write the table, all or nothing; the same content gives the same bytes.
+
+    Parameters
+    ----------
+    frame
+        Columns of `BASE_COLUMNS`, the targets and those named in `extra` (name -> arrow type).
+
+    Raises
+    ------
+    InputError
+        A record_id twice, or a patient in two folds or splits.
+    """
+    _check(frame)
+    schema = _schema(targets, extra or {})
+    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+
+
+def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:
+    """Read records.parquet as a DataFrame; `frame.attrs["targets"]` maps each target's name to its `Target`."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    absent = [name for name in BASE_COLUMNS if name not in table.column_names]
+    if absent:
+        raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
+    frame = table.to_pandas()
+    frame.attrs["targets"] = {t.name: t for t in map(_target_of, table.schema) if t}
+    return frame
+
+
+def _target_of(column: pa.Field) -> Target | None:
+    stored = {k.decode(): v.decode() for k, v in (column.metadata or {}).items()}
+    if stored.get("kind") not in KINDS:
+        return None
+    classes = tuple(json.loads(stored.pop("classes")))
+    return Target(name=column.name, classes=classes, **stored)
+
+
+def records_digest(record_ids: Sequence[str]) -> str:
+    """Return the digest of the row order; embedding stores carry it, so that rows are never joined by accident."""
+    return text_digest(record_ids)
+
+
+def target_array(frame: pd.DataFrame, target: Target) -> np.ndarray:
+    """Return one target as an array a learner can use.
+
+    Returns
+    -------
+    float64 [n] for regression and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64 [n, classes]
+    of 0, 1 or NaN for multilabel.
+    """
+    if target.name not in frame:
+        raise InputError(f"records.parquet has no column '{target.name}'; it has the targets: {_names(frame)}")
+    column = frame[target.name]
+    if target.kind == "multilabel":
+        return _multi_hot(column.tolist(), target.classes)
+    values = pd.to_numeric(column, errors="raise").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isnan(values), -1, values).astype(np.int64) if target.kind == "multiclass" else values
+
+
+def _names(frame: pd.DataFrame) -> str:
+    return ", ".join(frame.attrs.get("targets", {})) or "none"
+
+
+def _multi_hot(rows: list[Any], classes: tuple[str, ...]) -> np.ndarray:
+    index = {name: k for k, name in enumerate(classes)}
+    hot = np.zeros((len(rows), len(classes)))
+    for i, present in enumerate(rows):
+        if present is None or (isinstance(present, float) and np.isnan(present)):
+            hot[i] = np.nan
+        else:
+            hot[i, [index[name] for name in present]] = 1.0
+    return hot
