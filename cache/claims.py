@@ -43,11 +43,12 @@ class Claims:
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, shard + 1)
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the whole store for a moment (to create or replace it); waits for its turn."""
+    def share(self) -> None:
+        """Say that this process works in the store; waits while another one makes or replaces it."""
+        fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)
+
+    def own(self) -> None:
+        """Take the whole store, to make or replace it; waits until nobody works in it."""
+        # Given back first: two processes that both upgraded a shared lock would wait for each other.
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 0)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)

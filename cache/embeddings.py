@@ -158,7 +158,7 @@ class EmbeddingStore:
             return np.asarray(array[selection])
         except ZARR_ERRORS as error:
             raise StoreError(
-                f"{self.path}: {array.basename} is damaged ({str(error).splitlines()[0]}); remove it and run `ensemble embed`"
+                f"{self.path}: {array.basename} is damaged ({str(error).splitlines()[0]}); embed it again"
             ) from error
 
     def require_complete(self) -> None:

@@ -69,6 +69,8 @@ class ExpertSpec:
     missing_leads: str = "zeros after normalisation"
     """Declared policy for missing leads and NaN samples."""
     needs_weights: bool = True
+    nan_features: bool = False
+    """Whether single values may be NaN (a feature that this record does not have); elsewhere NaN means a failed record."""
     store_dtype: Literal["float16", "float32"] = "float16"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """Every option that changes what `prepare` gives; part of the fingerprint."""
