@@ -1,7 +1,7 @@
 """Stage `embed`: run one frozen expert over every record once, and write its vectors shard by shard.
 
-Reading and preparing, the forward pass, and writing run in three threads side by side. A run that was killed goes on where
-it stopped; one that was made from something else starts afresh.
+Reading and preparing, the forward pass, and writing run in three threads side by side. A run that was killed goes on
+where it stopped; one that was made from something else starts afresh.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from stages.experts._run import Vectors, run_expert, set_precision
 from stages.experts._weights import find_weights, sha256_of
 
 PREFETCHED_BATCHES = 2
+WAIT_S = 0.5
+"""Pause before looking again at shards that other processes hold."""
 AUTO_BATCH = {"cpu": 16, "cuda": 256}
 
 Progress = Callable[[int, int], None]
@@ -155,46 +157,53 @@ def embed(
     identity = identity_of(settings, signals, records)
     summary = EmbedSummary(settings.expert, str(store_path), len(records))
     with closing(Claims(store_path, state_folder)) as claims:
-        store = _up_to_date(store_path, identity)
-        expert = None
-        if store is None:
+        claims.share()
+        store = _matching(store_path, identity)
+        if store is None or store.pending():
             expert = _load(settings)
-            with claims.exclusive():
-                store, summary.fresh_because = resume_or_create(
-                    store_path, _layout(expert, settings, records), identity
-                )
-        pending = store.pending()
-        summary.n_resumed = len(records) - sum(_size(store.rows_of(s)) for s in pending)
-        if pending:
-            run = _Run(expert or _load(settings), settings, records, signals, store, claims, summary, progress)
-            run.all(pending)
+            layout = _layout(expert, settings, records)
+            if store is None or store.shard_records != layout.shard_records:
+                claims.own()
+                store, summary.fresh_because = resume_or_create(store_path, layout, identity)
+                claims.share()
+            _Run(expert, settings, records, signals, store, claims, summary, progress).until_complete()
+        else:
+            summary.n_resumed = len(records)
     summary.n_without_vector = _without_vector(store)
     summary.seconds["total"] = time.perf_counter() - started
     return summary
 
 
+@dataclass
 class _Run:
     """The three-stage line over the pending shards of one store."""
 
-    def __init__(
-        self,
-        expert: Expert,
-        settings: EmbedSettings,
-        records: pd.DataFrame,
-        signals: SignalStore,
-        store: EmbeddingStore,
-        claims: Claims,
-        summary: EmbedSummary,
-        progress: Progress | None,
-    ) -> None:
-        self.expert, self.settings, self.signals, self.store = expert, settings, signals, store
-        self.claims, self.summary, self.progress = claims, summary, progress
-        self.record_ids = records["record_id"].to_numpy()
-        self.readable = (records["status"] == "ok").to_numpy()
-        self.reasons = records["reason"].to_numpy()
-        self.batch_size = settings.batch_size or AUTO_BATCH[expert.device.type]
+    expert: Expert
+    settings: EmbedSettings
+    records: pd.DataFrame
+    signals: SignalStore
+    store: EmbeddingStore
+    claims: Claims
+    summary: EmbedSummary
+    progress: Progress | None
 
-    def all(self, pending: list[int]) -> None:
+    def __post_init__(self) -> None:
+        self.record_ids = self.records["record_id"].to_numpy()
+        self.readable = (self.records["status"] == "ok").to_numpy()
+        self.reasons = self.records["reason"].to_numpy()
+        self.batch_size = self.settings.batch_size or AUTO_BATCH.get(self.expert.device.type, 16)
+
+    def until_complete(self) -> None:
+        """Embed what is missing; shards that another process has claimed are waited for, and taken over if it dies."""
+        while pending := self.store.pending():
+            before = self.summary.n_embedded
+            missing = sum(_size(self.store.rows_of(shard)) for shard in pending)
+            self.summary.n_resumed = self.summary.n_records - missing - before
+            self._embed(pending)
+            if self.summary.n_embedded == before:
+                time.sleep(WAIT_S)
+
+    def _embed(self, pending: list[int]) -> None:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
             written: list[Future[None]] = []
             with ExitStack() as held:
@@ -210,9 +219,9 @@ class _Run:
     ) -> Iterator[tuple[int, Iterator[_Batch]]]:
         """Give each shard that is ours with its batches, read ahead; claims are kept until everything is written."""
         for shard in pending:
-            if not held.enter_context(self.claims.claim(shard)) or self.store.complete(shard):
-                continue
-            yield shard, self._read_ahead(shard, reader)
+            ours = held.enter_context(self.claims.claim(shard))
+            if ours and not self.store.complete(shard):
+                yield shard, self._read_ahead(shard, reader)
 
     def _read_ahead(self, shard: int, reader: ThreadPoolExecutor) -> Iterator[_Batch]:
         rows = self.store.rows_of(shard)
@@ -306,18 +315,18 @@ def _inputs(records_path: Path, signals_path: Path) -> tuple[pd.DataFrame, Signa
     records, signals = open_records(records_path), open_signals(signals_path)
     if len(records) != len(signals):
         raise StoreError(
-            f"{records_path} has {len(records)} records and {signals_path} has {len(signals)}; run `ensemble ingest` again"
+            f"{records_path} has {len(records)} records, {signals_path} has {len(signals)}; run `ensemble ingest` again"
         )
     return records, signals
 
 
-def _up_to_date(store_path: Path, identity: Identity) -> EmbeddingStore | None:
-    """Open a store that is complete and made from the same things, so that no network needs loading."""
+def _matching(store_path: Path, identity: Identity) -> EmbeddingStore | None:
+    """Open a store that was made from the same things."""
     try:
-        store = open_embeddings(store_path)
+        store = open_embeddings(store_path, mode="r+")
     except EnsembleError:
         return None
-    return store if store.fingerprint == identity.fingerprint and not store.pending() else None
+    return store if store.fingerprint == identity.fingerprint else None
 
 
 def _load(settings: EmbedSettings) -> Expert:
