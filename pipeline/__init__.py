@@ -1,0 +1,1 @@
+"""What a person touches: the `ensemble` command, parameters, devices, progress. The work itself is in `stages`."""

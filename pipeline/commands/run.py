@@ -1,0 +1,178 @@
+"""Commands that run a stage: ingest, embed, fit-heads, evaluate, report, predict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cache.errors import TooManyBadRecordsError, UsageError
+from pipeline.progress import progress
+from pipeline.study import Study
+
+if TYPE_CHECKING:
+    from stages.embed import EmbedSettings, EmbedSummary
+
+MAX_SHOWN = 5
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register this group's commands."""
+    app.command()(ingest)
+    app.command()(embed)
+
+
+def ingest(
+    source: Annotated[str | None, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Folder with the records.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N records.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
+) -> None:
+    """Read a cohort into records.parquet and signals.zarr.
+
+    Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
+    """
+    from stages.ingest import ingest as run_ingest
+
+    from pipeline.runs import write_run
+
+    study = Study()
+    cohort = study.params.cohort if source is None or path is None else None
+    if source is None and cohort is not None:
+        source = cohort.source
+    options = dict(cohort.options) if cohort is not None and cohort.source == source else {}
+    if labels is not None:
+        options["labels"] = str(labels)
+    with progress("ingest") as update:
+        summary = run_ingest(
+            str(source),
+            path.expanduser() if path is not None else study.cohort_path(),
+            options,
+            records_path=study.records,
+            signals_path=study.signals,
+            limit=limit or (cohort.limit if cohort else None),
+            workers=workers or (cohort.workers if cohort else 1),
+            seed=study.params.seed if cohort else 0,
+            progress=update,
+        )
+    for note in summary.notes:
+        typer.echo(note)
+    typer.echo(f"{summary.n_records} records, {summary.n_bad} bad -> {study.records}, {study.signals}")
+    for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1]):
+        typer.echo(f"  {count} x {reason}")
+    write_run(study.state, "ingest", {"source": source, "records": summary.n_records, "bad": summary.n_bad})
+
+
+def embed(
+    expert: Annotated[str, typer.Option(help="Which expert; `ensemble experts` lists them.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint file or folder, instead of params.yaml's.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Records a forward pass, or auto.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:port.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    max_bad: Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more records have no vector.")] = None,
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept a non-commercial licence.")] = False,
+) -> None:
+    """Run one frozen expert over all records, once; goes on where a killed run stopped.
+
+    Example: `ensemble embed --expert ecgfm --weights mimic_iv_ecg_physionet_pretrained.pt`
+    """
+    from pipeline.runs import write_run
+    from pipeline.workers import run_embed
+    from stages.embed import Embedder, EmbedPaths
+
+    study = Study()
+    settings = embed_settings(study, expert, weights, device, precision, batch_size, accept_license)
+    paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
+    if dry_run:
+        _print_plan(Embedder(settings, paths).plan())
+        return
+    summary = run_embed(settings, paths, workers=workers or study.params.embed.workers, scheduler=scheduler)
+    write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
+    _print_summary(summary)
+    allowed = study.params.embed.max_bad if max_bad is None else max_bad
+    if allowed is not None and summary.n_without_vector > allowed:
+        raise TooManyBadRecordsError(
+            f"expert '{expert}' finished, but {summary.n_without_vector} records have no vector (--max-bad {allowed})"
+        )
+
+
+def embed_settings(
+    study: Study,
+    expert: str,
+    weights: Path | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    batch_size: str | None = None,
+    accept_license: bool = False,
+) -> EmbedSettings:
+    """Join params.yaml and the options into the settings of one run, checked."""
+    from pipeline.devices import choose_device
+    from stages.embed import EmbedSettings
+    from stages.experts import expert_class
+
+    cls, variant = expert_class(expert)
+    params, common = study.expert_params(expert), study.params.embed
+    spec = cls.published_spec(variant)
+    if spec.non_commercial and not (accept_license or params.accept_license):
+        raise UsageError(
+            f"expert '{expert}' is licensed {spec.licence}; if your use allows it, say --accept-license or set "
+            f"experts.{expert}.accept_license: true in params.yaml"
+        )
+    return EmbedSettings(
+        expert=expert,
+        weights=weights or study.weights_of(expert),
+        config=params.config or None,
+        preprocessing=params.preprocessing,
+        precision=_precision(precision or params.precision),  # type: ignore[arg-type]
+        dtype=params.dtype,
+        device=choose_device(device or common.device),
+        batch_size=_batch_size(batch_size or str(common.batch_size)),
+        shard_records=common.shard_records,
+    )
+
+
+def _precision(name: str) -> str:
+    if name not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision {name}: expected fp32, bf16 or fp16")
+    return name
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: expected a positive number or auto")
+    return int(text)
+
+
+def _print_plan(summary: EmbedSummary) -> None:
+    reason = f" ({summary.fresh_because})" if summary.fresh_because else ""
+    typer.echo(
+        f"{summary.expert}: {summary.n_embedded} of {summary.n_records} records to embed, "
+        f"{summary.n_resumed} done already -> {summary.store}{reason}"
+    )
+
+
+def _print_summary(summary: EmbedSummary) -> None:
+    seconds = summary.seconds
+    rate = summary.n_embedded / seconds["total"] if seconds["total"] else 0.0
+    typer.echo(
+        f"{summary.expert}: {summary.n_embedded} records embedded ({rate:.1f}/s), {summary.n_resumed} done already, "
+        f"{summary.n_without_vector} without a vector -> {summary.store}"
+    )
+    typer.echo("  seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    for record, reason in list(summary.bad.items())[:MAX_SHOWN]:
+        typer.echo(f"  no vector for {record}: {reason}")
+    if len(summary.bad) > MAX_SHOWN:
+        typer.echo(f"  ... and {len(summary.bad) - MAX_SHOWN} more, in .ensemble/runs/embed-{summary.expert}.json")
+
+
+def settings_json(settings: EmbedSettings) -> dict[str, object]:
+    """Return the settings as the run record keeps them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}

@@ -1,0 +1,135 @@
+"""params.yaml: what it may say, checked. Unknown keys are refused by name; every key is described in docs/params.md."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cache.errors import MissingFileError, UsageError
+
+PARAMS_FILE = "params.yaml"
+DEFAULT_WEIGHTS = "weights/default"
+"""Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Generate(_Section):
+    """The embedded cohort (only the demonstration study generates one)."""
+
+    records: int = Field(default=600, ge=1)
+    seed: int = 0
+
+
+class Cohort(_Section):
+    """Where the ECGs come from."""
+
+    source: str
+    path: str
+    limit: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1)
+    options: dict[str, Any] = {}
+
+
+class ExpertParams(_Section):
+    """One expert of the ensemble."""
+
+    weights: str = DEFAULT_WEIGHTS
+    config: dict[str, Any] = {}
+    preprocessing: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["float16", "float32"] | None = None
+    accept_license: bool = False
+
+
+class Embed(_Section):
+    """How experts are run; none of it changes what they give, but `shard_records` changes the files."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    batch_size: int | Literal["auto"] = "auto"
+    shard_records: int = Field(default=1024, ge=1)
+    workers: int = Field(default=1, ge=1)
+    max_bad: int | None = Field(default=None, ge=0)
+
+
+class FitHeads(_Section):
+    """How heads and gate are trained; see docs/methods.md."""
+
+    preset: Literal["default", "enecg"] = "default"
+    folds: Literal["split", "all"] = "split"
+    options: dict[str, Any] = {}
+
+
+class Evaluate(_Section):
+    """How the fit is judged."""
+
+    bootstrap: int = Field(default=1000, ge=100)
+
+
+class Params(_Section):
+    """The whole file."""
+
+    seed: int = 0
+    generate: Generate = Generate()
+    cohort: Cohort
+    experts: dict[str, ExpertParams]
+    embed: Embed = Embed()
+    tasks: list[str] | Literal["all"] = "all"
+    fit_heads: FitHeads = FitHeads()
+    evaluate: Evaluate = Evaluate()
+
+
+def read_params(folder: Path = Path()) -> Params:
+    """Read and check params.yaml of a study.
+
+    Raises
+    ------
+    MissingFileError
+        No params.yaml there.
+    UsageError
+        Not YAML, an unknown key (with the nearest known one), or a value that is not allowed.
+    """
+    path = folder / PARAMS_FILE
+    if not path.is_file():
+        raise MissingFileError(f"no {PARAMS_FILE} in {folder.resolve()}; make a study with `ensemble init FOLDER`")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected keys such as cohort and experts, found {type(content).__name__}")
+    for name, entry in (content.get("experts") or {}).items() if isinstance(content.get("experts"), dict) else ():
+        if entry is None:
+            content["experts"][name] = {}
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_one_line(error)}") from error
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{_suggestion(first['loc'])}{more}"
+    return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = Params
+    for part in location[:-1]:
+        if section is Params and part == "experts":
+            section = ExpertParams
+        elif str(part) in section.model_fields:
+            inner = section.model_fields[str(part)].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                section = inner
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section.model_fields)}"

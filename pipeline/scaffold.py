@@ -1,0 +1,88 @@
+"""Making a study's folder: params.yaml, dvc.yaml, .gitignore, and DVC's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from cache.errors import EnsembleError, MissingFileError, UsageError
+from cache.files import write_text
+
+TEMPLATES = {
+    "params.yaml": "params.yaml",
+    "dvc.yaml": "dvc.yaml",
+    ".gitignore": "gitignore.txt",
+    ".dvcignore": "dvcignore.txt",
+    "weights/default": "weights-default.txt",
+}
+
+
+def make_study(folder: Path, source: str, path: Path, labels: Path | None = None) -> list[str]:
+    """Write a study's files and run `dvc init` there; refuses to overwrite any.
+
+    Returns
+    -------
+    The names of the files made.
+
+    Raises
+    ------
+    UsageError
+        An unknown source, or a study that is there already.
+    MissingFileError
+        No such records folder.
+    """
+    from stages.cohorts import cohort_class
+
+    manifests = cohort_class(source).manifests
+    path = path.expanduser().resolve()
+    if not path.is_dir():
+        raise MissingFileError(f"--path {path}: no such folder; it should hold the records of {source}")
+    there = [name for name in TEMPLATES if (folder / name).exists()]
+    if there:
+        raise UsageError(f"{folder} holds {there[0]} already; choose another folder or remove it")
+    options = {"labels": str(labels.expanduser().resolve())} if labels else {}
+    deps = [str(path / name) for name in manifests] + ([options["labels"]] if labels else [])
+    for name, template in TEMPLATES.items():
+        text = files("pipeline").joinpath("templates", template).read_text(encoding="utf-8")
+        write_text(folder / name, _filled(text, source, str(path), options, deps))
+    _dvc_init(folder)
+    return [*TEMPLATES, ".dvc/"]
+
+
+def _filled(text: str, source: str, path: str, options: dict[str, str], deps: list[str]) -> str:
+    def inline(value: object) -> str:
+        return (
+            yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            .removesuffix("...\n")
+            .strip()
+        )
+
+    listed = "".join(f"\n      - {inline(dep)}" for dep in deps)
+    values = {
+        "@SOURCE@": inline(source),
+        "@PATH@": inline(path),
+        "@OPTIONS@": inline(options),
+        "@INGEST_DEPS@": f"\n    deps:{listed}" if deps else "",
+    }
+    for mark, value in values.items():
+        text = text.replace(mark, value)
+    return text
+
+
+def _dvc_init(folder: Path) -> None:
+    """Make the folder a DVC project of its own, inside a git repository or not."""
+    if (folder / ".dvc").exists():
+        return
+    flag = [] if (folder / ".git").exists() else ["--subdir" if _inside_git(folder) else "--no-scm"]
+    command = [sys.executable, "-m", "dvc", "init", "-q", *flag]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnsembleError(f"`dvc init` failed in {folder}: {done.stderr.strip()}")
+
+
+def _inside_git(folder: Path) -> bool:
+    return any((parent / ".git").exists() for parent in (folder.resolve(), *folder.resolve().parents))

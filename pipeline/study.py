@@ -1,0 +1,92 @@
+"""A study: the folder a person works in, and the names of the files in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cache.errors import UsageError
+from pipeline.params import DEFAULT_WEIGHTS, ExpertParams, Params, read_params
+
+
+@dataclass(frozen=True)
+class Study:
+    """Paths of one study, relative to its folder, and its parameters (read when first asked for)."""
+
+    folder: Path = Path()
+
+    @cached_property
+    def params(self) -> Params:
+        """The checked params.yaml."""
+        return read_params(self.folder)
+
+    @property
+    def records(self) -> Path:
+        """records.parquet."""
+        return self.folder / "records.parquet"
+
+    @property
+    def signals(self) -> Path:
+        """signals.zarr."""
+        return self.folder / "signals.zarr"
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of the experts' stores."""
+        return self.folder / "embeddings"
+
+    def embedding(self, expert: str) -> Path:
+        """One expert's store."""
+        return self.embeddings / f"{expert}.zarr"
+
+    @property
+    def heads(self) -> Path:
+        """Folder of the fit."""
+        return self.folder / "heads"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.json."""
+        return self.folder / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """predictions.parquet."""
+        return self.folder / "predictions.parquet"
+
+    @property
+    def plots(self) -> Path:
+        """Folder that `dvc plots` reads."""
+        return self.folder / "plots"
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.folder / "report.html"
+
+    @property
+    def state(self) -> Path:
+        """Claims, run records and caches: outside every DVC output, safe to delete."""
+        return self.folder / ".ensemble"
+
+    def cohort_path(self) -> Path:
+        """Folder with the raw records."""
+        return self.folder / Path(self.params.cohort.path).expanduser()
+
+    def expert_params(self, name: str) -> ExpertParams:
+        """Parameters of one expert; an expert that params.yaml does not name has the defaults."""
+        return self.params.experts.get(name) or ExpertParams()
+
+    def weights_of(self, name: str) -> Path | None:
+        """Return the weights file that params.yaml names, or None for the expert's own."""
+        weights = self.expert_params(name).weights
+        return None if weights == DEFAULT_WEIGHTS else self.folder / Path(weights).expanduser()
+
+    def check_experts(self, names: list[str]) -> list[str]:
+        """Return `names` if params.yaml names them all."""
+        unknown = [name for name in names if name not in self.params.experts]
+        if unknown:
+            known = ", ".join(self.params.experts)
+            raise UsageError(f"--experts: '{unknown[0]}' is not in params.yaml; there are: {known}")
+        return names

@@ -1,0 +1,189 @@
+"""Stage `embed`: run one frozen expert over every record once, and write its vectors shard by shard.
+
+A run that was killed goes on where it stopped; one that was made from something else starts afresh.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from cache.claims import Claims
+from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings, resume_or_create
+from cache.errors import EnsembleError, StoreError
+from cache.records import open_records, records_digest
+from cache.signals import open_signals
+from stages.embed.line import Line, Progress, size_of
+from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
+from stages.experts import Expert, expert_class, load_expert
+from stages.experts._run import set_precision
+from stages.experts._weights import find_weights, sha256_of
+
+__all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder"]
+
+WAIT_S = 0.5
+"""Pause before looking again at shards that other processes hold."""
+
+
+class Embedder:
+    """One expert over one cohort. The network is loaded when it is first needed, and kept.
+
+    Raises
+    ------
+    StoreError
+        Stores that do not belong together or cannot be written.
+    WeightsError
+        Weights that cannot be had or do not match.
+    """
+
+    def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
+        self.settings, self.paths = settings, paths
+        self.records, self.signals = open_records(paths.records), open_signals(paths.signals)
+        if len(self.records) != len(self.signals):
+            raise StoreError(
+                f"{paths.records} has {len(self.records)} records, {paths.signals} has {len(self.signals)}; "
+                "run `ensemble ingest` again"
+            )
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the vectors are made from; needs the weights file, but not the network."""
+        settings = self.settings
+        cls, variant = expert_class(settings.expert)
+        spec = cls.published_spec(variant)
+        expert = {
+            "expert": settings.expert,
+            "version": spec.version,
+            "weights_sha256": _digest_once(find_weights(spec, settings.weights)) if spec.needs_weights else "none",
+            "config": dict(settings.config or {}),
+            "preprocessing": settings.preprocessing or cls.preprocessing_variants[0],
+            "precision": settings.precision,
+            "dtype": settings.dtype or spec.store_dtype,
+        }
+        facts = {
+            "licence": spec.licence,
+            "weights_source": spec.weights.repo_id if spec.weights else "",
+            "weights_revision": spec.weights.revision if spec.weights else "",
+            "pretrained_on": list(spec.pretrained_on),
+        }
+        rows = records_digest(self.records["record_id"].tolist())
+        return Identity(expert, self.signals.content_digest(), rows, facts)
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The loaded expert, in the precision asked for."""
+        settings = self.settings
+        expert = load_expert(
+            settings.expert, settings.weights, settings.config, settings.device, preprocessing=settings.preprocessing
+        )
+        set_precision(expert, settings.precision)
+        return expert
+
+    def plan(self) -> EmbedSummary:
+        """Return what a run would do (`n_embedded` = records still to do), touching nothing."""
+        summary = self._summary()
+        summary.n_embedded = len(self.records)
+        try:
+            store = open_embeddings(self.paths.store)
+        except EnsembleError as error:
+            summary.fresh_because = str(error)
+            return summary
+        if store.fingerprint != self.identity.fingerprint:
+            summary.fresh_because = "made from other weights, settings or records"
+            return summary
+        summary.n_embedded = _count(store, store.pending())
+        summary.n_resumed = len(self.records) - summary.n_embedded
+        return summary
+
+    def run(self, shards: Sequence[int] | None = None, progress: Progress | None = None) -> EmbedSummary:
+        """Embed what is missing of `shards` (None: of all), and return what was done.
+
+        Shards that another process has claimed are waited for, and taken over if it dies. `progress` is called with
+        (records done, records in all).
+        """
+        started = time.perf_counter()
+        summary = self._summary()
+        with closing(Claims(self.paths.store, self.paths.state)) as claims:
+            store, summary.fresh_because = self._store(claims)
+            while pending := _wanted(store, shards):
+                summary.n_resumed = len(self.records) - _count(store, store.pending()) - summary.n_embedded
+                before = summary.n_embedded
+                Line(self.expert, self.settings, self.records, self.signals, store, claims, summary, progress).embed(
+                    pending
+                )
+                if summary.n_embedded == before:
+                    time.sleep(WAIT_S)
+        summary.n_resumed = len(self.records) - _count(store, store.pending()) - summary.n_embedded
+        summary.seconds["total"] = time.perf_counter() - started
+        return summary
+
+    def finish(self, summary: EmbedSummary) -> EmbedSummary:
+        """Count the records of the finished store that have no vector."""
+        store = open_embeddings(self.paths.store)
+        parts = (store.read_embedding(store.rows_of(shard)) for shard in range(store.n_shards))
+        summary.n_without_vector = sum(int(np.isnan(rows).all(axis=1).sum()) for rows in parts)
+        return summary
+
+    def prepare_store(self) -> list[int]:
+        """Make or resume the store, and return the shards that are pending."""
+        with closing(Claims(self.paths.store, self.paths.state)) as claims:
+            return self._store(claims)[0].pending()
+
+    def _summary(self) -> EmbedSummary:
+        return EmbedSummary(self.settings.expert, str(self.paths.store), len(self.records))
+
+    def _store(self, claims: Claims) -> tuple[EmbeddingStore, str]:
+        claims.share()
+        store = self._matching()
+        if store is not None and (store.shard_records == self.settings.shard_records or not store.pending()):
+            return store, ""
+        layout = self._layout()
+        claims.own()
+        fresh = resume_or_create(self.paths.store, layout, self.identity)
+        claims.share()
+        return fresh
+
+    def _matching(self) -> EmbeddingStore | None:
+        try:
+            store = open_embeddings(self.paths.store, mode="r+")
+        except EnsembleError:
+            return None
+        return store if store.fingerprint == self.identity.fingerprint else None
+
+    def _layout(self) -> Layout:
+        spec = self.expert.spec
+        return Layout(
+            n_records=len(self.records),
+            layer_names=spec.layer_names,
+            layer_dims=spec.layer_dims,
+            embedding_dim=spec.embedding_dim,
+            output_dim=spec.output_dim or 0,
+            dtype=self.settings.dtype or spec.store_dtype,
+            shard_records=self.settings.shard_records,
+        )
+
+
+def _wanted(store: EmbeddingStore, shards: Sequence[int] | None) -> list[int]:
+    pending = store.pending()
+    return pending if shards is None else [shard for shard in pending if shard in shards]
+
+
+def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:
+    return sum(size_of(store.rows_of(shard)) for shard in shards)
+
+
+def _digest_once(path: Path) -> str:
+    state = path.stat()
+    return _digest_of(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
+    """Digest a weights file once a process; size and time make a changed file another one."""
+    del size, mtime_ns
+    return sha256_of(path)

@@ -1,0 +1,73 @@
+"""What a run of one expert is asked for (`EmbedSettings`) and what it did (`EmbedSummary`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.experts._base import Precision
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How one expert is run; `weights` to `dtype` change the numbers and are part of the fingerprint."""
+
+    expert: str
+    weights: str | Path | None = None
+    config: Mapping[str, Any] | None = None
+    preprocessing: str | None = None
+    precision: Precision = "fp32"
+    dtype: str | None = None
+    device: str = "cpu"
+    batch_size: int | None = None
+    """Records a forward pass; None: chosen by the device, and halved when its memory is full."""
+    shard_records: int = 1024
+
+
+@dataclass(frozen=True)
+class EmbedPaths:
+    """Where a run reads and writes.
+
+    Attributes
+    ----------
+    state
+        Folder where claims lie: outside the store and outside every DVC output.
+    """
+
+    records: Path
+    signals: Path
+    store: Path
+    state: Path
+
+
+@dataclass
+class EmbedSummary:
+    """What a run did, for the run record and the last line on the terminal."""
+
+    expert: str
+    store: str
+    n_records: int
+    n_embedded: int = 0
+    """Records embedded in this run."""
+    n_resumed: int = 0
+    """Records that were there already (or that another process embedded meanwhile)."""
+    fresh_because: str = ""
+    """Why the store was started afresh."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """record_id -> why this run could not embed it."""
+    n_without_vector: int = 0
+    """Records of the whole store that have no vector."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "compute", "write", "total"), 0.0))
+
+    def add(self, part: EmbedSummary) -> None:
+        """Count in what another worker did; busy seconds add up, `total` is the longest."""
+        self.n_embedded += part.n_embedded
+        self.n_resumed = self.n_records - self.n_embedded
+        self.bad.update(part.bad)
+        self.fresh_because = self.fresh_because or part.fresh_because
+        self.n_without_vector = max(self.n_without_vector, part.n_without_vector)
+        for name, seconds in part.seconds.items():
+            before = self.seconds[name]
+            self.seconds[name] = max(before, seconds) if name == "total" else before + seconds
