@@ -15,8 +15,8 @@ from torch import Tensor
 def moving_average(x: Tensor, kernel_size: int) -> Tensor:
     """Average over `kernel_size` (odd) samples along the last axis, the ends replicated; same shape, float32.
 
-    Summed sample by sample in float32, as the official AvgPool1d does: with EnECG's kernel of 1001 any better sum (running
-    totals in float64 would be ten times as fast) differs from the official numbers by up to 5e-6.
+    Summed sample by sample in float32, as the official AvgPool1d does: with EnECG's kernel of 1001 a better sum
+    (running totals in float64, ten times as fast) differs from the official numbers by up to 5e-6.
     """
     half = (kernel_size - 1) // 2
     padded = F.pad(x.float().flatten(0, -2)[None], (half, half), mode="replicate")

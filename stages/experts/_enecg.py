@@ -23,8 +23,9 @@ DEFAULT_LEADS = {1: ("II",), 8: ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6"),
 NORMALISATION = "one z-score over all leads and time of the record, then FFT resampling"
 WINDOWS = "10 s windows, evenly placed so that they cover the record, mean of their vectors"
 MISSING_LEADS = (
-    "gaps are bridged linearly and a missing lead is zeros in the model input, left out of the z-score; a record shorter "
-    "than 10 s is held at its last sample (`enecg`: every missing sample is 0 mV before the z-score, as published)"
+    "gaps are bridged linearly and a missing lead is zeros in the model input, left out of the z-score; a record "
+    "shorter than 10 s is held at its last sample (`enecg`: every missing sample is 0 mV before the z-score, "
+    "as published)"
 )
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
-from transformers.pytorch_utils import Conv1D
 
 from stages.experts._decompose import moving_average
 
@@ -65,7 +64,7 @@ class TempoOptions:
         """Build GPT-2's configuration, of the layers that are used."""
         given = {"n_embd": self.d_model, **self.gpt2}
         given["n_layer"] = min(self.gpt_layers, given.get("n_layer", 12))
-        return GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **given}, attn_implementation="sdpa")
+        return GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **given, "attn_implementation": "sdpa"})
 
 
 class Tempo(nn.Module):
@@ -74,9 +73,10 @@ class Tempo(nn.Module):
     def __init__(self, options: TempoOptions) -> None:
         super().__init__()
         o = self.options = options
-        self.gpt2_trend = _with_lora(GPT2Model(o.gpt2_config()))
-        self.mul_season = nn.Module()  # held in every checkpoint, used in none
-        self.mul_season.a, self.mul_season.b = nn.Parameter(torch.zeros(2, 1)), nn.Parameter(torch.zeros(2, 1))
+        self.gpt2_trend = _PeftWrapper(GPT2Model(o.gpt2_config()))
+        # Held in every checkpoint, used in none.
+        self.mul_season = nn.ParameterDict({name: nn.Parameter(torch.zeros(2, 1)) for name in "ab"})
+        self.rev_in_trend, self.rev_in_season, self.rev_in_noise = (_RevIn(o.num_nodes) for _ in PARTS)
         self.map_trend = nn.Linear(o.seq_len, o.seq_len)
         self.map_season = nn.Sequential(
             nn.Linear(o.seq_len, 4 * o.seq_len), nn.ReLU(), nn.Linear(4 * o.seq_len, o.seq_len)
@@ -86,7 +86,6 @@ class Tempo(nn.Module):
         for part in PARTS:
             self.add_module(f"in_layer_{part}", nn.Linear(o.patch_size, o.d_model))
             self.add_module(f"out_layer_{part}", nn.Linear(o.d_model * read_out, o.pred_len))
-            self.add_module(f"rev_in_{part}", _RevIn(o.num_nodes))
             if o.prompt == 1:
                 self.add_module(f"prompt_layer_{part}", nn.Linear(o.d_model, o.d_model))
         if o.pool:
@@ -105,7 +104,7 @@ class Tempo(nn.Module):
     @property
     def gpt2(self) -> GPT2Model:
         """The GPT-2 that all three parts share."""
-        return self.gpt2_trend.base_model.model
+        return cast(GPT2Model, self.gpt2_trend.base_model["model"])
 
     def forward(self, stack: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Forecast and tokens.
@@ -195,27 +194,29 @@ class _RevIn(nn.Module):
 
 
 class _LoraConv1D(nn.Module):
-    """A Conv1D with peft's low-rank update beside it, under peft's keys; alpha equals the rank, so its factor is 1."""
+    """GPT-2's Conv1D with peft's low-rank update beside it, under peft's keys; alpha is the rank, the factor 1."""
 
-    def __init__(self, base: Conv1D, rank: int) -> None:
+    def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
-        n_in, n_out = base.weight.shape
+        n_in, n_out = base.get_parameter("weight").shape
         self.base_layer = base
         self.lora_A = nn.ModuleDict({"default": nn.Linear(n_in, rank, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, n_out, bias=False)})
-        nn.init.zeros_(self.lora_B["default"].weight)
+        nn.init.zeros_(self.lora_B["default"].get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
 
 
-def _with_lora(gpt2: GPT2Model) -> nn.Module:
-    for block in gpt2.h:
-        block.attn.c_attn = _LoraConv1D(block.attn.c_attn, LORA_RANK)
-    wrapper = nn.Module()
-    wrapper.base_model = nn.Module()
-    wrapper.base_model.model = gpt2
-    return wrapper
+class _PeftWrapper(nn.Module):
+    """GPT-2 with LoRA in every block, under the path that `peft.get_peft_model` gives it."""
+
+    def __init__(self, gpt2: GPT2Model) -> None:
+        super().__init__()
+        for block in gpt2.h:
+            attention = block.get_submodule("attn")
+            attention.c_attn = _LoraConv1D(attention.get_submodule("c_attn"), LORA_RANK)
+        self.base_model = nn.ModuleDict({"model": gpt2})
 
 
 def _unit(x: Tensor) -> Tensor:

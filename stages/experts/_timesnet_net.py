@@ -67,8 +67,8 @@ class TimesNet(nn.Module):
 
         Returns
         -------
-        y [batch, pred_len, channel] in the input's units, and the tokens [batch, seq_len + pred_len, d_model] before the
-        first block and after the norm behind each.
+        y [batch, pred_len, channel] in the input's units, and the tokens [batch, seq_len + pred_len, d_model] before
+        the first block and after the norm behind each.
         """
         x = x.float().transpose(1, 2)
         mean = x.mean(dim=1, keepdim=True)
@@ -97,7 +97,7 @@ class TimesBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time, dim] -> the same shape."""
         periods, weights = self.periods(x)
-        first, second = self.conv[0].merged(), self.conv[2].merged()
+        first, second = (layer.merged() for layer in self.conv if isinstance(layer, Inception))
         mixed = torch.zeros_like(x)
         for period in periods.unique().tolist():
             chosen = periods == period
@@ -142,18 +142,18 @@ class Inception(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, num_kernels: int) -> None:
         super().__init__()
-        self.kernels = nn.ModuleList(
-            nn.Conv2d(dim_in, dim_out, kernel_size=2 * i + 1, padding=i) for i in range(num_kernels)
-        )
-        for conv in self.kernels:
+        convs = [nn.Conv2d(dim_in, dim_out, kernel_size=2 * i + 1, padding=i) for i in range(num_kernels)]
+        for conv in convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+            nn.init.constant_(conv.get_parameter("bias"), 0.0)
+        self.kernels = nn.ModuleList(convs)
 
     def merged(self) -> tuple[Tensor, Tensor]:
-        """Return the one kernel and bias that give the same mean: it costs less than half of the single convolutions."""
+        """Return the one kernel and bias that give the same mean, at less than half of the work."""
         largest = len(self.kernels) - 1
-        weights = [F.pad(conv.weight, (largest - i,) * 4) for i, conv in enumerate(self.kernels)]
-        return torch.stack(weights).mean(dim=0), torch.stack([conv.bias for conv in self.kernels]).mean(dim=0)
+        weights = [F.pad(conv.get_parameter("weight"), (largest - i,) * 4) for i, conv in enumerate(self.kernels)]
+        biases = torch.stack(tuple(conv.get_parameter("bias") for conv in self.kernels))
+        return torch.stack(weights).mean(dim=0), biases.mean(dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, dim_in, height, width] -> [batch, dim_out, height, width]."""
@@ -165,18 +165,16 @@ class DataEmbedding(nn.Module):
 
     def __init__(self, options: TimesNetOptions) -> None:
         super().__init__()
-        self.value_embedding = nn.Module()
-        self.value_embedding.tokenConv = nn.Conv1d(
-            options.enc_in, options.d_model, kernel_size=3, padding=1, padding_mode="circular", bias=False
-        )
-        nn.init.kaiming_normal_(self.value_embedding.tokenConv.weight, mode="fan_in", nonlinearity="leaky_relu")
+        conv = nn.Conv1d(options.enc_in, options.d_model, kernel_size=3, padding=1, padding_mode="circular", bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="leaky_relu")
+        self.value_embedding = nn.ModuleDict({"tokenConv": conv})
         self.position_embedding = SinePositions(options.d_model)
         self.temporal_embedding = _calendar(options)
         self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time, enc_in] -> [batch, time, d_model]."""
-        values = self.value_embedding.tokenConv(x.transpose(1, 2)).transpose(1, 2)
+        values = self.value_embedding["tokenConv"](x.transpose(1, 2)).transpose(1, 2)
         return self.dropout(values + self.position_embedding(x.shape[1]))
 
 

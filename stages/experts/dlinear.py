@@ -1,7 +1,7 @@
 """DLinear as EnECG uses it: trend and season of each lead, each through one linear map that all leads share.
 
-Lives here: the network (reused by `pretrain`), the published facts, `prepare` and `encode`. Not here: EnECG's input path
-(`_enecg`).
+Lives here: the network (reused by `pretrain`), the published facts, `prepare` and `encode`. Not here: EnECG's input
+path (`_enecg`).
 """
 
 from __future__ import annotations
@@ -69,9 +69,12 @@ class DLinearNet(nn.Module):
 
 
 def _apply(maps: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(maps, nn.ModuleList):
-        return torch.stack([each(x[:, i].to(each.weight.dtype)) for i, each in enumerate(maps)], dim=1)
-    return maps(x.to(maps.weight.dtype))
+    x = x.to(next(maps.parameters()).dtype)
+    return (
+        torch.stack([each(x[:, i]) for i, each in enumerate(maps)], dim=1)
+        if isinstance(maps, nn.ModuleList)
+        else maps(x)
+    )
 
 
 @register("dlinear")
@@ -98,7 +101,7 @@ class DLinear(Expert):
         variant: str | None = None,
         preprocessing: str | None = None,
     ) -> DLinear:
-        """Construct from overrides and an official state dict; lengths that the overrides leave open are the state's."""
+        """Construct from overrides and an official state dict; lengths that no override gives are the state's."""
         names = [field.name for field in dataclasses.fields(DLinearOptions)]
         overrides = _shapes(state or {}) | architecture_overrides("dlinear", config, names)
         expert = cls(preprocessing=preprocessing)

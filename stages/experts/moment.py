@@ -74,11 +74,10 @@ class MomentNet(nn.Module):
         super().__init__()
         self.options = options
         if options.revin_affine:
-            self.normalizer = nn.Module()
-            self.normalizer.affine_weight = nn.Parameter(torch.ones(1, 1, 1))
-            self.normalizer.affine_bias = nn.Parameter(torch.zeros(1, 1, 1))
+            affine = {"affine_weight": torch.ones(1, 1, 1), "affine_bias": torch.zeros(1, 1, 1)}
+            self.normalizer = nn.ParameterDict({name: nn.Parameter(value) for name, value in affine.items()})
         self.patch_embedding = PatchEmbedding(options)
-        config = T5Config(**{**_FLAN_T5_COMMON, **options.t5_config}, attn_implementation="sdpa")
+        config = T5Config(**{**_FLAN_T5_COMMON, **options.t5_config, "attn_implementation": "sdpa"})
         self.encoder = T5EncoderModel(config).get_encoder()
         if with_head:
             self.head = nn.Module()
@@ -96,8 +95,8 @@ class MomentNet(nn.Module):
 
         Returns
         -------
-        The mean over channels and observed patches of the tokens before the first block and after each, [batch, d_model],
-        and the same of the final norm's output, all float32.
+        The mean over channels and observed patches of the tokens before the first block and after each,
+        [batch, d_model], and the same of the final norm's output, all float32.
         """
         batch, channels = x.shape[:2]
         patches = None if observed is None else self.observed_patches(observed)
@@ -119,14 +118,14 @@ class MomentNet(nn.Module):
         scale = (known - mean).square().nanmean(dim=-1, keepdim=True).sqrt() + REVIN_EPS
         normed = (x - mean) / scale
         if self.options.revin_affine:
-            normed = normed * self.normalizer.affine_weight + self.normalizer.affine_bias
+            normed = normed * self.normalizer["affine_weight"] + self.normalizer["affine_bias"]
         return torch.nan_to_num(normed, nan=0.0, posinf=0.0, neginf=0.0)
 
     def observed_patches(self, observed: Tensor) -> Tensor:
         """[batch, time] -> bool [batch, patch]: only a patch that is observed throughout counts."""
         return observed.bool().unfold(-1, self.options.patch_len, self.options.patch_stride_len).all(dim=-1)
 
-    def _attention_mask(self, hidden: Tensor, patches: Tensor | None, channels: int) -> Tensor | None:
+    def _attention_mask(self, hidden: Tensor, patches: Tensor | None, channels: int) -> Any:
         if patches is None:
             return None
         rows = patches.repeat_interleave(channels, dim=0)
@@ -165,10 +164,10 @@ def pool(tokens: Tensor, patches: Tensor | None) -> Tensor:
 
 @register("moment")
 class Moment(Expert):
-    """MOMENT. The embedding is the mean over channels and patches behind the final norm; a mask is [batch, time], 1 = real.
+    """MOMENT. The embedding is the mean over channels and patches behind the final norm.
 
     Preprocessing `authors`: their PTB-XL path, 10 s -> 512 samples (51.2 Hz). `enecg`: 5000 samples (625 patches) after
-    one z-score over all leads. `beats`: 512 samples at 250 Hz, five windows a record, for what 25 Hz of bandwidth loses.
+    one z-score over all leads. `beats`: five windows of 512 samples at 250 Hz, for what 25 Hz of bandwidth loses.
     """
 
     variants = ("small", "base", "large")
@@ -220,6 +219,7 @@ class Moment(Expert):
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """[batch, channel, time] -> every layer, and the embedding; any number of channels, 5000 patches at most.
 
+        `mask` is [batch, time], 1 where the sample is real (momentfm's `input_mask`).
         Samples behind the last whole patch are not seen, and a record whose mask hides every patch gives NaN, as in the
         official code.
         """
@@ -248,7 +248,7 @@ def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOpt
     size = backbone.rpartition("-")[2]
     if size not in _FLAN_T5:
         raise UsageError(f"expert 'moment': transformer_backbone '{backbone}'; it has to be google/flan-t5-SIZE")
-    t5 = {**_FLAN_T5_COMMON, **_FLAN_T5[size]}
+    t5: dict[str, Any] = {**_FLAN_T5_COMMON, **_FLAN_T5[size]}
     width = given.pop("d_model", None)
     t5 |= {"d_model": width} if width else {}
     # `num_decoder_layers`, `is_encoder_decoder` and the like describe a decoder that is never built.
@@ -263,10 +263,7 @@ def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOpt
     return options
 
 
-_T5_NAMES = frozenset(
-    "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets relative_attention_max_distance "
-    "layer_norm_epsilon feed_forward_proj tie_word_embeddings".split()
-)
+_T5_NAMES = _FLAN_T5_COMMON.keys() | _FLAN_T5["small"].keys()
 
 
 def _has_reconstruction_head(state: Mapping[str, Tensor], options: MomentOptions) -> bool:
@@ -300,7 +297,7 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
         seconds=seconds,
         leads=STANDARD_LEADS,
         normalisation={
-            "authors": "linear interpolation, per-lead z-score of the window (momentfm's PTB-XL data set), RevIN inside",
+            "authors": "linear interpolation, per-lead z-score of the window (momentfm's PTB-XL data), RevIN inside",
             "enecg": "one z-score over all leads and time, RevIN inside",
             "beats": "FFT resampling, RevIN inside",
         }[preprocessing],
@@ -324,7 +321,8 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
             "enecg": "the whole record as one window of 5000 samples (625 patches)",
             "beats": "evenly placed windows of 512 samples at 250 Hz (five in 10 s), mean of their vectors",
         }[preprocessing],
-        missing_leads="gaps are bridged linearly, a shorter record is held at its last sample, a missing lead is a channel "
-        "of zeros, which counts in the mean (`enecg`: every missing sample is 0 mV before the z-score, as published)",
+        missing_leads="gaps are bridged linearly, a shorter record is held at its last sample, a missing lead is a "
+        "channel of zeros, which counts in the mean (`enecg`: every missing sample is 0 mV before the z-score, as "
+        "published)",
         preprocessing={"path": preprocessing, "n_samples": options.seq_len},
     )

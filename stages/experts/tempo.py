@@ -1,7 +1,7 @@
 """TEMPO: GPT-2 over trend, season and residual of one lead.
 
-Lives here: the published facts, `prepare`, `encode`. Not here: the network (`_tempo_net`), EnECG's input path (`_enecg`),
-STL (`_decompose`).
+Lives here: the published facts, `prepare`, `encode`. Not here: the network (`_tempo_net`), EnECG's input path
+(`_enecg`), STL (`_decompose`).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _spec(options: TempoOptions, preprocessing: str, n_parameters: int) -> Exper
         name="tempo",
         title="TEMPO-80M: GPT-2 over trend, season and residual of one lead",
         version="1",
-        source="Cao et al. 2024 (arXiv 2310.04948), DC-research/TEMPO; EnECG (arXiv 2511.22935) models/TEMPO.py, 67b8e65",
+        source="Cao et al. 2024 (arXiv 2310.04948), DC-research/TEMPO; EnECG (arXiv 2511.22935) models/TEMPO.py",
         sampling_rate_hz=options.seq_len / _enecg.WINDOW_SECONDS,
         seconds=_enecg.WINDOW_SECONDS,
         leads=leads,
@@ -138,7 +138,7 @@ def _spec(options: TempoOptions, preprocessing: str, n_parameters: int) -> Exper
             "Melady/TEMPO",
             "TEMPO-80M_v1.pth",
             "main",
-            note="trained as config variant 'original'; EnECG's variant leaves its learned decomposition (map_*) unused",
+            note="trained as config variant 'original'; EnECG's leaves the learned decomposition (map_*) unused",
         ),
         unused_keys=UNUSED_KEYS,
         windows=_enecg.WINDOWS,

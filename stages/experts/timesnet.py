@@ -28,7 +28,7 @@ _PUBLISHED_PARAMETERS = 1_130_618
 
 @register("timesnet")
 class TimesNetExpert(Expert):
-    """TimesNet. The embedding is the mean over time of the last block's normed output; `Encoding.output` the forecast y."""
+    """TimesNet. The embedding is the mean over time of the last block's normed output; `output` the forecast y."""
 
     preprocessing_variants = ("authors", "enecg")
     module: TimesNet
