@@ -58,7 +58,7 @@ def draw_cart(rng: np.random.Generator, poor: np.ndarray) -> Cart:
     n = len(poor)
     filtering = rng.choice(len(_FILTERS), size=n, p=[0.80, 0.13, 0.04, 0.03])
     unfiltered, no_notch = filtering == 1, (filtering == 1) | (filtering == 2)
-    worse = np.where(poor, rng.uniform(2.5, 6, n), 1.0)
+    worse = np.where(poor, rng.uniform(3.5, 9, n), 1.0)
     return Cart(
         bandwidth=np.array(_BANDWIDTHS)[rng.choice(3, size=n, p=[0.79, 0.15, 0.06])],
         filtering=np.array(_FILTERS)[filtering],
@@ -67,7 +67,7 @@ def draw_cart(rng: np.random.Generator, poor: np.ndarray) -> Cart:
         hum_mv=worse * np.where(no_notch, 0.010, 0.0015) * np.exp(rng.normal(0, 0.7, n)),
         hum_hz=np.where((filtering == 3) | (rng.random(n) < 0.03), 50.0, 60.0),
         muscle_mv=worse * 0.006 * np.exp(rng.normal(0, 0.55, n)),
-        motion_events=np.where(poor, rng.integers(1, 6, n), rng.random(n) < 0.08),
+        motion_events=np.where(poor, rng.integers(2, 8, n), rng.random(n) < 0.08),
     )
 
 

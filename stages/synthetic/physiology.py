@@ -88,7 +88,7 @@ _REGIONS = np.array([[-0.20, 1.0, 0.15], [0.45, -0.05, -0.90], [0.95, -0.45, 0.1
 def draw_potassium(rng: np.random.Generator, patient: np.ndarray) -> np.ndarray:
     """Draw each ECG's potassium in mEq/L: a patient's tendency (low, normal, high) recurs in seven of ten ECGs."""
     n_patients = int(patient.max()) + 1
-    tendency = rng.choice(3, size=n_patients, p=[0.16, 0.68, 0.16])[patient]
+    tendency = rng.choice(3, size=n_patients, p=[0.19, 0.62, 0.19])[patient]
     today = np.where(rng.random(len(patient)) < 0.7, tendency, 1)
     mean, spread = np.array([2.85, 4.2, 6.3])[today], np.array([0.38, 0.36, 0.75])[today]
     return np.clip(rng.normal(mean, spread), 1.9, 9.0)
@@ -127,19 +127,19 @@ def _rested(
         conduction=np.full(n, Conduction.NORMAL),
         region=np.full(n, -1),
         rate_bpm=rate,
-        rsa=traits.rsa * np.exp(-0.30 * decades),
+        rsa=traits.rsa * np.exp(-0.25 * decades),
         rr_jitter=0.008 * np.exp(-0.15 * decades),
         pr_s=np.clip(pr_ms, 112, 196) / 1000,
-        p_s=np.clip(traits.p_ms + 3.0 * decades, 70, 145) / 1000,
+        p_s=np.clip(traits.p_ms + 2.2 * decades, 70, 145) / 1000,
         qrs_s=np.clip(traits.qrs_ms + 0.8 * decades + rng.normal(0, 2, n), 66, 118) / 1000,
         qt_s=qtc_s * np.cbrt(60 / rate),
-        axis_rad=np.deg2rad(np.clip(traits.axis_deg - 11 * decades + rng.normal(0, 3, n), -65, 110)),
-        qrs_gain=traits.qrs_gain * np.exp(-0.05 * decades + rng.normal(0, 0.04, n)),
-        t_gain=traits.t_gain * np.exp(-0.11 * decades + rng.normal(0, 0.08, n)),
+        axis_rad=np.deg2rad(np.clip(traits.axis_deg - 9.5 * decades + rng.normal(0, 3, n), -65, 110)),
+        qrs_gain=traits.qrs_gain * np.exp(-0.045 * decades + rng.normal(0, 0.04, n)),
+        t_gain=traits.t_gain * np.exp(-0.09 * decades + rng.normal(0, 0.08, n)),
         t_width=np.exp(0.025 * decades + rng.normal(0, 0.06, n)),
         t_anterior=traits.t_anterior,
         p_gain=traits.p_gain * np.exp(rng.normal(0, 0.08, n)),
-        septal_gain=traits.septal_gain * np.exp(-0.16 * decades),
+        septal_gain=traits.septal_gain * np.exp(-0.12 * decades),
         u_gain=np.exp(rng.normal(0, 0.3, n)),
         st_mv=st,
         potassium=potassium,
@@ -154,15 +154,15 @@ def _draw_rates(rng: np.random.Generator, report: np.ndarray) -> np.ndarray:
 def _apply_potassium(rng: np.random.Generator, state: State) -> State:
     # Textbook order of changes: tall narrow T, flat P, long PR, wide QRS above 5.5; flat T, U, low ST below 3.5.
     # How strongly one heart answers differs, which keeps the label from being read off one amplitude.
-    answer = np.exp(rng.normal(-0.1, 0.4, len(state.potassium)))
-    high = np.clip((state.potassium - 4.9) / 2, 0, 1.5) * answer
+    answer = np.exp(rng.normal(0, 0.35, len(state.potassium)))
+    high = np.clip((state.potassium - 4.8) / 1.9, 0, 1.5) * answer
     low = np.clip((3.7 - state.potassium) / 1.3, 0, 1.3) * answer
     high, low = np.minimum(high, 1.6), np.minimum(low, 1.3)
     direction = np.array([0.75, 0.45, -0.35])
     return replace(
         state,
-        t_gain=state.t_gain * (1 + 0.75 * high) * np.maximum(1 - 0.50 * low, 0.12),
-        t_width=state.t_width * (1 - 0.20 * np.minimum(high, 1.2)),
+        t_gain=state.t_gain * (1 + 0.95 * high) * np.maximum(1 - 0.50 * low, 0.12),
+        t_width=state.t_width * (1 - 0.24 * np.minimum(high, 1.2)),
         p_gain=state.p_gain * np.maximum(1 - 0.40 * high, 0.15),
         pr_s=np.minimum(state.pr_s + 0.018 * high, 0.198),
         qrs_s=state.qrs_s * (1 + 0.14 * high),
@@ -222,12 +222,13 @@ def _apply_conduction(rng: np.random.Generator, state: State) -> State:
         Conduction.NORMAL,
     )
     extra_s = np.array([0.0, 0.042, 0.055, 0.068, 0.008])[conduction] * rng.uniform(0.85, 1.15, n)
-    gain = np.where(conduction == Conduction.HYPERTROPHY, rng.uniform(1.45, 1.8, n), 1.0)
+    gain = np.where(conduction == Conduction.HYPERTROPHY, rng.uniform(1.6, 2.1, n), 1.0)
     return replace(
         state,
         conduction=conduction,
         qrs_s=state.qrs_s + extra_s,
         qt_s=state.qt_s + 0.6 * extra_s,
         qrs_gain=state.qrs_gain * gain,
+        axis_rad=np.where(conduction == Conduction.HYPERTROPHY, np.minimum(state.axis_rad, 0.6), state.axis_rad),
         p_s=np.minimum(state.p_s, state.pr_s - 0.012),
     )

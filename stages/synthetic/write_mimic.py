@@ -12,7 +12,7 @@ import io
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -62,11 +62,7 @@ class MimicWriter:
 
     def _table(self, path: Path, columns: list[str]) -> Any:
         file = self._files.enter_context(path.open("wb"))
-        if path.suffix == ".gz":
-            # No name and no time in the gzip head: equal rows give equal bytes.
-            packed = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0)
-            file = self._files.enter_context(packed)  # type: ignore[assignment]
-        text = self._files.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        text = self._files.enter_context(_pack(file) if path.suffix == ".gz" else _as_text(file))
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
         return writer
@@ -109,6 +105,15 @@ class MimicWriter:
             write_record(
                 self._folder / path, subject, time, chunk.counts[i], kept=kept, defect=Defect(block.defect[row])
             )
+
+
+def _as_text(file: BinaryIO | gzip.GzipFile) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding="utf-8", newline="")
+
+
+def _pack(file: BinaryIO) -> io.TextIOWrapper:
+    # No name and no time in the gzip head: equal rows give equal bytes.
+    return _as_text(gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0))
 
 
 def write_record(
