@@ -1,0 +1,318 @@
+"""predictions.parquet: one row per record, task, method and class; every number we report is computed from it.
+
+Lives here: its layout, the writer that takes whole blocks, the reader that gives arrays back. Not here: metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.errors import InputError, MissingFileError, StoreError, UsageError
+from cache.files import replacing
+from cache.records import SPLITS, Target
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "record_id": (_TEXT, "as in records.parquet"),
+    "patient_id": (_TEXT, "the unit of the bootstrap"),
+    "task": (_TEXT, "name of the target column"),
+    "class": (_TEXT, "null for regression and binary; else every class has a row of its own"),
+    "method": (_TEXT, "gate, expert:NAME, mean, concat, stacking, trivial, ..."),
+    "split": (_TEXT, "train, val or test, seen from the fit that made the prediction"),
+    "fold": (pa.int16(), "the fit that made the prediction: its held-out fold, 0 where there is one fit only"),
+    "y_true": (pa.float64(), "value in the task's unit, or 0/1 for the class; null where the label is missing"),
+    "y_pred": (pa.float32(), "value in the task's unit, or the probability of the class (binary: of class 1)"),
+}
+_TASKS_KEY = b"ensemble.tasks"
+_ROWS_PER_GROUP = 1 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Predictions of one method for one task, as arrays.
+
+    Attributes
+    ----------
+    record_ids, patient_ids, split
+        String arrays [n].
+    fold
+        int [n].
+    y_true
+        float64 [n] for regression and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64
+        [n, classes] for multilabel (missing = NaN): the conventions of `cache.target_array`.
+    y_pred
+        float32 [n], or [n, classes] for multiclass and multilabel.
+    """
+
+    record_ids: np.ndarray
+    patient_ids: np.ndarray
+    split: np.ndarray
+    fold: np.ndarray
+    y_true: np.ndarray
+    y_pred: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.record_ids)
+
+    def take(self, rows: np.ndarray) -> Block:
+        """Return the rows given by an index or a mask."""
+        return Block(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Mask [n] of the records with at least one known label."""
+        return has_label(self.y_true)
+
+
+def has_label(y_true: np.ndarray) -> np.ndarray:
+    """Return the mask [n] of the records with at least one known label; `y_true` as in `Block`."""
+    if y_true.dtype.kind == "i":
+        return y_true >= 0
+    known = ~np.isnan(y_true)
+    return known.any(axis=1) if known.ndim == 2 else known
+
+
+class PredictionWriter:
+    """Appends blocks to an open predictions.parquet; use it through `writing_predictions`."""
+
+    def __init__(self, sink: pq.ParquetWriter, schema: pa.Schema, tasks: Mapping[str, Target]) -> None:
+        self._sink, self._schema, self._tasks = sink, schema, tasks
+
+    def add(
+        self,
+        task: str,
+        method: str,
+        split: str,
+        fold: int,
+        *,
+        record_ids: Sequence[str] | np.ndarray,
+        patient_ids: Sequence[str] | np.ndarray,
+        y_true: np.ndarray,
+        y_pred: np.ndarray,
+    ) -> None:
+        """Append one method's predictions for one task, split and fold.
+
+        Parameters
+        ----------
+        y_true
+            As `cache.target_array` gives it: missing is NaN, or -1 for multiclass.
+        y_pred
+            [n], or [n, classes] for multiclass and multilabel. Leave a record out where a method has no prediction.
+
+        Raises
+        ------
+        UsageError
+            An unknown task or split.
+        InputError
+            Shapes that do not fit, a record twice, or a prediction that is not finite.
+        """
+        if task not in self._tasks:
+            raise UsageError(f"task '{task}' is not one of this table's: {', '.join(self._tasks)}")
+        if split not in SPLITS:
+            raise UsageError(f"split '{split}' of method '{method}' is none of {', '.join(SPLITS)}")
+        target = self._tasks[task]
+        records, patients = np.asarray(record_ids, dtype=object), np.asarray(patient_ids, dtype=object)
+        truth, predicted = _class_columns(target, np.asarray(y_true), np.asarray(y_pred))
+        what, wide = f"task '{task}', method '{method}'", target.kind in ("multiclass", "multilabel")
+        _check_shapes(what, (len(records), len(target.classes) if wide else 1), truth, predicted)
+        _check_rows(what, records, patients, predicted)
+        if len(records):
+            labels = {"task": task, "method": method, "split": split, "fold": fold}
+            self._sink.write_table(
+                _long_table(
+                    self._schema, labels, (records, patients), target.classes if wide else None, (truth, predicted)
+                ),
+                row_group_size=_ROWS_PER_GROUP,
+            )
+
+
+def _class_columns(target: Target, y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return truth and prediction as [n, columns], missing labels as NaN."""
+    truth = y_true.astype(np.float64)
+    if target.kind == "multiclass":
+        truth = np.where(truth[:, None] < 0, np.nan, truth[:, None] == np.arange(len(target.classes)))
+    predicted = y_pred.astype(np.float32)
+    return truth if truth.ndim == 2 else truth[:, None], predicted if predicted.ndim == 2 else predicted[:, None]
+
+
+def _check_shapes(what: str, expected: tuple[int, int], truth: np.ndarray, predicted: np.ndarray) -> None:
+    for name, shape in (("y_true", truth.shape), ("y_pred", predicted.shape)):
+        if shape != expected:
+            raise InputError(f"{what}: {name} has the shape {shape}, expected {expected} (records, classes)")
+
+
+def _check_rows(what: str, records: np.ndarray, patients: np.ndarray, predicted: np.ndarray) -> None:
+    if len(patients) != len(records):
+        raise InputError(f"{what}: {len(patients)} patient_ids for {len(records)} record_ids")
+    if len(set(records)) != len(records):
+        twice = pd.Series(records)[pd.Series(records).duplicated()].iloc[0]
+        raise InputError(f"{what}: record '{twice}' occurs twice in one split and fold")
+    bad = ~np.isfinite(predicted).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"{what}: record '{records[bad.argmax()]}' has a prediction that is not finite ({int(bad.sum())} such);"
+            " leave out records without a prediction"
+        )
+
+
+def _long_table(
+    schema: pa.Schema,
+    labels: Mapping[str, Any],
+    ids: tuple[np.ndarray, np.ndarray],
+    classes: tuple[str, ...] | None,
+    values: tuple[np.ndarray, np.ndarray],
+) -> pa.Table:
+    """Return the long rows, class after class, so that equal values lie together."""
+    (records, patients), (truth, predicted) = ids, values
+    n, width = predicted.shape
+    patient_codes, patient_names = pd.factorize(patients)
+    class_codes = np.repeat(np.arange(width), n)
+    columns = {
+        "record_id": _coded(np.tile(np.arange(n), width), records),
+        "patient_id": _coded(np.tile(patient_codes, width), patient_names),
+        "class": _coded(class_codes, classes) if classes else pa.nulls(n, _TEXT),
+        "y_true": pa.array(truth.T.ravel(), from_pandas=True),
+        "y_pred": pa.array(predicted.T.ravel()),
+        "fold": pa.array(np.full(n * width, labels["fold"], dtype=np.int16)),
+    }
+    for name in ("task", "method", "split"):
+        columns[name] = _coded(np.zeros(n * width), [labels[name]])
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _coded(codes: np.ndarray, values: Any) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(list(values), pa.string()))
+
+
+@contextlib.contextmanager
+def writing_predictions(path: str | Path, tasks: Mapping[str, Target]) -> Iterator[PredictionWriter]:
+    """Open a new predictions.parquet; it appears, whole, when the block ends without an error.
+
+    The same blocks in the same order give the same bytes. Memory is bounded by one block.
+
+    Examples
+    --------
+    >>> with writing_predictions("predictions.parquet", tasks) as table:
+    ...     table.add("age", "gate", "test", 0, record_ids=ids, patient_ids=patients, y_true=age, y_pred=guess)
+    """
+    fields = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in COLUMNS.items()]
+    described = json.dumps({name: dataclasses.asdict(target) for name, target in tasks.items()}, sort_keys=True)
+    schema = pa.schema(fields, metadata={_TASKS_KEY: described.encode()})
+    text = [name for name, (kind, _) in COLUMNS.items() if kind == _TEXT]
+    with (
+        replacing(Path(path)) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            use_dictionary=[*text, "y_true"],
+            column_encoding={"y_pred": "BYTE_STREAM_SPLIT"},
+        ) as sink,
+    ):
+        yield PredictionWriter(sink, schema, tasks)
+
+
+class Predictions:
+    """Reader of predictions.parquet; open it with `open_predictions`.
+
+    Attributes
+    ----------
+    tasks
+        Name -> `Target` (kind, unit, classes), as stored in the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._metadata = pq.read_schema(path).metadata or {}
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        if _TASKS_KEY not in self._metadata:
+            raise StoreError(f"{path}: not a predictions table of this program; run `ensemble evaluate` to make one")
+        stored = json.loads(self._metadata[_TASKS_KEY])
+        self.tasks = {name: Target(**fields | {"classes": tuple(fields["classes"])}) for name, fields in stored.items()}
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, str]]:
+        table = pq.read_table(self.path, columns=["task", "method"])
+        codes, names = zip(*(_codes(table.column(name)) for name in ("task", "method")), strict=True)
+        _, first = np.unique(codes[0] * (len(names[1]) + 1) + codes[1], return_index=True)
+        return [(names[0][codes[0][i]], names[1][codes[1][i]]) for i in np.sort(first)]
+
+    def methods(self, task: str) -> list[str]:
+        """Return the methods that predict a task, in the order they were written."""
+        return [method for name, method in self._pairs if name == task]
+
+    def read(self, task: str, method: str, split: str | None = None) -> Block:
+        """Return what one method predicts for one task, in one split or in all."""
+        filters = [("task", "==", task), ("method", "==", method)]
+        filters += [("split", "==", split)] if split else []
+        columns = [name for name in COLUMNS if name not in ("task", "method")]
+        return _block(self.tasks[task], pq.read_table(self.path, columns=columns, filters=filters))
+
+
+def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
+    """Open predictions.parquet for reading."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; run `ensemble evaluate` first")
+    return Predictions(path)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return integer codes [n] and their texts, in order of first appearance; null is code -1."""
+    merged = column.cast(_TEXT).unify_dictionaries().combine_chunks()
+    if isinstance(merged, pa.ChunkedArray):
+        merged = merged.chunk(0) if merged.num_chunks else pa.array([], _TEXT)
+    codes = merged.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, np.asarray(merged.dictionary.to_pylist(), dtype=object)
+
+
+def _block(target: Target, table: pa.Table) -> Block:
+    """Turn long rows, in whatever order, into arrays with one row per record, split and fold."""
+    coded = {name: _codes(table.column(name)) for name in ("record_id", "patient_id", "split", "class")}
+    fold = table.column("fold").to_numpy().astype(np.int64)
+    key = (coded["split"][0] * (int(fold.max(initial=0)) + 2) + fold + 1) * (len(coded["record_id"][1]) + 1)
+    _, first, row = np.unique(key + coded["record_id"][0], return_index=True, return_inverse=True)
+    wide = target.kind in ("multiclass", "multilabel")
+    column = _class_positions(target, *coded["class"]) if wide else np.zeros(len(row), dtype=np.int64)
+    y_true = np.full((len(first), len(target.classes) if wide else 1), np.nan)
+    y_pred = np.full(y_true.shape, np.nan, dtype=np.float32)
+    y_true[row, column] = table.column("y_true").to_numpy()
+    y_pred[row, column] = table.column("y_pred").to_numpy()
+    names = {name: coded[name][1][coded[name][0][first]] for name in ("record_id", "patient_id", "split")}
+    return Block(
+        names["record_id"], names["patient_id"], names["split"], fold[first], *_kind_arrays(target, y_true, y_pred)
+    )
+
+
+def _class_positions(target: Target, codes: np.ndarray, names: np.ndarray) -> np.ndarray:
+    order = {name: k for k, name in enumerate(target.classes)}
+    positions = np.array([*(order.get(name, -1) for name in names), -1], dtype=np.int64)[codes]
+    if (positions < 0).any():
+        wrong = codes[positions < 0][0]
+        name = "null" if wrong < 0 else f"'{names[wrong]}'"
+        raise StoreError(f"task '{target.name}' has predictions for the class {name}, which is none of its classes")
+    return positions
+
+
+def _kind_arrays(target: Target, y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if target.kind == "multilabel":
+        return y_true, y_pred
+    if target.kind == "multiclass":
+        missing = np.isnan(y_true).any(axis=1)
+        return np.where(missing, -1, np.argmax(y_true, axis=1)), y_pred
+    return y_true[:, 0], y_pred[:, 0]
