@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from cache.errors import UsageError
+from stages.experts._pool import token_validity
 
 ConvLayers = tuple[tuple[int, int, int], ...]
 
@@ -281,7 +282,7 @@ class EcgFmBackbone(nn.Module):
         super().__init__()
         width = options.conv_feature_layers[-1][0]
         dim = options.encoder_embed_dim
-        self.strides = options.conv_feature_layers
+        self.convolutions = tuple((kernel, stride) for _, kernel, stride in options.conv_feature_layers)
         self.feature_extractor = FeatureExtractor(options)
         self.layer_norm = nn.LayerNorm(width)
         self.post_extract_proj = nn.Linear(width, dim) if width != dim else None
@@ -299,13 +300,6 @@ class EcgFmBackbone(nn.Module):
         self.project_q = nn.Linear(latent_dim, final_dim)
         self.final_proj = nn.Linear(options.encoder_embed_dim, final_dim)
 
-    def token_validity(self, valid: Tensor, n_tokens: int) -> Tensor:
-        """Turn a sample mask [batch, time] (True = real, padding at the end) into a token mask [batch, token]."""
-        lengths = valid.sum(-1)
-        for _, kernel, stride in self.strides:
-            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-        return torch.arange(n_tokens, device=valid.device) < lengths.unsqueeze(-1)
-
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Encode [batch, lead, time].
 
@@ -314,8 +308,8 @@ class EcgFmBackbone(nn.Module):
         The tokens entering block 1 and after each block, the final tokens, and which tokens are valid (None: all).
         """
         tokens = self.layer_norm(self.feature_extractor(x).transpose(1, 2))
-        if valid is not None and valid.shape[-1] != tokens.shape[1]:
-            valid = self.token_validity(valid, tokens.shape[1])
+        if valid is not None:
+            valid = token_validity(valid, self.convolutions, tokens.shape[1])
         if self.post_extract_proj is not None:
             tokens = self.post_extract_proj(tokens)
         hidden, final = self.encoder(tokens + self.conv_pos(tokens), valid)
@@ -335,12 +329,3 @@ def pool_nonzero(tokens: Tensor) -> Tensor:
     """Sum over tokens divided by the count of non-zero ones, per dimension: the authors' pooling, in >= float32."""
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     return tokens.sum(1) / (tokens != 0).sum(1).clamp(min=1)
-
-
-def mean_tokens(tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid tokens, in >= float32: [batch, token, dim] -> [batch, dim]."""
-    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    if valid is None:
-        return tokens.mean(1)
-    weight = valid.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -22,12 +22,12 @@ from stages.experts._ecgfm_net import (
     EcgFmBackbone,
     EcgFmClassifier,
     EcgFmOptions,
-    mean_tokens,
     options_from_state,
     parse_conv_layers,
     pool_nonzero,
 )
 from stages.experts._options import architecture_overrides
+from stages.experts._pool import mean_tokens
 from stages.experts._registry import register
 from stages.experts._weights import load_strict
 
