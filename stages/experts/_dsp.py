@@ -5,6 +5,8 @@ Not here: what one expert alone does (its own file).
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import scipy.signal
 from torch import Tensor
@@ -63,3 +65,22 @@ def zscore(signals: np.ndarray, axis: int | tuple[int, ...] = -1, eps: float = 0
     centred = signals - signals.mean(axis=axis, keepdims=True)
     scale = signals.std(axis=axis, keepdims=True) + eps
     return np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+
+
+def resample_rate(signals: np.ndarray, rate_hz: float, target_hz: float) -> np.ndarray:
+    """Resample to another rate through an anti-aliasing polyphase filter; missing samples stay missing (NaN).
+
+    Gaps are bridged (`fill_gaps`) before filtering and opened again afterwards; the ends are held beyond the record.
+    """
+    if rate_hz == target_hz:
+        return signals
+    ratio = Fraction(target_hz / rate_hz).limit_denominator(10_000)
+    missing = ~np.isfinite(signals)
+    filled = fill_gaps(signals)
+    if filled.shape[-1] == 0:
+        return filled
+    resampled = scipy.signal.resample_poly(filled, ratio.numerator, ratio.denominator, axis=-1, padtype="edge")
+    if missing.any():
+        at = np.minimum(np.arange(resampled.shape[-1]) * rate_hz / target_hz + 0.5, signals.shape[-1] - 1)
+        resampled[missing[..., at.astype(np.int64)]] = np.nan
+    return resampled
