@@ -161,18 +161,18 @@ def draw_traits(rng: np.random.Generator, male: np.ndarray) -> Traits:
     n = len(male)
     m = male.astype(float)
     return Traits(
-        axis_deg=rng.normal(48 - 4 * m, 15),
-        qrs_gain=np.exp(rng.normal(-0.17 + 0.17 * m, 0.17)),
+        axis_deg=rng.normal(34 - 4 * m, 15),
+        qrs_gain=np.exp(rng.normal(0.01 + 0.14 * m, 0.18)),
         t_gain=np.exp(rng.normal(-0.08 + 0.14 * m, 0.22)),
-        t_anterior=rng.normal(0.80 + 0.30 * m, 0.22),
+        t_anterior=rng.normal(0.85 + 0.22 * m, 0.23),
         p_gain=np.exp(rng.normal(0, 0.22, n)),
         septal_gain=np.exp(rng.normal(0, 0.28, n)),
         pr_ms=rng.normal(150 + 5 * m, 13),
         p_ms=rng.normal(101 + 3 * m, 7),
-        qrs_ms=rng.normal(86 + 8 * m, 6.5),
+        qrs_ms=rng.normal(86 + 7 * m, 7),
         qtc_ms=rng.normal(418 - 14 * m, 13),
         rsa=0.03 * np.exp(rng.normal(0, 0.35, n)),
-        j_point_mv=rng.normal(0.01 + 0.04 * m, 0.02),
+        j_point_mv=rng.normal(0.015 + 0.03 * m, 0.02),
         chest=rng.normal(0, 0.16, (n, 1)) + rng.normal(0, 0.12, (n, 6)),
-        body_gain=np.exp(rng.normal(-0.06 + 0.06 * m, 0.10)[:, None] + rng.normal(0, 0.09, (n, 6))),
+        body_gain=np.exp(rng.normal(-0.03 + 0.03 * m, 0.10)[:, None] + rng.normal(0, 0.09, (n, 6))),
     )

@@ -44,7 +44,7 @@ _QRS = [Wave.Q, Wave.R, Wave.RS, Wave.S]
 _QRS_CENTRES = np.array([0.20, 0.42, 0.60, 0.78])
 _QRS_WIDTHS = np.array([0.075, 0.095, 0.085, 0.085])
 _QRS_VECTORS = np.array([[-0.13, -0.04, -0.24], [0.98, 0.62, 0.28], [0.30, 0.24, 0.62], [-0.10, -0.10, 0.26]])
-_T_VECTOR = np.array([0.26, 0.19, -0.17])
+_T_VECTOR = np.array([0.34, 0.14, -0.18])
 _U_VECTOR = np.array([0.020, 0.020, -0.030])
 _P_VECTORS = np.array([[0.025, 0.085, -0.050], [0.070, 0.065, 0.045]])
 # Low atrial focus: the atria are reached from below, so the vertical force turns over.
