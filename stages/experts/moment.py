@@ -20,6 +20,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import _dsp
 from stages.experts._base import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
+from stages.experts._chunks import encode_in_chunks
 from stages.experts._options import architecture_overrides
 from stages.experts._positions import SinePositions
 from stages.experts._registry import register
@@ -227,6 +228,10 @@ class Moment(Expert):
             raise InputError(f"expert 'moment': input {list(x.shape)}; expected [batch, channel, time]")
         if mask is not None and tuple(mask.shape) != (x.shape[0], x.shape[2]):
             raise InputError(f"expert 'moment': mask {list(mask.shape)}; expected {[x.shape[0], x.shape[2]]}")
+        tokens_per_record = x.shape[1] * (x.shape[2] // self.module.options.patch_stride_len)
+        return encode_in_chunks(self._encode, x, mask, tokens_per_record)
+
+    def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         pooled, embedding = self.module(x, mask)
         return Encoding(torch.stack(pooled, dim=1), embedding)
 

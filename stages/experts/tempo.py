@@ -17,6 +17,7 @@ from torch import Tensor
 from cache.errors import InputError, UsageError
 from stages.experts import _enecg
 from stages.experts._base import Encoding, Expert, ExpertSpec, WeightsSource
+from stages.experts._chunks import encode_in_chunks
 from stages.experts._decompose import stl
 from stages.experts._options import architecture_overrides
 from stages.experts._registry import register
@@ -83,6 +84,9 @@ class TempoExpert(Expert):
             raise UsageError("expert 'tempo' takes no mask")
         if x.ndim != 3 or tuple(x.shape[1:]) != (1 + len(PARTS), o.seq_len):
             raise InputError(f"expert 'tempo': input {list(x.shape)}; expected [batch, 4, {o.seq_len}]")
+        return encode_in_chunks(self._encode, x, None, 3 * (o.prompt_length + o.patch_num))
+
+    def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         y, hidden, final = self.module(x)
         layers = torch.stack([tokens.float().mean(dim=1) for tokens in hidden], dim=1)
         return Encoding(layers, final.float().mean(dim=1), y)

@@ -159,3 +159,11 @@ def test_runs_in_bfloat16_near_the_float32_result():
     full = expert.encode(x).embedding
     expert.module.to(torch.bfloat16)
     assert torch.cosine_similarity(expert.encode(x, torch.ones(2, 64)).embedding, full).min() > 0.99
+
+
+def test_a_batch_that_is_encoded_in_pieces_gives_what_each_record_gives_alone():
+    expert = small()
+    x, mask = torch.randn(5, 12, 512), torch.ones(5, 512)
+    mask[3, :100] = 0
+    alone = torch.cat([expert.encode(x[i : i + 1], mask[i : i + 1]).layers for i in range(5)])
+    torch.testing.assert_close(expert.encode(x, mask).layers, alone, atol=1e-5, rtol=0)
