@@ -10,7 +10,7 @@ from torch import Tensor
 from stages.experts._base import Encoding
 
 TOKENS_PER_CHUNK = 768
-"""One record of 12 leads in MOMENT, six of TEMPO."""
+"""One record of 12 leads in MOMENT, five of TEMPO."""
 
 
 def encode_in_chunks(
