@@ -13,16 +13,23 @@ from cache.errors import UsageError
 
 
 def architecture_overrides(
-    expert: str, config: Mapping[str, Any] | None, names: Iterable[str], training_only: Iterable[str] = ()
+    expert: str, config: Mapping[str, Any] | None, names: Iterable[str], other_names: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Keep the overrides that shape the network; official training-only options are passed over.
+    """Keep the overrides that shape the network; official options of training alone are passed over.
+
+    Parameters
+    ----------
+    names
+        The architecture options.
+    other_names
+        Official options that look like a misspelt architecture option and are none.
 
     Raises
     ------
     UsageError
         An option whose name is nearly, but not quite, an architecture option: a misspelling would change nothing.
     """
-    known, ignored = set(names), set(training_only)
+    known, ignored = set(names), set(other_names)
     kept: dict[str, Any] = {}
     for name, value in (config or {}).items():
         if name in known:

@@ -34,7 +34,6 @@ from stages.experts._weights import load_strict
 RATE_HZ = 500.0
 WINDOW = 2500
 ENECG_WINDOW = 5000
-TRAINING_ONLY = ("encoder_layerdrop", "dropout_input", "dropout_features", "final_dropout", "feature_grad_mult")
 # The codebook of a checkpoint that was finetuned without removing it, and the optional target projection.
 UNUSED_KEYS = (r"(encoder\.)?target_glu\.", r"encoder\.(quantizer|project_q|final_proj)\.")
 SPELLINGS = {
@@ -161,7 +160,7 @@ def _kind(state: Mapping[str, Tensor]) -> tuple[str, str]:
 def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | None, variant: str | None) -> EcgFmOptions:
     """Merge the published options, then what the weights' shapes say, then the overrides."""
     options = dataclasses.asdict(published_options(variant))
-    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES, TRAINING_ONLY)
+    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES, ("encoder_layerdrop",))
     overrides.pop("kind", None)
     if "conv_feature_layers" in overrides:
         overrides["conv_feature_layers"] = parse_conv_layers(overrides["conv_feature_layers"])

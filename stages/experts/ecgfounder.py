@@ -66,7 +66,7 @@ class EcgFounder(Expert):
         """Construct from overrides and an official state dict, see `Expert.build`; one lead is told by its shapes."""
         options = dataclasses.asdict(published_options(variant))
         options |= options_from_state(state) if state is not None else {}
-        options |= architecture_overrides("ecgfounder", config, OPTION_NAMES, ("use_do", "verbose", "return_features"))
+        options |= architecture_overrides("ecgfounder", config, OPTION_NAMES)
         merged = Net1DOptions(**options)
         _check(merged)
         expert = cls(preprocessing=preprocessing)

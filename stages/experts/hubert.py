@@ -32,7 +32,8 @@ FIR_TAPS = 151
 WINDOW = 2500
 DECIMATION = 5
 SMOOTH = 1e-8
-TRAINING_ONLY = ("hidden_dropout", "final_dropout", "layerdrop", "mask_time_length", "mask_feature_length")
+# Of a head that HubertConfig describes and this model has not; the authors' own option is `vocab_sizes`.
+NOT_OURS = ("vocab_size",)
 # A finetuned checkpoint's own classifier.
 UNUSED_KEYS = (r"classifier\.", r"label_embedding\.weight$")
 # The authors' Cardio-Learning union, which their pretraining data is said to contain; taken as seen, to be safe.
@@ -185,7 +186,7 @@ def _options(
     """Merge the published options, then what the weights' shapes say, then the overrides."""
     from stages.experts._hubert_net import OPTION_NAMES, options_from_state
 
-    overrides = architecture_overrides("hubert", config, OPTION_NAMES, TRAINING_ONLY)
+    overrides = architecture_overrides("hubert", config, OPTION_NAMES, NOT_OURS)
     for name in ("conv_dim", "conv_kernel", "conv_stride", "vocab_sizes"):
         if name in overrides:
             overrides[name] = tuple(overrides[name])

@@ -27,6 +27,16 @@ SMALL = {
     "in_d": 5,
 }
 
+OFFICIAL_TRAINING_OPTIONS = (
+    *("_name", "mask_prob", "mask_length", "mask_selection", "mask_other", "no_mask_overlap", "mask_min_space"),
+    *("mask_channel_length", "mask_channel_prob", "mask_channel_selection", "mask_channel_other"),
+    *("no_mask_channel_overlap", "mask_channel_min_space", "dropout", "attention_dropout", "activation_dropout"),
+    *("encoder_layerdrop", "dropout_input", "dropout_features", "final_dropout", "feature_grad_mult", "logit_temp"),
+    *("num_negatives", "negatives_from_everywhere", "cross_sample_negatives", "codebook_negatives", "latent_temp"),
+    *("all_gather", "freeze_finetune_updates", "no_pretrained_weights", "model_path", "sample_rate", "filter"),
+    *("normalize", "data", "args", "saliency"),
+)
+
 
 @pytest.fixture
 def fixture(parity_dir):
@@ -158,7 +168,8 @@ def test_classifier_asked_for_but_not_there(fixture, save):
 
 
 def test_misspelt_option_is_refused_and_training_options_are_not():
-    load_expert("ecgfm", config=SMALL | {"mask_prob": 0.65, "encoder_layerdrop": 0.1}, random_weights=True)
+    official = dict.fromkeys(OFFICIAL_TRAINING_OPTIONS, 0.1)
+    load_expert("ecgfm", config=SMALL | official, random_weights=True)
     with pytest.raises(UsageError, match="did you mean 'encoder_layers'"):
         load_expert("ecgfm", config=SMALL | {"encoder_layer": 2}, random_weights=True)
 

@@ -53,6 +53,11 @@ def small(**options):
     return load_expert("hubert", config=SMALL | options, random_weights=True)
 
 
+def small_config():
+    own = ("ensemble_length", "vocab_sizes")
+    return {k: v for k, v in SMALL.items() if k not in own} | {"num_feat_extract_layers": 3}
+
+
 def encode(expert, x, mask=None):
     with torch.inference_mode():
         return expert.encode(x, mask)
@@ -95,15 +100,20 @@ def test_mask_token_is_there_or_not_as_in_the_state(save):
         assert expert.module.state_dict().keys() == state.keys()
 
 
+OTHERS = [{}, {"conv_bias": True, "feat_proj_layer_norm": False}, {"conv_pos_batch_norm": True}]
+
+
+def test_every_option_of_a_published_config_json_is_understood():
+    everything = HubertConfig(**small_config()).to_dict() | {"ensemble_length": 2, "vocab_sizes": [5, 7]}
+    expert = load_expert("hubert", config=everything, random_weights=True)
+    assert expert.module.state_dict().keys() == small().module.state_dict().keys()
+
+
 @pytest.mark.parametrize("option", [{}, {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}])
-@pytest.mark.parametrize(
-    "other", [{}, {"conv_bias": True, "feat_proj_layer_norm": False}, {"conv_pos_batch_norm": True}]
-)
+@pytest.mark.parametrize("other", OTHERS)
 def test_same_as_transformers_with_and_without_a_mask(option, other):
     expert = small(**option, **other)
-    own = ("classifier_proj_size", "ensemble_length", "vocab_sizes")
-    config = {k: v for k, v in SMALL.items() if k not in own} | {"num_feat_extract_layers": 3} | option | other
-    reference = HubertModel(HubertConfig(**config)).eval()
+    reference = HubertModel(HubertConfig(**small_config(), **option, **other)).eval()
     state = {k: v for k, v in expert.module.state_dict().items() if not k.startswith(("final_proj", "label_emb"))}
     reference.load_state_dict(state)
     x = torch.randn(2, 900)
