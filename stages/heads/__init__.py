@@ -1,0 +1,29 @@
+"""Stage two's learning core: heads on cached embeddings, layer mixing, the gate. Takes arrays, gives arrays.
+
+Lives here: the public names, imported on first use. Not here: stores, experts, the command line.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.heads.enecg import EnECG
+    from stages.heads.ensemble import EnsembleHeads
+    from stages.heads.layer_mix import LayerMix, ProbeHead
+    from stages.heads.tasks import TaskSpec
+
+_HOMES = {
+    "EnECG": "enecg",
+    "EnsembleHeads": "ensemble",
+    "LayerMix": "layer_mix",
+    "ProbeHead": "layer_mix",
+    "TaskSpec": "tasks",
+}
+__all__ = ["EnECG", "EnsembleHeads", "LayerMix", "ProbeHead", "TaskSpec"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (torch takes seconds)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stages.heads' has no attribute '{name}'")
+    return getattr(import_module(f"stages.heads.{_HOMES[name]}"), name)

@@ -1,0 +1,244 @@
+"""Fit every stage of the default method, for all folds at once: heads of each expert, then the gate.
+
+Lives here: the order of the stages and the arrays they hand on. Not here: each stage's own work, the public face
+(`ensemble`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import InputError
+from stages.heads.calibration import fit_temperatures
+from stages.heads.crossfit import Masks, Split, make_masks
+from stages.heads.fitted import FoldModel
+from stages.heads.gate import GateData, GateFit, GateOptions, fit_gate
+from stages.heads.gate_input import InputScale, shared_inputs, signal_summary, task_inputs
+from stages.heads.losses import balance_weights
+from stages.heads.stack import ExpertHead, HeadOptions, fit_expert
+from stages.heads.tasks import Block, TaskSpec, encode, layout, unusable
+
+ENOUGH_VALIDATION = 1500
+"""With this many validation records in every fold, they alone judge; with fewer, inner training folds do too."""
+INTERVAL = (0.05, 0.95)
+
+
+@dataclass
+class Targets:
+    """Standardised targets of all folds: y, weight [F, n, C]; known [n, C]; centre, scale [F, C]."""
+
+    blocks: tuple[Block, ...]
+    y: Tensor
+    weight: Tensor
+    known: Tensor
+    centre: np.ndarray
+    scale: np.ndarray
+    skipped: dict[str, str]
+
+
+def read_targets(
+    targets: dict[str, Any],
+    tasks: tuple[TaskSpec, ...],
+    splits: list[Split],
+    n_records: int,
+    *,
+    skip_unusable: bool,
+    balanced: bool,
+) -> Targets:
+    """Check and lay out the targets, standardising regression by each fold's training rows.
+
+    Raises
+    ------
+    InputError
+        A task that some fold's training rows cannot teach (no label, one class), unless `skip_unusable`.
+    """
+    encoded, skipped = {}, {}
+    for task in tasks:
+        if task.name not in targets:
+            raise InputError(f"task '{task.name}': no targets; there are: {', '.join(targets)}")
+        y, known = encode(task, targets[task.name], n_records)
+        reasons = [unusable(task, y[train], known[train]) for train, _, _ in splits]
+        reason = next((f"fold {f}: {r}" for f, r in enumerate(reasons) if r), None)
+        if reason and not skip_unusable:
+            raise InputError(f"task '{task.name}' cannot be learnt, {reason}; leave it out or skip unusable tasks")
+        if reason:
+            skipped[task.name] = reason
+        else:
+            encoded[task] = (y, known)
+    if not encoded:
+        listed = "; ".join(f"{k}: {v}" for k, v in skipped.items())
+        raise InputError(f"no task can be learnt ({listed})")
+    blocks = layout(encoded)
+    y = np.concatenate([v[0] for v in encoded.values()], 1)
+    known = np.concatenate([v[1] for v in encoded.values()], 1)
+    ys, centres, scales, weights = [], [], [], []
+    tensor = torch.from_numpy(known)
+    for train, _, _ in splits:
+        centre, scale = _target_scale(y, known, train, blocks)
+        ys.append(np.where(known > 0, (y - centre) / scale, 0).astype(np.float32))
+        centres.append(centre)
+        scales.append(scale)
+        mask = torch.zeros(n_records)
+        mask[torch.from_numpy(train)] = 1
+        weights.append(balance_weights(torch.from_numpy(ys[-1]), tensor, mask, blocks) if balanced else tensor)
+    return Targets(
+        blocks,
+        torch.from_numpy(np.stack(ys)),
+        torch.stack(weights),
+        tensor,
+        np.stack(centres),
+        np.stack(scales),
+        skipped,
+    )
+
+
+def _target_scale(
+    y: np.ndarray, known: np.ndarray, train: np.ndarray, blocks: tuple[Block, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Median and robust spread of regression targets; 0 and 1 for the others."""
+    centre, scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
+    for block in blocks:
+        if block.task.kind == "regression":
+            values = y[train, block.start][known[train, block.start] > 0]
+            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+            centre[block.start] = middle
+            # half of the records at one value leave no interquartile range
+            scale[block.start] = max((high - low) / 1.349, values.std() / 3)
+    return centre, scale
+
+
+def inner_fold_count(splits: list[Split], asked: int | str, forbidden: bool) -> int:
+    """Resolve `inner_folds="auto"`: 5, or 0 where validation rows are enough or a stage cannot be cross-fitted."""
+    smallest_val = min(len(val) for _, val, _ in splits)
+    if forbidden:
+        if smallest_val == 0:
+            raise InputError("layer_mix 'pma' needs validation rows in every fold")
+        return 0
+    if asked == "auto":
+        return 0 if smallest_val >= ENOUGH_VALIDATION else 5
+    if int(asked) < 2 and smallest_val == 0:
+        raise InputError("no validation rows: inner_folds must be 2 or more")
+    return 0 if int(asked) < 2 else int(asked)
+
+
+@dataclass
+class Fitted:
+    """All that fitting gives."""
+
+    models: list[FoldModel]
+    heads: dict[str, ExpertHead]
+    gate: GateFit
+    masks: Masks
+    mixed: Tensor
+    """[F, n, C] calibrated mixed logits, held out where a gate mask judges them."""
+
+
+def fit_all(
+    matrices: dict[str, list[np.ndarray]],
+    present: np.ndarray,
+    targets: Targets,
+    splits: list[Split],
+    groups: np.ndarray | None,
+    signal: np.ndarray | None,
+    *,
+    n_inner: int,
+    head_options: HeadOptions,
+    gate_options: GateOptions,
+    sources: tuple[str, ...],
+) -> Fitted:
+    """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.
+
+    Parameters
+    ----------
+    matrices
+        Expert -> one [n, d] matrix per fold.
+    present
+        float32 [n, E].
+    """
+    n_records, seed = len(present), head_options.seed
+    masks = make_masks(splits, n_records, groups, n_inner, seed)
+    heads = {
+        name: fit_expert(name, x, present[:, e] > 0, (targets.y, targets.weight), masks, targets.blocks, head_options)
+        for e, (name, x) in enumerate(matrices.items())
+    }
+    summary = None if signal is None or "signal" not in sources else signal_summary(signal)
+    scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
+    data = _gate_data(heads, present, targets, sources, summary, scales)
+    gate_masks = _gate_masks(masks, n_records, groups, seed)
+    gate = fit_gate(data, gate_masks, gate_options, seed + 100)
+    known = targets.known * gate_masks.judged[..., None]
+    temperature = torch.ones(len(splits), targets.known.shape[1])
+    if head_options.calibrate:
+        temperature = fit_temperatures(gate.logits, targets.y, known, targets.blocks)
+    mixed = gate.logits / temperature[:, None]
+    models = [
+        FoldModel(
+            {name: head.folds[f] for name, head in heads.items()},
+            gate.folds[f],
+            None if scales is None else scales[f],
+            temperature[f].numpy().copy(),
+            targets.centre[f],
+            targets.scale[f],
+            _residual_interval(targets, mixed, known, f),
+        )
+        for f in range(len(splits))
+    ]
+    return Fitted(models, heads, gate, gate_masks, mixed)
+
+
+def _gate_data(
+    heads: dict[str, ExpertHead],
+    present: np.ndarray,
+    targets: Targets,
+    sources: tuple[str, ...],
+    summary: np.ndarray | None,
+    scales: list[InputScale] | None,
+) -> GateData:
+    """Stack the experts' out-of-sample outputs and the gate's inputs, [F, n, ...]."""
+    outputs = torch.stack([h.logits for h in heads.values() if h.logits is not None], 2)
+    outputs = torch.where(torch.from_numpy(present)[..., None] > 0, outputs, 0.0)
+    widest = max(h.coordinates.shape[-1] for h in heads.values() if h.coordinates is not None)
+    shared, own = [], []
+    for f in range(outputs.shape[0]):
+        coordinates = np.zeros((len(present), len(heads), widest), np.float32)
+        for e, head in enumerate(heads.values()):
+            if head.coordinates is not None:
+                coordinates[:, e, : head.coordinates.shape[-1]] = head.coordinates[f].numpy()
+        scaled = None if summary is None or scales is None else scales[f](summary)
+        shared.append(torch.from_numpy(shared_inputs(sources, coordinates, present, scaled)))
+        own.append(torch.from_numpy(task_inputs(sources, outputs[f].numpy(), present, targets.blocks)))
+    return GateData(
+        outputs,
+        torch.from_numpy(present),
+        torch.stack(shared),
+        torch.stack(own),
+        targets.y,
+        targets.weight,
+        targets.blocks,
+    )
+
+
+def _gate_masks(masks: Masks, n_records: int, groups: np.ndarray | None, seed: int) -> Masks:
+    """Five inner folds over the records that have out-of-sample expert outputs."""
+    nothing = np.empty(0, np.int64)
+    rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in masks.judge]
+    return make_masks(rows, n_records, groups, 5, seed + 50)
+
+
+def _residual_interval(targets: Targets, mixed: Tensor, known: Tensor, f: int) -> np.ndarray:
+    """5 % and 95 % quantiles [2, C] of regression residuals (true - predicted) on held-out records, target units."""
+    out = np.zeros((2, mixed.shape[-1]))
+    for block in targets.blocks:
+        c = block.start
+        if block.task.kind == "regression":
+            rows = known[f, :, c] > 0
+            residual = (targets.y[f, rows, c] - mixed[f, rows, c]).numpy()
+            residual = residual[np.isfinite(residual)]
+            if len(residual):
+                out[:, c] = np.quantile(residual, INTERVAL) * targets.scale[f, c]
+    return out

@@ -1,0 +1,304 @@
+"""The gate: per task, softmax weights over experts for every record; all folds and tasks trained at once.
+
+Lives here: constant weights, the record-dependent gate on top of them, and the rule that decides between them. Not
+here: what the gate reads (`gate_input`), the experts' heads (`stack`).
+
+y_hat = sum_e W_e(record) * y_hat_e on logits (regression: standardised values), as EnECG mixes them. An absent expert's
+weight is masked and the others' renormalised. The gate is trained on OUT-OF-SAMPLE expert outputs only: a probe is
+overconfident on its own training rows, and a gate that sees those learns to trust whichever expert memorises best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.heads.crossfit import Masks, paired_gain
+from stages.heads.losses import task_losses
+from stages.heads.tasks import Block
+
+ONE_HOT = 8.0
+"""Log-weight by which a single expert leads where it is kept alone (the others keep 0.03 %)."""
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """Settings of the gate."""
+
+    hidden: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    epochs: int = 60
+    patience: int = 10
+    batch_size: int = 0
+    top_k: int = 0
+    """Experts kept per record; 0 keeps all (dense, as published)."""
+    expert_dropout: float = 0.1
+    """Chance that an expert is hidden from a training record, so that an absent one at prediction does no harm."""
+    entropy: float = 0.0
+    """Reward for spread weights (negative: for sharp ones), in nats of loss per nat of entropy."""
+    load_balance: float = 0.0
+    """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
+    prior_strength: float = 1.0
+    """Gaussian prior on the constant log-weights around uniform, in records."""
+    huber: bool = True
+
+
+@dataclass(frozen=True)
+class GateData:
+    """What the gate is trained on.
+
+    Attributes
+    ----------
+    outputs
+        [F, n, E, C] out-of-sample logits.
+    present
+        [n, E], 1 where the expert saw the record.
+    shared, own
+        [F, n, G] inputs common to the tasks; [F, n, T, Q] inputs of each task.
+    y, weight
+        [F, n, C].
+    """
+
+    outputs: Tensor
+    present: Tensor
+    shared: Tensor
+    own: Tensor
+    y: Tensor
+    weight: Tensor
+    blocks: tuple[Block, ...]
+
+
+@dataclass
+class FoldGate:
+    """The gates of one fold. `active[t]` is False where the constant weights were kept for task t."""
+
+    arrays: dict[str, np.ndarray]
+    """constant [T, E], w_shared [T, G, H], w_own [T, Q, H], b [T, H], out [T, H, E], skip(_own) [T, G or Q, E]."""
+    active: np.ndarray
+    top_k: int = 0
+
+    def weights(self, shared: np.ndarray, own: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """Weights [n, T, E] of inputs [n, G], [n, T, Q] and presence [n, E]."""
+        tensors = {k: torch.from_numpy(v)[None, None] for k, v in self.arrays.items()}
+        with torch.no_grad():
+            scores = gate_scores(tensors, torch.from_numpy(shared)[None], torch.from_numpy(own)[None])[0, 0]
+            constant = torch.from_numpy(self.arrays["constant"]).expand_as(scores)
+            scores = torch.where(torch.from_numpy(self.active)[:, None], scores, constant)
+            return mask_softmax(scores, torch.from_numpy(present)[:, None], self.top_k).numpy()
+
+
+def gate_scores(p: dict[str, Tensor], shared: Tensor, own: Tensor) -> Tensor:
+    """Log-weights [F, M, n, T, E]: constant + linear + one hidden ReLU layer, of inputs [F, n, G] and [F, n, T, Q]."""
+    hidden = torch.einsum("fng,fmtgh->fmnth", shared, p["w_shared"])
+    hidden = hidden + torch.einsum("fntq,fmtqh->fmnth", own, p["w_own"]) + p["b"][:, :, None]
+    scores = torch.einsum("fmnth,fmthe->fmnte", hidden.relu(), p["out"]) + p["constant"][:, :, None]
+    scores = scores + torch.einsum("fng,fmtge->fmnte", shared, p["skip"])
+    return scores + torch.einsum("fntq,fmtqe->fmnte", own, p["skip_own"])
+
+
+def mask_softmax(scores: Tensor, present: Tensor, top_k: int = 0) -> Tensor:
+    """Softmax over present experts; a record without any gets equal weights (its outputs are NaN, not its weights)."""
+    alive = present.bool() | ~present.bool().any(-1, keepdim=True)
+    scores = scores.masked_fill(~alive, -torch.inf)
+    if 0 < top_k < scores.shape[-1]:
+        floor = scores.topk(top_k, dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < floor, -torch.inf)
+    return scores.softmax(-1)
+
+
+def mix(weights: Tensor, outputs: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    """Weighted sum of the experts' logits: weights [..., n, T, E], outputs [..., n, E, C] -> [..., n, C]."""
+    parts = [(weights[..., t, :, None] * outputs[..., b.columns]).sum(-2) for t, b in enumerate(blocks)]
+    return torch.cat(parts, -1)
+
+
+@dataclass
+class GateFit:
+    """Fitted gates per fold, held-out mixed logits [F, n, C], and how they came about."""
+
+    folds: list[FoldGate]
+    logits: Tensor
+    epoch: Tensor
+    start: list[list[str]]
+    """Per fold and task, which constant weights were best: "uniform", "constant" or "single:<number>"."""
+    history: list[list[list[float]]] = field(default_factory=list)
+
+
+def fit_gate(data: GateData, masks: Masks, options: GateOptions, seed: int) -> GateFit:
+    """Fit constant weights, then the record-dependent gate from them; keep what is better on held-out records.
+
+    `masks` are the gate's own: model 0 is trained on every record with out-of-sample outputs, models 1..J each leave
+    one inner fold of them out and judge it. The uniform mean, the best single expert and the fitted constant weights
+    compete first; the trained gate replaces the winner only where its paired improvement exceeds one standard error.
+    """
+    constant, start, base = _constant_start(data, masks, options)
+    trainer = _Trainer(data, masks, options, constant, base, seed)
+    return trainer.run(start)
+
+
+def _loss(data: GateData, logits: Tensor, judged: Tensor, huber: bool) -> tuple[Tensor, Tensor]:
+    weight = data.weight * judged[..., None]
+    return task_losses(logits, data.y, weight, data.blocks, huber=huber)
+
+
+def _fit_constant(data: GateData, masks: Masks, options: GateOptions) -> Tensor:
+    """Constant log-weights [F, M, T, E] with a prior around uniform, by L-BFGS over all of them."""
+    n_folds, n_models, _ = masks.train.shape
+    shape = (n_folds, n_models, len(data.blocks), data.outputs.shape[2])
+    a = torch.zeros(shape, requires_grad=True)
+    optimiser = torch.optim.LBFGS([a], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-4)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        total = 0.5 * options.prior_strength * (a**2).sum()
+        for m in range(n_models):
+            w = mask_softmax(a[:, m, None], data.present[:, None])
+            weight = data.weight * masks.train[:, m, :, None]
+            loss, row = task_losses(mix(w, data.outputs, data.blocks), data.y, weight, data.blocks, huber=options.huber)
+            total = total + (loss * row).sum()
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    return a.detach()
+
+
+def _constant_start(data: GateData, masks: Masks, options: GateOptions) -> tuple[Tensor, list[list[str]], Tensor]:
+    """Best constant log-weights [F, M, T, E], their names, and their held-out logits [F, n, C]."""
+    fitted = _fit_constant(data, masks, options)
+    n_experts = fitted.shape[-1]
+    candidates = [("uniform", torch.zeros_like(fitted)), ("constant", fitted)]
+    for e in range(n_experts):
+        alone = torch.zeros_like(fitted)
+        alone[..., e] = ONE_HOT
+        candidates.append((f"single:{e}", alone))
+    losses, logits = [], []
+    for _, a in candidates:
+        w = torch.stack([mask_softmax(a[:, m, None], data.present[:, None]) for m in range(a.shape[1])], 1)
+        mixed = mix(w, data.outputs[:, None], data.blocks)
+        logits.append(masks.out_of_sample(mixed))
+        loss, row = _loss(data, logits[-1], masks.judged, options.huber)
+        losses.append((loss * row).sum(1) / row.sum(1).clamp_min(1e-9))
+    best = torch.stack(losses).argmin(0)
+    constant, held_out = torch.empty_like(fitted), torch.empty_like(logits[0])
+    for f in range(best.shape[0]):
+        for t, block in enumerate(data.blocks):
+            constant[f, :, t] = candidates[best[f, t]][1][f, :, t]
+            held_out[f, :, block.columns] = logits[best[f, t]][f, :, block.columns]
+    return constant, [[candidates[k][0] for k in row] for row in best.tolist()], held_out
+
+
+class _Trainer:
+    """Trains the record-dependent part from zero, judging every epoch on held-out records."""
+
+    def __init__(
+        self, data: GateData, masks: Masks, options: GateOptions, constant: Tensor, base: Tensor, seed: int
+    ) -> None:
+        self.data, self.masks, self.options, self.base = data, masks, options, base
+        self.generator = torch.Generator().manual_seed(seed)
+        self.p = self._start(constant)
+        # the constant stays what the convex fit gave: only the record-dependent part moves
+        self.trained = [v.requires_grad_() for k, v in self.p.items() if k != "constant"]
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
+        )
+
+    def _start(self, constant: Tensor) -> dict[str, Tensor]:
+        n_folds, n_models, n_tasks, n_experts = constant.shape
+        n_shared, n_own, h = self.data.shared.shape[-1], self.data.own.shape[-1], self.options.hidden
+        scale = max(1, n_shared + n_own) ** -0.5
+
+        def draw(*shape: int) -> Tensor:
+            values = torch.randn(1, 1, n_tasks, *shape, generator=self.generator) * scale
+            return values.expand(n_folds, n_models, -1, *shape).contiguous()
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(n_folds, n_models, n_tasks, *shape)
+
+        return {
+            "constant": constant,
+            "w_shared": draw(n_shared, h),
+            "w_own": draw(n_own, h),
+            "b": zeros(h),
+            "out": zeros(h, n_experts),
+            "skip": zeros(n_shared, n_experts),
+            "skip_own": zeros(n_own, n_experts),
+        }
+
+    def _step(self, rows: Tensor) -> None:
+        data, options = self.data, self.options
+        scores = gate_scores(self.p, data.shared[:, rows], data.own[:, rows])
+        present = self._drop_experts(data.present[rows])
+        weights = mask_softmax(scores, present[:, None], options.top_k)
+        logits = mix(weights, data.outputs[:, None, rows], data.blocks)
+        weight = data.weight[:, None, rows] * self.masks.train[:, :, rows, None]
+        loss, row = task_losses(logits, data.y[:, None, rows], weight, data.blocks, huber=options.huber)
+        total = ((loss * row).sum(2) / row.sum(2).clamp_min(1e-9)).sum()
+        if options.entropy:
+            entropy = -(weights * weights.clamp_min(1e-12).log()).sum(-1)
+            total = total - options.entropy * (entropy * (row > 0)).mean(2).sum()
+        if options.load_balance:
+            load = weights.mean(2)
+            total = total + options.load_balance * (load.shape[-1] * (load**2).sum(-1) - 1).sum()
+        self.optimiser.zero_grad()
+        total.backward()
+        self.optimiser.step()
+
+    def _drop_experts(self, present: Tensor) -> Tensor:
+        if not self.options.expert_dropout:
+            return present
+        kept = torch.rand(present.shape, generator=self.generator) >= self.options.expert_dropout
+        reduced = present * kept
+        return torch.where(reduced.any(-1, keepdim=True), reduced, present)
+
+    @torch.no_grad()
+    def _held_out(self) -> Tensor:
+        scores = gate_scores(self.p, self.data.shared, self.data.own)
+        weights = mask_softmax(scores, self.data.present[:, None], self.options.top_k)
+        return self.masks.out_of_sample(mix(weights, self.data.outputs[:, None], self.data.blocks))
+
+    def run(self, start: list[list[str]]) -> GateFit:
+        """Train, stop early, and put the better of gate and constant weights together."""
+        options, judged = self.options, self.masks.judged
+        base_loss, row = _loss(self.data, self.base, judged, options.huber)
+        total = row.sum(1).clamp_min(1e-9)
+        history = [((base_loss * row).sum(1) / total).tolist()]
+        shape = base_loss.shape[0], base_loss.shape[2]
+        best, epoch_of = torch.zeros(shape), torch.zeros(shape, dtype=torch.long)
+        accepted = torch.zeros(shape, dtype=torch.bool)
+        kept = {k: v.detach()[:, 0].clone() for k, v in self.p.items()}
+        logits, last = self.base.clone(), 0
+        rows = torch.nonzero(self.masks.train[:, 0].amax(0)).ravel()
+        batch = options.batch_size or int(min(2048, max(64, len(rows) // 8)))
+        for epoch in range(1, options.epochs + 1):
+            for part in rows[torch.randperm(len(rows), generator=self.generator)].split(batch):
+                self._step(part)
+            held_out = self._held_out()
+            loss, _ = _loss(self.data, held_out, judged, options.huber)
+            history.append(((loss * row).sum(1) / total).tolist())
+            gain = paired_gain(base_loss, loss, row)
+            better = (gain.mean > best) & gain.accepted
+            if bool(better.any()):
+                last = epoch
+                best, epoch_of = torch.where(better, gain.mean, best), torch.where(better, epoch, epoch_of)
+                accepted |= better
+                kept = {k: _where_task(better, v.detach()[:, 0], kept[k]) for k, v in self.p.items()}
+                for t, block in enumerate(self.data.blocks):
+                    c = block.columns
+                    logits[..., c] = torch.where(better[:, t, None, None], held_out[..., c], logits[..., c])
+            if epoch - last >= options.patience:
+                break
+        folds = [
+            FoldGate({k: v[f].numpy().copy() for k, v in kept.items()}, accepted[f].numpy().copy(), options.top_k)
+            for f in range(shape[0])
+        ]
+        return GateFit(folds, logits, epoch_of, start, history)
+
+
+def _where_task(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Take `new` for the folds and tasks [F, T] that are better."""
+    return torch.where(better.reshape(better.shape + (1,) * (new.ndim - 2)), new, old)
