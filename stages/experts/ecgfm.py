@@ -129,7 +129,9 @@ def _authors_windows(signals: np.ndarray, rate_hz: float) -> np.ndarray:
     n_windows = n_samples // WINDOW
     if n_windows == 0:
         raise InputError(f"expert 'ecgfm': records of {n_samples / RATE_HZ:g} s are shorter than one window of 5 s")
-    x = _dsp.zscore(_dsp.resample_linear(_dsp.fill_gaps(signals), n_samples))
+    signals = _dsp.fill_gaps(signals)
+    x = _dsp.zscore(_dsp.resample_linear(signals, n_samples))
+    x[np.ptp(signals, axis=-1) == 0] = 0.0  # a flat lead's rounding error would otherwise be scaled up to 1
     return x[..., : n_windows * WINDOW].reshape(len(x), x.shape[1], n_windows, WINDOW).swapaxes(1, 2)
 
 
@@ -160,7 +162,7 @@ def _kind(state: Mapping[str, Tensor]) -> tuple[str, str]:
 def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | None, variant: str | None) -> EcgFmOptions:
     """Merge the published options, then what the weights' shapes say, then the overrides."""
     options = dataclasses.asdict(published_options(variant))
-    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES, ("encoder_layerdrop",))
+    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES)
     overrides.pop("kind", None)
     if "conv_feature_layers" in overrides:
         overrides["conv_feature_layers"] = parse_conv_layers(overrides["conv_feature_layers"])

@@ -247,6 +247,15 @@ def test_gaps_and_missing_leads_follow_the_declared_policy(preprocessing):
         torch.testing.assert_close(gappy[0, :, 4], clean[0, :, 4], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("level_mv", [0.0, 0.1, -0.235])
+def test_flat_lead_is_zeros(level_mv):
+    signals = np.random.default_rng(0).normal(size=(1, 12, 5000))
+    signals[0, 7] = level_mv
+    x = load_expert("ecgfm", config=SMALL, random_weights=True).prepare(signals, 500)
+    assert (x[0, :, 7] == 0).all()
+    assert (x[0, :, 6] != 0).any()
+
+
 def test_long_records_give_more_windows_and_short_ones_are_refused():
     expert = load_expert("ecgfm", config=SMALL, random_weights=True)
     assert expert.prepare(np.ones((1, 12, 6400)), 400).shape == (1, 3, 12, 2500)
