@@ -167,7 +167,7 @@ def _apply_potassium(rng: np.random.Generator, state: State) -> State:
         pr_s=np.minimum(state.pr_s + 0.018 * high, 0.198),
         qrs_s=state.qrs_s * (1 + 0.14 * high),
         qt_s=state.qt_s * (1 - 0.03 * high + 0.02 * low),
-        u_gain=state.u_gain + 4.0 * low,
+        u_gain=state.u_gain + 3.0 * low,
         st_mv=state.st_mv - direction * (0.06 * low)[:, None],
     )
 
