@@ -96,5 +96,4 @@ def _records(rng, record_ids, patient_ids, y):
         else [name for name, v in zip(TARGETS["superclass"].classes, row, strict=True) if v == 1]
         for row in y["superclass"]
     ]
-    frame.attrs["targets"] = dict(TARGETS)
     return frame

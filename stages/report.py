@@ -1,0 +1,50 @@
+"""Stage `report`: one self-contained report.html from what `evaluate` left on disk.
+
+Lives here: reading the inputs and writing the page. Not here: its sections and drawings (`stages.reporting`), the
+numbers (`stages.evaluation`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cache.files import write_text
+from cache.records import open_records
+from stages.evaluation.gate_weights import open_gate_weights
+from stages.evaluation.predictions import open_predictions
+from stages.evaluation.summary import read_metrics
+from stages.reporting.page import render
+
+
+def write_report(
+    metrics_path: str | Path,
+    predictions_path: str | Path,
+    gate_weights_path: str | Path | None,
+    records_path: str | Path,
+    out_path: str | Path,
+    facts: dict[str, Any] | None = None,
+) -> Path:
+    """Write report.html: no script, no other file, readable in light, in dark and on paper.
+
+    Parameters
+    ----------
+    facts
+        What the files do not say; every key is optional (docs/outputs.md): "title", "warnings" [str], "commands"
+        [str], "versions" {name: version}, "experts" [{"name", "title", "version", "licence", "source", "sha256",
+        "revision", "pretrained_on", "non_commercial"}], "methods" {METHOD: {"title", "description", "parameters",
+        "seconds", "peak_memory_mb"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low", "high"}]}.
+
+    Returns
+    -------
+    The file. The same inputs give the same bytes.
+    """
+    page = render(
+        read_metrics(metrics_path),
+        open_predictions(predictions_path),
+        open_gate_weights(gate_weights_path) if gate_weights_path else None,
+        open_records(records_path),
+        facts or {},
+    )
+    write_text(Path(out_path), page)
+    return Path(out_path)

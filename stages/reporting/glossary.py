@@ -1,0 +1,43 @@
+"""What the methods are, in plain words, so that the report is read without the docs."""
+
+from __future__ import annotations
+
+EXPERT = "one frozen model alone: a head on its embeddings, trained like the gate's heads"
+
+METHODS: dict[str, tuple[str, str]] = {
+    "gate": ("gate (default)", "every expert has a head; a gate weighs their answers anew for each record"),
+    "enecg": ("EnECG preset", "the published EnECG heads and gate (lead II), on the experts' own outputs"),
+    "ppa": ("layer mean (PPA)", "the plain mean of an expert's layers, then a head"),
+    "pma": ("layer gate (PMA)", "a small network weighs an expert's layers for each record, then a head"),
+    "full_rank": ("full-rank heads", "the same heads trained in full instead of by low-rank adapters"),
+    "concat": ("concatenation", "all experts' embeddings side by side, one logistic or ridge regression"),
+    "stacking": ("stacking", "a logistic or ridge regression on the experts' own predictions for unseen patients"),
+    "mean": ("uniform mean", "the plain average of the experts' answers, every expert counted alike"),
+    "trivial": ("trivial baseline", "no ECG at all: the training set's mean, or its class shares"),
+}
+
+TERMS: tuple[tuple[str, str], ...] = (
+    ("95 % interval", "Where the value would lie had other patients come: patients are drawn anew with replacement "
+     "(all ECGs of a patient together) and the metric is recomputed; 2.5 % of the results lie on either side."),
+    ("better, worse, no clear difference", "The difference to the best single expert, taken on the same redrawn "
+     "patients. It counts as better or worse only when its 95 % interval leaves zero out. The best single expert is "
+     "chosen on these very test records, which favours it."),
+    ("gate weight", "How much an expert's answer counts for one record; a record's weights add up to one."),
+    ("calibration", "Of the records given 70 %, seven in ten should be positive: dots on the diagonal. Dots below it "
+     "mean that the model is too sure."),
+    ("undefined", "A dash: the test records do not define the value, for instance an AUROC without any positive."),
+)  # fmt: skip
+
+
+def method_title(method: str, described: dict[str, str] | None = None) -> str:
+    """Return a method's name for a reader."""
+    if described and "title" in described:
+        return described["title"]
+    return METHODS[method][0] if method in METHODS else method.removeprefix("expert:")
+
+
+def method_meaning(method: str, described: dict[str, str] | None = None) -> str:
+    """Return what a method is, in a clause."""
+    if described and "description" in described:
+        return described["description"]
+    return METHODS[method][1] if method in METHODS else EXPERT if method.startswith("expert:") else ""
