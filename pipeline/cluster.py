@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cache.errors import UsageError
-from pipeline.progress import progress
+from pipeline.workers import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str)
         tasks = client.map(
             _embed_shard, pending, settings=settings, paths=paths, pure=False, retries=RETRIES, resources=resources
         )
-        with progress(f"embed {settings.expert} on {scheduler}") as update:
+        with counting(f"embed {settings.expert} on {scheduler}", summary) as count:
             for task in as_completed(tasks):
-                summary.add(task.result())
-                update(summary.n_resumed + summary.n_embedded, summary.n_records)
+                part = task.result()
+                summary.add(part)
+                count(part.n_embedded)
     return embedder.finish(summary)
 
 

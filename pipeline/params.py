@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,9 +52,10 @@ class Embed(_Section):
     """How experts are run; none of it changes what they give, but `shard_records` changes the files."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     shard_records: int = Field(default=1024, ge=1)
-    workers: int = Field(default=1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: int = Field(default=1, ge=1)
     max_bad: int | None = Field(default=None, ge=0)
 
 

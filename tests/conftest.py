@@ -1,9 +1,14 @@
-"""Fixtures every test may use: where the real ECGs and the official outputs lie, when this machine has them."""
+"""Fixtures every test may use: real ECGs and official outputs (where this machine has them), and small studies."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
 
 
 def _folder(variable: str, what: str) -> Path:
@@ -26,3 +31,82 @@ def test_data() -> Path:
 def parity_dir() -> Path:
     """Folder with the official code's outputs on small random weights."""
     return _folder("ENSEMBLE_PARITY", "official outputs")
+
+
+@dataclass(frozen=True)
+class TinyExpert:
+    """A neural expert with random weights on disk, small enough to run in milliseconds a record."""
+
+    name: str
+    config: dict[str, Any]
+    weights: Path
+
+
+ECGFM_TINY = {
+    "encoder_embed_dim": 32,
+    "encoder_layers": 2,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_attention_heads": 4,
+    "conv_feature_layers": "[(16, 2, 2)] * 4",
+    "conv_pos": 16,
+    "conv_pos_groups": 4,
+    "final_dim": 16,
+    "latent_vars": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_ecgfm(tmp_path_factory: pytest.TempPathFactory) -> TinyExpert:
+    """Random ECG-FM weights under the official keys."""
+    import torch
+    from safetensors.torch import save_file
+
+    from stages.experts import load_expert
+
+    torch.manual_seed(0)
+    expert = load_expert("ecgfm", config=ECGFM_TINY, random_weights=True)
+    path = tmp_path_factory.mktemp("weights") / "ecgfm.safetensors"
+    save_file({name: value.contiguous() for name, value in expert.module.state_dict().items()}, path)
+    return TinyExpert("ecgfm", ECGFM_TINY, path)
+
+
+def write_cohort(folder: Path, n_records: int, seed: int = 0) -> None:
+    """Write records.parquet and signals.zarr as ingest would: beats that tell the targets, one bad record."""
+    from cache.records import BASE_COLUMNS, Target, write_records
+    from cache.signals import create_signals, to_microvolts
+
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({name: [None] * n_records for name in BASE_COLUMNS})
+    frame["record_id"] = [f"r{i:04d}" for i in range(n_records)]
+    frame["patient_id"] = [f"p{i // 2:04d}" for i in range(n_records)]
+    frame["fold"] = [(i // 2) % 10 for i in range(n_records)]
+    frame["split"] = ["test" if fold == 9 else "val" if fold == 8 else "train" for fold in frame["fold"]]
+    frame["status"], frame["source"], frame["sampling_rate_hz"], frame["n_samples"] = "ok", "toy", 500.0, 5000
+    frame.loc[3, ["status", "reason"]] = ["bad", "truncated"]
+    sex, age = rng.integers(0, 2, n_records), rng.uniform(20, 90, n_records)
+    frame["sex"], frame["age"] = sex, age
+    time = np.arange(5000) / 500
+    beats = np.sin(2 * np.pi * (1 + age[:, None] / 100) * time) ** 21 * (1 + 0.5 * sex[:, None])
+    signals = beats[:, None, :] * rng.uniform(0.5, 1.5, (1, 12, 1)) + rng.normal(0, 0.02, (n_records, 12, 5000))
+    signals[3] = np.nan
+    signals[5, 7] = np.nan
+    targets = [Target("sex", "binary", classes=("male", "female")), Target("age", "regression", unit="years")]
+    write_records(folder / "records.parquet", frame, targets)
+    store = create_signals(folder / "signals.zarr", n_records, shard_records=16)
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        valid = np.where(np.arange(rows.start, rows.stop) == 3, 0, 5000)
+        store.write_shard(shard, to_microvolts(signals[rows]), valid)
+
+
+@pytest.fixture
+def toy_study(tmp_path: Path, tiny_ecgfm: TinyExpert) -> Path:
+    """A study of 40 records, ingested, whose only expert is the tiny ECG-FM in shards of 4."""
+    write_cohort(tmp_path, 40)
+    params = {
+        "cohort": {"source": "wfdb", "path": "."},
+        "experts": {"ecgfm": {"weights": str(tiny_ecgfm.weights), "config": tiny_ecgfm.config}},
+        "embed": {"shard_records": 4, "batch_size": 2, "device": "cpu"},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path

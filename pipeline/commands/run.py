@@ -83,7 +83,7 @@ def embed(
     Example: `ensemble embed --expert ecgfm --weights mimic_iv_ecg_physionet_pretrained.pt`
     """
     from pipeline.runs import write_run
-    from pipeline.workers import run_embed
+    from pipeline.workers import run_embed, worker_count
     from stages.embed import Embedder, EmbedPaths
 
     study = Study()
@@ -92,7 +92,8 @@ def embed(
     if dry_run:
         _print_plan(Embedder(settings, paths).plan())
         return
-    summary = run_embed(settings, paths, workers=workers or study.params.embed.workers, scheduler=scheduler)
+    n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
+    summary = run_embed(settings, paths, workers=n_workers, scheduler=scheduler)
     write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
     _print_summary(summary)
     allowed = study.params.embed.max_bad if max_bad is None else max_bad
@@ -134,6 +135,7 @@ def embed_settings(
         device=choose_device(device or common.device),
         batch_size=_batch_size(batch_size or str(common.batch_size)),
         shard_records=common.shard_records,
+        threads=common.threads,
     )
 
 

@@ -6,12 +6,13 @@ A run that was killed goes on where it stopped; one that was made from something
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cache.claims import Claims
 from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings, resume_or_create
@@ -103,12 +104,12 @@ class Embedder:
     def run(self, shards: Sequence[int] | None = None, progress: Progress | None = None) -> EmbedSummary:
         """Embed what is missing of `shards` (None: of all), and return what was done.
 
-        Shards that another process has claimed are waited for, and taken over if it dies. `progress` is called with
-        (records done, records in all).
+        Shards that another process has claimed are waited for, and taken over if it dies. `progress` is called with the
+        number of records just embedded.
         """
         started = time.perf_counter()
         summary = self._summary()
-        with closing(Claims(self.paths.store, self.paths.state)) as claims:
+        with closing(Claims(self.paths.store, self.paths.state)) as claims, _torch_threads(self.settings.threads):
             store, summary.fresh_because = self._store(claims)
             while pending := _wanted(store, shards):
                 summary.n_resumed = len(self.records) - _count(store, store.pending()) - summary.n_embedded
@@ -166,6 +167,16 @@ class Embedder:
             dtype=self.settings.dtype or spec.store_dtype,
             shard_records=self.settings.shard_records,
         )
+
+
+@contextmanager
+def _torch_threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _wanted(store: EmbeddingStore, shards: Sequence[int] | None) -> list[int]:

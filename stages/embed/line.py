@@ -24,7 +24,8 @@ from stages.experts._run import Vectors, run_expert
 PREFETCHED_BATCHES = 2
 AUTO_BATCH = {"cpu": 16, "cuda": 256}
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
+"""Called with the number of records just embedded."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Line:
             self.summary.seconds["compute"] += time.perf_counter() - started
             self.summary.n_embedded += batch.n_rows
             if self.progress:
-                self.progress(self.summary.n_resumed + self.summary.n_embedded, self.summary.n_records)
+                self.progress(batch.n_rows)
         return content
 
     def _encode(self, x: Tensor) -> Vectors:

@@ -24,6 +24,8 @@ class EmbedSettings:
     batch_size: int | None = None
     """Records a forward pass; None: chosen by the device, and halved when its memory is full."""
     shard_records: int = 1024
+    threads: int = 1
+    """CPU threads of the forward pass. The last bits of a sum depend on it, so it does not follow the worker count."""
 
 
 @dataclass(frozen=True)

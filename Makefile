@@ -1,0 +1,40 @@
+# `make` lists the targets. Everything goes into $(VENV); nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_ARGS ?=
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: $(INSTALLED) ## the whole pipeline on the embedded cohort, without downloads or GPU
+	PATH="$(BIN):$$PATH" dvc repro
+	@$(BIN)/ensemble report --show
+
+test: $(INSTALLED) ## all tests; those on real ECGs run where ENSEMBLE_TEST_DATA and ENSEMBLE_PARITY are set
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## ruff, mypy and all tests
+
+bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## remove what the demo made, and the environment
+	rm -rf $(VENV) .ensemble data embeddings heads plots signals.zarr
+	rm -f records.parquet bad_records.csv metrics.json predictions.parquet gate_weights.parquet report.html dvc.lock
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,182 @@
+"""`ensemble embed` as a person runs it: real processes, real kills, real workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cache import open_embeddings
+from pipeline import cli
+
+EMBED = [sys.executable, "-m", "pipeline.cli", "embed", "--expert", "ecgfm"]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ensemble(monkeypatch, capsys):
+    """Run the command line in this process, in a study's folder."""
+
+    def run(study: Path, *arguments: str) -> Done:
+        monkeypatch.chdir(study)
+        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def embed(ensemble):
+    """Run `ensemble embed --expert ecgfm`, by default in one process."""
+
+    def run(study: Path, *options: str) -> Done:
+        workers = [] if "--workers" in options else ["--workers", "1"]
+        return ensemble(study, "embed", "--expert", "ecgfm", *workers, *options)
+
+    return run
+
+
+def bytes_of(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def finished(toy_study, embed):
+    """The uninterrupted store's bytes; the store itself is removed again."""
+    done = embed(toy_study)
+    assert done.returncode == 0, done.stderr
+    store = toy_study / "embeddings/ecgfm.zarr"
+    content = bytes_of(store)
+    store.rename(toy_study / "uninterrupted.zarr")
+    return content
+
+
+def test_embeds_every_readable_record_and_says_which_not(toy_study, embed):
+    done = embed(toy_study)
+    assert done.returncode == 0, done.stderr
+    assert "40 records embedded" in done.stdout
+    assert "1 without a vector" in done.stdout
+    assert "no vector for r0003: truncated" in done.stdout
+    vectors = open_embeddings(toy_study / "embeddings/ecgfm.zarr").read_embedding()
+    assert np.isnan(vectors).all(axis=1).nonzero()[0].tolist() == [3]
+    run = json.loads((toy_study / ".ensemble/runs/embed-ecgfm.json").read_text())
+    assert run["bad"] == {"r0003": "truncated"}
+    assert run["versions"]["torch"]
+    assert set(run["seconds"]) == {"read", "compute", "write", "total"}
+
+
+def test_a_second_run_does_nothing(toy_study, embed):
+    embed(toy_study)
+    before = bytes_of(toy_study / "embeddings/ecgfm.zarr")
+    done = embed(toy_study)
+    assert "0 records embedded" in done.stdout
+    assert "40 done already" in done.stdout
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == before
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_after_a_kill_it_resumes_to_the_same_bytes(toy_study, finished, embed, workers):
+    store = toy_study / "embeddings/ecgfm.zarr"
+    command = [*EMBED, "--workers", workers]
+    victim = subprocess.Popen(command, cwd=toy_study, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(store.glob("done/c/*"))) < 3 and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    time.sleep(1.0)  # workers end with their parent
+    n_done = len(list(store.glob("done/c/*")))
+    assert 3 <= n_done < 10
+    done = embed(toy_study)
+    assert done.returncode == 0, done.stderr
+    assert f"{4 * n_done} done already" in done.stdout
+    assert bytes_of(store) == finished
+
+
+@pytest.mark.parametrize("options", [["--workers", "2"], ["--batch-size", "2"]])
+def test_workers_give_the_bytes_of_one_process(toy_study, finished, embed, options):
+    done = embed(toy_study, *options)
+    assert done.returncode == 0, done.stderr
+    assert "40 records embedded" in done.stdout
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == finished
+
+
+def test_a_dask_cluster_gives_the_bytes_of_one_process(toy_study, finished, embed):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster:
+        done = embed(toy_study, "--scheduler", cluster.scheduler_address)
+    assert done.returncode == 0, done.stderr
+    assert "40 records embedded" in done.stdout
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == finished
+
+
+def test_a_dry_run_touches_nothing(toy_study, embed):
+    done = embed(toy_study, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "40 of 40 records to embed" in done.stdout
+    assert not (toy_study / "embeddings").exists()
+
+
+def test_other_settings_start_the_store_afresh(toy_study, embed):
+    embed(toy_study)
+    assert "40 done already" in embed(toy_study, "--dry-run").stdout
+    changed = embed(toy_study, "--precision", "bf16", "--dry-run")
+    assert "40 of 40 records to embed" in changed.stdout
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    params["experts"]["ecgfm"]["preprocessing"] = "enecg"
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    done = embed(toy_study)
+    assert "40 records embedded" in done.stdout
+
+
+def test_more_bad_records_than_allowed_exits_with_3(toy_study, embed):
+    done = embed(toy_study, "--max-bad", "0")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "error: expert 'ecgfm' finished, but 1 records have no vector (--max-bad 0)"
+    assert not open_embeddings(toy_study / "embeddings/ecgfm.zarr").pending()
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        (["--weights", "nowhere.pt"], "no weights at nowhere.pt", 1),
+        (["--device", "cuda:7"], "this machine has", 2),
+        (["--device", "tpu"], "expected auto, cpu, cuda", 2),
+        (["--precision", "fp8"], "expected fp32, bf16 or fp16", 2),
+        (["--batch-size", "none"], "expected a positive number or auto", 2),
+        (["--scheduler", "tcp://127.0.0.1:9"], "cannot be reached", 2),
+    ],
+)
+def test_a_wrong_option_is_one_line(toy_study, embed, options, message, code):
+    done = embed(toy_study, *options)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_expert_is_answered_with_those_that_exist(toy_study, ensemble):
+    done = ensemble(toy_study, "embed", "--expert", "ecgfmm")
+    assert done.returncode == 2
+    assert "unknown expert 'ecgfmm'; there are:" in done.stderr
+    assert "ecgfounder" in done.stderr
