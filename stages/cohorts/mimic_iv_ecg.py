@@ -1,0 +1,142 @@
+"""MIMIC-IV-ECG (Gow et al., PhysioNet 1.0) with the five labels of EnECG (docs/cohorts.md says how each is made).
+
+age, gender and flag need the tables of MIMIC-IV's `hosp` module; without them these labels are null. Potassium is in
+_potassium.py, the report classes in _reports.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from cache.errors import MissingFileError
+from cache.records import Target
+from stages.cohorts import _reports
+from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
+from stages.cohorts._potassium import nearest_flag, read_results, seconds
+from stages.readers.tables import find_table, numbers, read_table
+
+RR_MISSING_MS = 29999
+RR_LONGEST_MS = 5000
+N_REPORT_LINES = 18
+TARGETS = [
+    Target("rr_interval", "regression", unit="ms", description="the cart's own measurement"),
+    Target("age", "regression", unit="years", description="anchor_age + (year of the ECG - anchor_year)"),
+    Target("gender", "binary", classes=("male", "female"), description="0 male, 1 female"),
+    Target("flag", "binary", classes=("normal", "abnormal"), description="potassium nearest to the ECG: 1 abnormal"),
+    Target("report_label", "multiclass", classes=_reports.CLASSES, description="first line of the machine report"),
+]
+
+
+class MimicOptions(Options):
+    """Where the hosp tables lie, and how near a potassium must be."""
+
+    hosp: str | None = None
+    potassium_hours_before: float = Field(4.0, ge=0, le=24 * 366)
+    potassium_hours_after: float = Field(1.0, ge=0, le=24 * 366)
+
+
+@register("mimic-iv-ecg")
+class MimicIvEcg(Cohort):
+    """MIMIC-IV-ECG in its own layout; MIMIC-IV's hosp tables in hosp/ or ../hosp, or named by the option `hosp`."""
+
+    title = "MIMIC-IV-ECG (record_list.csv, machine_measurements.csv, files/)"
+    licence = "ODbL (ECGs); PhysioNet credentialed licence (MIMIC-IV hosp)"
+    options_type = MimicOptions
+    options: MimicOptions
+
+    def entries(self) -> Entries:
+        """Read record_list, machine_measurements and the hosp tables; labevents is streamed."""
+        path = self.require("record_list.csv")
+        listed, notes = read_table(path, ["subject_id", "study_id", "ecg_time", "path"])
+        check_not_empty(listed, path)
+        frame = pd.DataFrame({"record_id": listed["study_id"], "patient_id": listed["subject_id"]})
+        frame["path"] = listed["path"]
+        self._add_machine(frame, notes)
+        subject, (time_s, timed) = numbers(listed["subject_id"]), seconds(listed["ecg_time"])
+        if not timed.all():
+            notes.append(f"ecg_time: {int((~timed).sum())} cannot be read; age and flag are null there")
+        self._add_patients(frame, subject, _year(time_s, timed), notes)
+        self._add_potassium(frame, subject, time_s, timed, notes)
+        return Entries(frame, TARGETS, notes)
+
+    def _add_machine(self, frame: pd.DataFrame, notes: list[str]) -> None:
+        path = find_table([self.folder], "machine_measurements.csv")
+        if path is None:
+            raise MissingFileError(f"{self.folder / 'machine_measurements.csv'} does not exist; {self.title}")
+        known = set(frame["record_id"].dropna())
+        lines = [f"report_{k}" for k in range(N_REPORT_LINES)]
+        table, more = read_table(path, ["study_id", "rr_interval", lines[0]], lambda b: b["study_id"].isin(known))
+        notes += more
+        table = table.drop_duplicates("study_id").set_index("study_id").reindex(frame["record_id"])
+        unmeasured = int(table["rr_interval"].isna().sum())
+        rr_ms = numbers(table["rr_interval"])
+        sentinel, outside = rr_ms == RR_MISSING_MS, (rr_ms <= 0) | (rr_ms > RR_LONGEST_MS)
+        frame["rr_interval"] = np.where(outside, np.nan, rr_ms)
+        frame["report_label"] = pd.array([_reports.report_class(x) for x in table[lines[0]]], dtype="Int16")
+        notes += _counted(
+            "rr_interval",
+            {
+                "not measured": unmeasured,
+                "29999": int(sentinel.sum()),
+                "outside 0-5000": int((outside & ~sentinel).sum()),
+            },
+        )
+        notes += _counted("report_label", {"no first line": int(frame["report_label"].isna().sum())})
+
+    def _hosp(self, name: str) -> Path | None:
+        named = self.options.hosp
+        folders = [Path(named)] if named else [self.folder / "hosp", self.folder.parent / "hosp"]
+        if named and not folders[0].is_dir():
+            raise MissingFileError(f"{named} is not a folder; option 'hosp' must name MIMIC-IV's hosp folder")
+        return find_table(folders, name)
+
+    def _add_patients(self, frame: pd.DataFrame, subject: np.ndarray, year: np.ndarray, notes: list[str]) -> None:
+        frame["age"], frame["gender"] = np.nan, np.nan
+        path = self._hosp("patients.csv")
+        if path is None:
+            notes.append("age, gender: null, there is no patients.csv(.gz) in hosp/; name it by the option 'hosp'")
+            return
+        known = set(frame["patient_id"].dropna())
+        columns = ["subject_id", "gender", "anchor_age", "anchor_year"]
+        table, more = read_table(path, columns, lambda b: b["subject_id"].isin(known))
+        notes += more
+        table = table.drop_duplicates("subject_id").set_index("subject_id").reindex(frame["patient_id"])
+        age = numbers(table["anchor_age"]) + (year - numbers(table["anchor_year"]))
+        frame["age"] = np.where((age >= 0) & (age <= 130), age, np.nan)
+        frame["gender"] = table["gender"].map({"M": 0.0, "F": 1.0}).to_numpy(dtype=float)
+        impossible = int(((age < 0) | (age > 130)).sum())
+        notes += _counted("age", {"no patient or time": int(np.isnan(age).sum()), "outside 0-130": impossible})
+        notes += _counted("gender", {"no M or F": int(frame["gender"].isna().sum())})
+
+    def _add_potassium(
+        self, frame: pd.DataFrame, subject: np.ndarray, time_s: np.ndarray, timed: np.ndarray, notes: list[str]
+    ) -> None:
+        frame["flag"] = np.nan
+        path = self._hosp("labevents.csv")
+        if path is None:
+            notes.append("flag: null, there is no labevents.csv(.gz) in hosp/; name it by the option 'hosp'")
+            return
+        usable = timed & np.isfinite(subject)
+        results = read_results(path, np.unique(subject[usable]).astype(np.int64))
+        before, after = self.options.potassium_hours_before, self.options.potassium_hours_after
+        if usable.any():
+            frame.loc[usable, "flag"] = nearest_flag(
+                results, subject[usable].astype(np.int64), time_s[usable], hours_before=before, hours_after=after
+            )
+        notes += _counted("potassium results left out", results.left_out)
+        without = f"no usable potassium from {before:g} h before to {after:g} h after"
+        notes += _counted("flag", {without: int(frame["flag"].isna().sum())})
+
+
+def _year(time_s: np.ndarray, timed: np.ndarray) -> np.ndarray:
+    years = time_s.astype("datetime64[s]").astype("datetime64[Y]").astype(int) + 1970
+    return np.where(timed, years.astype(float), np.nan)
+
+
+def _counted(what: str, reasons: dict[str, int]) -> list[str]:
+    told = [f"{n} {reason}" for reason, n in reasons.items() if n]
+    return [f"{what}: {', '.join(told)}"] if told else []

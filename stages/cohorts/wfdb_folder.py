@@ -1,0 +1,209 @@
+"""Any folder of WFDB records, with labels from a CSV file.
+
+A label column's kind is what `kinds` says, or else follows from its cells: two numbers or two words binary, more
+numbers regression, more words multiclass, words joined by ";" multilabel.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from cache.errors import InputError, MissingFileError, UsageError
+from cache.records import BASE_COLUMNS, Kind, Target
+from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
+from stages.readers.tables import numbers, read_table
+
+MAX_CLASSES = 1000
+SEPARATOR = ";"
+
+
+class LabelOptions(Options):
+    """A table of labels: where it lies, which column names the record, which columns are labels of which kind."""
+
+    labels: str | None = None
+    id: str | None = None
+    patient: str | None = None
+    fold: str | None = None
+    targets: list[str] | None = None
+    kinds: dict[str, Kind] = Field(default_factory=dict)
+
+
+@register("wfdb")
+class WfdbFolder(Cohort):
+    """A folder of WFDB records, searched with everything below it; `labels` names a CSV keyed by record or path."""
+
+    title = "WFDB records (.hea beside .dat or .mat)"
+    options_type = LabelOptions
+    options: LabelOptions
+
+    def entries(self) -> Entries:
+        """List the headers in order of their paths and join the labels."""
+        paths = find_records(self.folder)
+        if not paths:
+            raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
+        return labelled_entries(paths, self.folder, self.options)
+
+
+def find_records(folder: Path) -> list[str]:
+    """Return the paths of all headers below `folder`, without suffix, sorted; links to folders are not followed."""
+    found = []
+    for above, folders, files in os.walk(folder):
+        folders.sort()
+        relative = os.path.relpath(above, folder)
+        found += [
+            name[:-4] if relative == "." else f"{Path(relative).as_posix()}/{name[:-4]}"
+            for name in files
+            if name.endswith(".hea")
+        ]
+    return sorted(found)
+
+
+def labelled_entries(paths: list[str], folder: Path, options: LabelOptions) -> Entries:
+    """Join labels to a list of paths. A record is named by its file name, or by its path where names repeat."""
+    names = [path.rsplit("/", 1)[-1] for path in paths]
+    ids = names if len(set(names)) == len(names) else paths
+    frame = pd.DataFrame({"record_id": ids, "patient_id": None, "path": paths})
+    if options.labels is None:
+        return Entries(frame, [], ["no labels: name a CSV file by the option 'labels'"])
+    table, path, notes = _labels(folder, options)
+    key = _key_column(table, path, options)
+    rows = _rows_of(frame, table[key], path, notes)
+    for option, column in (("patient", "patient_id"), ("fold", "fold")):
+        name = getattr(options, option)
+        if name is not None:
+            _check_column(table, path, name, option)
+            frame[column] = [table[name].iloc[r] if r >= 0 else None for r in rows]
+    if "fold" in frame:
+        frame["fold"] = _folds(frame["fold"], path, options.fold)
+    if options.patient is None:
+        notes.append("no patients: every record counts as one of its own; name a column by the option 'patient'")
+    targets = [
+        _add_target(frame, table, rows, name, path, options) for name in _target_columns(table, path, key, options)
+    ]
+    return Entries(frame, targets, notes)
+
+
+def _labels(folder: Path, options: LabelOptions) -> tuple[pd.DataFrame, Path, list[str]]:
+    path = Path(str(options.labels))
+    path = path if path.is_absolute() or path.is_file() else folder / path
+    if not path.is_file():
+        raise MissingFileError(f"{options.labels} does not exist; option 'labels' must name a CSV file")
+    table, notes = read_table(path)
+    check_not_empty(table, path)
+    return table, path, notes
+
+
+def _check_column(table: pd.DataFrame, path: Path, name: str, option: str) -> None:
+    if name not in table:
+        raise InputError(f"{path}: has no column '{name}' (option '{option}'); it has: {', '.join(table)[:200]}")
+
+
+def _key_column(table: pd.DataFrame, path: Path, options: LabelOptions) -> str:
+    if options.id is not None:
+        _check_column(table, path, options.id, "id")
+        return options.id
+    for name in ("record_id", "record", "path", "file_name", "filename", "id"):
+        if name in table:
+            return name
+    return str(table.columns[0])
+
+
+def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str]) -> list[int]:
+    """Return the row of the table for each record, -1 where it has none."""
+    where: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if key is None:
+            continue
+        plain = str(key).removeprefix("./").removesuffix(".hea").removesuffix(".dat").removesuffix(".mat")
+        if plain in where:
+            raise InputError(f"{path}: names the record '{key}' more than once")
+        where[plain] = row
+    rows = [
+        where.get(p, where.get(i, where.get(p.rsplit("/", 1)[-1], -1)))
+        for p, i in zip(frame["path"], frame["record_id"], strict=True)
+    ]
+    used = set(rows) - {-1}
+    if not used:
+        raise InputError(
+            f"{path}: none of its {len(where)} keys (such as '{next(iter(where), '')}') is a record (such as "
+            f"'{frame['record_id'].iloc[0]}'); name the right column by the option 'id'"
+        )
+    if len(used) < len(where):
+        unused = next(key for key, row in where.items() if row not in used)
+        notes.append(f"{path.name}: {len(where) - len(used)} keys (such as '{unused}') have no record")
+    if -1 in rows:
+        notes.append(f"{path.name}: {rows.count(-1)} records have no row; their labels are null")
+    return rows
+
+
+def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
+    folds = numbers(column)
+    if not (np.isfinite(folds) & (folds == np.floor(folds)) & (folds >= 0) & (folds < 1000)).all():
+        raise InputError(f"{path}: column '{name}' (option 'fold') is not a whole number from 0 up for every record")
+    return folds.astype(int)
+
+
+def _target_columns(table: pd.DataFrame, path: Path, key: str, options: LabelOptions) -> list[str]:
+    taken = {key, options.patient, options.fold}
+    names = options.targets if options.targets is not None else [c for c in table if c not in taken and c]
+    for name in [*names, *options.kinds]:
+        _check_column(table, path, name, "targets")
+    for name in names:
+        if name in BASE_COLUMNS and options.targets is not None:
+            raise UsageError(f"a target cannot be named '{name}'; rename the column in {path}")
+    return [name for name in names if name not in BASE_COLUMNS]
+
+
+def _add_target(
+    frame: pd.DataFrame, table: pd.DataFrame, rows: list[int], name: str, path: Path, options: LabelOptions
+) -> Target:
+    cells = pd.Series([table[name].iloc[r] if r >= 0 else None for r in rows], dtype=object)
+    if cells.isna().all():
+        raise InputError(f"{path}: label column '{name}' is empty; fill it, or leave it out by the option 'targets'")
+    kind = options.kinds.get(name) or infer_kind(cells)
+    if kind == "regression":
+        frame[name] = numbers(cells)
+        if np.isnan(frame[name]).all():
+            raise InputError(f"{path}: label column '{name}' holds no number; it cannot be regression")
+        return Target(name, "regression")
+    if kind == "multilabel":
+        lists = [_parts(cell) for cell in cells]
+        classes = _classes((c for present in lists for c in present or ()), name, path)
+        frame[name] = lists
+        return Target(name, "multilabel", classes=classes)
+    classes = _classes((c for c in cells if c is not None), name, path)
+    if kind == "binary" and len(classes) > 2:
+        raise InputError(f"{path}: label column '{name}' has {len(classes)} values; it cannot be binary")
+    index = {value: k for k, value in enumerate(classes)}
+    if kind == "binary" and set(classes) <= {"0", "1"}:
+        index = {"0": 0, "1": 1}
+    frame[name] = pd.array([index.get(cell) for cell in cells], dtype="Int16")
+    return Target(name, kind, classes=classes if len(classes) == len(index) else ("0", "1"))
+
+
+def infer_kind(cells: pd.Series) -> Kind:
+    """Say of which kind a column of texts is."""
+    known = [cell for cell in cells if cell is not None]
+    if any(SEPARATOR in cell for cell in known):
+        return "multilabel"
+    if len(set(known)) <= 2:
+        return "binary"
+    return "regression" if np.isfinite(numbers(pd.Series(known))).all() else "multiclass"
+
+
+def _parts(cell: str | None) -> list[str] | None:
+    return None if cell is None else sorted({part.strip() for part in cell.split(SEPARATOR)} - {""})
+
+
+def _classes(values: object, name: str, path: Path) -> tuple[str, ...]:
+    classes = set(values)  # type: ignore[call-overload]
+    if len(classes) > MAX_CLASSES:
+        raise InputError(f"{path}: label column '{name}' has {len(classes)} different values; is it a label?")
+    as_numbers = numbers(pd.Series(sorted(classes)))
+    ordered = sorted(classes) if np.isnan(as_numbers).any() else sorted(classes, key=float)
+    return tuple(ordered)

@@ -1,0 +1,161 @@
+"""Turns any recording into one row of signals.zarr: standard leads, 500 Hz, ten seconds, int16 microvolts.
+
+Policy: the first ten seconds of a longer record; a shorter one is padded with missing samples. Missing stays missing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from cache.errors import InputError
+from cache.signals import LEADS, LIMIT_UV, MISSING, N_SAMPLES, RATE_HZ, to_microvolts
+from stages.readers.recording import Counts, Recording, lead_columns
+
+RATES_HZ = (50.0, 20000.0)
+FILTER_HALF_WIDTH = 10
+"""Of scipy's default anti-aliasing filter, in samples of the lower rate."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a row is worth; the columns of records.parquet of the same names.
+
+    `nan_fraction` and `clipped_fraction` are over the leads that are there and the samples before padding.
+    """
+
+    sampling_rate_hz: float
+    n_samples: int
+    valid: int
+    nan_fraction: float
+    flat_leads: tuple[str, ...]
+    missing_leads: tuple[str, ...]
+    clipped_fraction: float
+
+
+def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
+    """Write a recording into `out`, int16 [12, 5000], and judge it.
+
+    Raises
+    ------
+    InputError
+        No standard lead, two of one name, no samples, or a rate that no ECG has. `out` is then undefined.
+    """
+    columns = lead_columns(recording.leads)
+    if not RATES_HZ[0] <= recording.rate_hz <= RATES_HZ[1]:
+        raise InputError(f"its sampling rate is {recording.rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
+    out.fill(MISSING)
+    if isinstance(recording, Counts):
+        if recording.rate_hz == RATE_HZ:
+            return _from_counts(recording, columns, out)
+        recording = recording.to_recording()
+    return _from_millivolts(recording, columns, out)
+
+
+def _from_counts(counts: Counts, columns: list[tuple[int, int]], out: np.ndarray) -> Quality:
+    valid = min(len(counts.samples), N_SAMPLES)
+    at_limit = 0
+    for place, column in columns:
+        row = out[place, :valid]
+        row[:] = counts.samples[:valid, column]
+        low, high = (int(row.min()), int(row.max())) if valid else (0, 0)
+        if low <= -LIMIT_UV or high == LIMIT_UV:
+            at_limit += int((np.abs(row.astype(np.int32)) == LIMIT_UV).sum())
+        at_limit += _scale(row, counts.gains_per_mv[column], counts.baselines[column], low, high)
+    return _judge(out, columns, valid, at_limit, counts)
+
+
+def _scale(row: np.ndarray, gain: float, baseline: int, low: int, high: int) -> int:
+    """Turn counts into microvolts in place; returns how many samples only now reach the limit."""
+    factor = 1000.0 / gain
+    exact = baseline == 0 and factor.is_integer() and abs(factor) <= LIMIT_UV and low != MISSING
+    if exact and max(-low, high) * abs(factor) < LIMIT_UV:
+        if factor != 1.0:
+            np.multiply(row, np.int16(factor), out=row)
+        return 0
+    inside = np.abs(row.astype(np.int32)) < LIMIT_UV
+    row[:] = _table(gain, baseline)[row.view(np.uint16)]
+    return int((np.abs(row[inside].astype(np.int32)) == LIMIT_UV).sum())
+
+
+@lru_cache(maxsize=64)
+def _table(gain: float, baseline: int) -> np.ndarray:
+    """Microvolts of every int16 count, indexed by its bits as uint16."""
+    counts = np.arange(65536, dtype=np.uint16).view(np.int16)
+    signals_mv = (counts.astype(np.float64) - baseline) / gain
+    return np.where(counts == MISSING, np.int16(MISSING), to_microvolts(signals_mv))
+
+
+def _from_millivolts(recording: Recording, columns: list[tuple[int, int]], out: np.ndarray) -> Quality:
+    chosen = [column for _, column in columns]
+    signals_mv = recording.signals_mv[chosen]
+    valid, signals_mv = _at_500_hz(signals_mv, recording.rate_hz)
+    rows = to_microvolts(signals_mv)
+    out[[place for place, _ in columns], :valid] = rows
+    at_limit = np.abs(rows.astype(np.int32)) == LIMIT_UV
+    if recording.clipped is not None:
+        nearest = np.rint(np.arange(valid) * (recording.rate_hz / RATE_HZ)).astype(int)
+        at_limit |= recording.clipped[chosen][:, np.minimum(nearest, recording.clipped.shape[1] - 1)]
+    return _judge(out, columns, valid, int(at_limit.sum()), recording)
+
+
+def _at_500_hz(signals_mv: np.ndarray, rate_hz: float) -> tuple[int, np.ndarray]:
+    """Return at most ten seconds at 500 Hz and their length."""
+    ratio = Fraction(RATE_HZ / rate_hz).limit_denominator(1000)
+    if ratio != 1 and signals_mv.shape[1]:
+        lower = FILTER_HALF_WIDTH * max(ratio.numerator, ratio.denominator)
+        enough = math.ceil(N_SAMPLES / ratio) + math.ceil(lower / ratio.numerator) + 1
+        signals_mv = resample(signals_mv[:, :enough], ratio)
+    signals_mv = signals_mv[:, :N_SAMPLES]
+    return signals_mv.shape[1], signals_mv
+
+
+def resample(signals_mv: np.ndarray, ratio: Fraction) -> np.ndarray:
+    """Change the rate of [lead, time] by `ratio` with a linear-phase anti-aliasing filter (polyphase).
+
+    Gaps are bridged by straight lines for the filter only; every output sample whose nearest input is missing is NaN.
+    """
+    missing = ~np.isfinite(signals_mv)
+    if missing.any():
+        signals_mv = np.stack([_bridged(row) for row in signals_mv])
+    resampled = resample_poly(signals_mv, ratio.numerator, ratio.denominator, axis=1, padtype="line")
+    if missing.any():
+        nearest = np.rint(np.arange(resampled.shape[1]) / float(ratio)).astype(int)
+        resampled[missing[:, np.minimum(nearest, missing.shape[1] - 1)]] = np.nan
+    return resampled
+
+
+def _bridged(row: np.ndarray) -> np.ndarray:
+    known = np.flatnonzero(np.isfinite(row))
+    return np.interp(np.arange(len(row)), known, row[known]) if len(known) else np.zeros(len(row))
+
+
+def _judge(
+    out: np.ndarray, columns: list[tuple[int, int]], valid: int, at_limit: int, recording: Recording | Counts
+) -> Quality:
+    low, high = (out[:, :valid].min(axis=1), out[:, :valid].max(axis=1)) if valid else (np.full(12, MISSING),) * 2
+    there = [place for place, _ in columns if high[place] != MISSING]
+    if not there:
+        raise InputError("there is not one sample in any of its leads")
+    holed = [place for place in there if low[place] == MISSING]
+    n_missing = int((out[holed, :valid] == MISSING).sum()) if holed else 0
+    flat = [k for k in there if low[k] == high[k] or (k in holed and _flat(out[k, :valid]))]
+    return Quality(
+        sampling_rate_hz=float(recording.rate_hz),
+        n_samples=recording.n_samples,
+        valid=valid,
+        nan_fraction=n_missing / (len(there) * valid),
+        flat_leads=tuple(LEADS[k] for k in flat),
+        missing_leads=tuple(name for k, name in enumerate(LEADS) if k not in there),
+        clipped_fraction=at_limit / (len(there) * valid),
+    )
+
+
+def _flat(row: np.ndarray) -> bool:
+    known = row[row != MISSING]
+    return bool(known.min() == known.max())

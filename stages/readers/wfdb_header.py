@@ -1,0 +1,137 @@
+"""WFDB headers (header(5) of the WFDB Applications Guide), read tolerantly where the signal does not depend on it.
+
+A malformed time or date in the record line is passed over; anything that would change a number is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from cache.errors import InputError
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_SIGNALS = 1024
+DEFAULT_RATE_HZ = 250.0
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_RECORD = re.compile(
+    rf"(?P<name>[^\s/]+)(?:/(?P<segments>\d{{1,9}}))?\s+(?P<signals>\d{{1,9}})"
+    rf"(?:\s+(?P<rate>{_NUMBER})(?:/\S*)?(?:\s+(?P<samples>\d{{1,15}})(?:\s.*)?)?)?\s*$",
+    re.ASCII,
+)
+_SIGNAL = re.compile(
+    r"(?P<file>\S+)\s+(?P<format>\d{1,4})(?:x(?P<frame>\d{1,6}))?(?::(?P<skew>\d{1,9}))?(?:\+(?P<offset>\d{1,12}))?"
+    rf"(?:\s+(?P<gain>{_NUMBER})(?:\((?P<baseline>[+-]?\d{{1,12}})\))?(?:/(?P<units>\S+))?"
+    r"(?:\s+(?P<bits>[+-]?\d{1,6})(?:\s+(?P<zero>[+-]?\d{1,12})(?:\s+(?P<initial>[+-]?\d{1,12})"
+    r"(?:\s+(?P<checksum>[+-]?\d{1,12})(?:\s+(?P<block>[+-]?\d{1,12})(?:\s+(?P<lead>\S.*))?)?)?)?)?)?)?\s*$",
+    re.ASCII,
+)
+_MILLIVOLTS_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
+
+
+@dataclass(frozen=True, slots=True)
+class SignalLine:
+    """One signal of a record; `initial` and `checksum` are None where the header does not state them."""
+
+    file_name: str
+    format: str
+    samples_per_frame: int
+    skew: int
+    offset: int
+    gain: float
+    baseline: int
+    units: str
+    initial: int | None
+    checksum: int | None
+    lead: str
+
+    @property
+    def gain_per_mv(self) -> float:
+        """Counts per mV.
+
+        Raises
+        ------
+        InputError
+            If the lead is not calibrated, or not in volts.
+        """
+        if self.gain == 0 or not math.isfinite(self.gain):
+            raise InputError(f"lead {self.lead} has gain 0: it is not calibrated")
+        scale = _MILLIVOLTS_PER_UNIT.get(self.units.lower())
+        if scale is None:
+            raise InputError(f"lead {self.lead} is in '{self.units}', which is no voltage")
+        return self.gain / scale
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header; `n_samples` is None where it is not stated, `signals` is empty for a multi-segment record."""
+
+    name: str
+    n_segments: int
+    rate_hz: float
+    n_samples: int | None
+    signals: tuple[SignalLine, ...]
+    signal_lines: tuple[str, ...]
+    comments: tuple[str, ...]
+
+
+def parse_header(content: bytes) -> Header:
+    """Parse the bytes of a .hea file.
+
+    Raises
+    ------
+    InputError
+        It is not a header, or a field that the signal depends on cannot be read.
+    """
+    if len(content) > MAX_HEADER_BYTES:
+        raise InputError(f"its header has {len(content)} bytes, more than {MAX_HEADER_BYTES}")
+    lines = [line.strip() for line in _decoded(content).splitlines()]
+    comments = tuple(line for line in lines if line.startswith("#"))
+    lines = [line for line in lines if line and not line.startswith("#")]
+    record = _RECORD.match(lines[0]) if lines else None
+    if record is None:
+        raise InputError(f"its record line cannot be read: {(lines[0] if lines else '')[:80]!r}")
+    n_signals, n_segments = int(record["signals"]), int(record["segments"] or 0)
+    rate_hz = float(record["rate"] or DEFAULT_RATE_HZ)
+    if n_signals > MAX_SIGNALS or not 0 < rate_hz < 1e6:
+        raise InputError(f"its record line says {n_signals} signals at {rate_hz:g} Hz")
+    if n_segments == 0 and len(lines) - 1 < n_signals:
+        raise InputError(f"its header promises {n_signals} signals and describes {len(lines) - 1}")
+    described = lines[1:] if n_segments else lines[1 : 1 + n_signals]
+    return Header(
+        name=record["name"],
+        n_segments=n_segments,
+        rate_hz=rate_hz,
+        n_samples=int(record["samples"] or 0) or None,
+        signals=() if n_segments else tuple(_signal(line) for line in described),
+        signal_lines=tuple(described),
+        comments=comments,
+    )
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _signal(line: str) -> SignalLine:
+    found = _SIGNAL.match(line)
+    if found is None:
+        raise InputError(f"a signal line of its header cannot be read: {line[:80]!r}")
+    file, fmt, frame, skew, offset, gain, baseline, units, _, zero, initial, checksum, _, lead = found.groups()
+    return SignalLine(
+        file_name=file,
+        format=fmt,
+        samples_per_frame=int(frame or 1),
+        skew=int(skew or 0),
+        offset=int(offset or 0),
+        gain=float(gain or 0),
+        baseline=int(baseline if baseline is not None else zero or 0),
+        units=units or "mV",
+        initial=None if initial is None else int(initial),
+        checksum=None if checksum is None else int(checksum),
+        lead=lead or "",
+    )
