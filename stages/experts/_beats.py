@@ -19,8 +19,10 @@ RATE_HZ = 500
 SAMPLE_MS = 1000 / RATE_HZ
 BEFORE, AFTER = 200, 320
 """Samples of the median beat before and after the R peak: 400 and 640 ms."""
-MIN_LEAD_MV = 0.02
-"""A lead whose 5-25 Hz content stays below this is flat."""
+FLAT_MV = 0.01
+"""A lead that stays within this range is flat."""
+MIN_QRS_MV = 0.01
+"""A lead whose 5-25 Hz content stays below this has no say in where the beats are."""
 MIN_FINITE_SHARE = 0.5
 """A lead with a smaller share of finite samples is missing."""
 SAME_CLASS = 0.8
@@ -84,13 +86,14 @@ def find_beats(signals: np.ndarray) -> Beats | None:
         return None
     clean = remove_spikes(fill_gaps(signals[None])[0])
     narrow = scipy.signal.sosfiltfilt(_QRS_BAND, clean, axis=-1)
-    present &= np.percentile(np.abs(narrow), 98, axis=-1) > MIN_LEAD_MV / 2
-    if not present.any():
+    present &= np.ptp(clean, axis=-1) > FLAT_MV
+    beating = present & (np.percentile(np.abs(narrow), 98, axis=-1) > MIN_QRS_MV)
+    if not beating.any():
         return None
-    peaks = _whole(detect_qrs(narrow[present]), signals.shape[-1])
+    peaks = _whole(detect_qrs(narrow[beating]), signals.shape[-1])
     if peaks.size == 0:
         return None
-    aligned, similarity = _align(narrow[present], peaks)
+    aligned, similarity = _align(narrow[beating], peaks)
     broad = scipy.signal.sosfiltfilt(_DIAGNOSTIC_BAND, clean, axis=-1)
     broad[~present] = np.nan
     centres, template, noise_mv = _median_beat(broad, aligned, similarity)

@@ -18,14 +18,14 @@ import scipy.signal
 from stages.experts._beats import BEFORE, RATE_HZ, SAMPLE_MS
 
 _WAVE_BAND = scipy.signal.butter(2, 20, "lowpass", fs=RATE_HZ, output="sos")
-QRS_SPEED_SHARE = 0.03
-"""Share of the peak speed, above the rest of the beat, at which the QRS begins and ends."""
+QRS_SPEED_SHARES = (0.03, 0.06, 0.12)
+"""Share of the peak speed, above the rest of the beat, at which the QRS begins and ends; the first that gives bounds."""
 QRS_QUIET_MS = 12
 """How long the speed stays below that outside the QRS."""
 QRS_REACH_MS = (130, 170)
 P_SEARCH_MS = 260
-P_SHARES = (0.25, 0.38)
-"""Shares of the P wave's height at which it begins and ends (the PR segment after it is rarely level)."""
+P_SHARE = 0.2
+"""Share of the P wave's height at which it begins and ends."""
 P_MIN_MV = 0.012
 T_MIN_MV = 0.02
 WAVE_OVER_NOISE = 5.0
@@ -62,7 +62,7 @@ def delineate(template: np.ndarray, rr_ms: float, residual_mv: float) -> Waves:
     qrs_on, qrs_off = _qrs_bounds(template)
     if not np.isfinite(qrs_on + qrs_off):
         return Waves()
-    smooth = scipy.signal.sosfiltfilt(_WAVE_BAND, template, axis=-1)
+    smooth = scipy.signal.sosfiltfilt(_WAVE_BAND, _without_qrs(template, int(qrs_on), int(qrs_off)), axis=-1)
     t_on, t_peak, t_off = _t_wave(smooth, int(qrs_on), int(qrs_off), rr, residual_mv)
     last_t = (t_off if np.isfinite(t_off) else qrs_off + 0.3 * rr) - rr
     p_on, p_peak, p_off = _p_wave(smooth, int(qrs_on), last_t, residual_mv)
@@ -76,17 +76,28 @@ def _qrs_bounds(template: np.ndarray) -> tuple[float, float]:
     near = slice(BEFORE - 30, BEFORE + 31)
     top = BEFORE - 30 + int(speed[near].argmax())
     floor = np.percentile(speed[BEFORE - before - 20 : BEFORE + after + 80], 25)
-    quiet = speed < floor + QRS_SPEED_SHARE * (speed[top] - floor)
     run = int(QRS_QUIET_MS / SAMPLE_MS)
-    start = _first_run(quiet[BEFORE - before : top][::-1], run)
-    stop = _first_run(quiet[top + 1 : BEFORE + after], run)
-    return top - 1 - start + 1, top + 1 + stop - 1
+    for share in QRS_SPEED_SHARES:
+        quiet = speed < floor + share * (speed[top] - floor)
+        start = _first_run(quiet[BEFORE - before : top][::-1], run)
+        stop = _first_run(quiet[top + 1 : BEFORE + after], run)
+        if np.isfinite(start + stop):
+            return top - start, top + stop
+    return np.nan, np.nan
 
 
 def _first_run(quiet: np.ndarray, length: int) -> float:
     """Where the first run of at least `length` True values begins; NaN if there is none."""
     runs = np.convolve(quiet, np.ones(length), "valid") == length
     return float(runs.argmax()) if runs.any() else np.nan
+
+
+def _without_qrs(template: np.ndarray, qrs_on: int, qrs_off: int) -> np.ndarray:
+    """Bridge the QRS complex by a straight line, so that smoothing does not smear it over its neighbours."""
+    bridged = template.copy()
+    ends = template[:, qrs_on], template[:, qrs_off]
+    bridged[:, qrs_on : qrs_off + 1] = np.linspace(*ends, qrs_off + 1 - qrs_on, axis=-1)
+    return bridged
 
 
 def _t_wave(smooth: np.ndarray, qrs_on: int, qrs_off: int, rr: float, residual_mv: float) -> tuple[float, float, float]:
@@ -136,8 +147,8 @@ def _p_wave(smooth: np.ndarray, qrs_on: int, last_t: float, residual_mv: float) 
     if peaks.size == 0:
         return missing
     peak = int(peaks[found["prominences"].argmax()])
-    left = np.flatnonzero(height[:peak] < P_SHARES[0] * height[peak])
-    right = peak + np.flatnonzero(height[peak:] < P_SHARES[1] * height[peak])
+    left = np.flatnonzero(height[:peak] < P_SHARE * height[peak])
+    right = peak + np.flatnonzero(height[peak:] < P_SHARE * height[peak])
     on = float(start + left[-1]) if left.size else np.nan
     off = float(start + right[0]) if right.size else np.nan
     return on, float(start + peak), off

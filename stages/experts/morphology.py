@@ -244,6 +244,7 @@ class Morphology(Expert):
             windows="the whole record, of any length from 1 s",
             missing_leads="NaN in that lead's measurements; the other leads carry on",
             needs_weights=False,
+            nan_features=True,
             store_dtype="float32",
             preprocessing={"features": FEATURES},
         )

@@ -235,9 +235,9 @@ class Rocket(Expert):
         """Compute the features of [batch, 12, 1000], as the one layer and the embedding [batch, 9996]."""
         if x.ndim != 3 or tuple(x.shape[1:]) != (N_LEADS, N_SAMPLES):
             raise UsageError(f"expert 'rocket': input is {list(x.shape)}; expected [batch, {N_LEADS}, {N_SAMPLES}]")
-        groups = tuple(group.to(self.device) for group in self.groups)
+        self.groups = tuple(group.to(self.device) for group in self.groups)
         size = CHUNK.get(self.device.type, 32)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            parts = [rocket_features(part.to(self.device, torch.float32), groups) for part in x.split(size)]
+            parts = [rocket_features(part.to(self.device, torch.float32), self.groups) for part in x.split(size)]
         features = torch.cat(parts) if parts else torch.empty((0, N_KERNELS * PER_KERNEL), device=self.device)
         return Encoding(layers=features[:, None], embedding=features)
