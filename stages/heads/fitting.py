@@ -133,9 +133,9 @@ class Fitted:
     models: list[FoldModel]
     heads: dict[str, ExpertHead]
     gate: GateFit
-    masks: Masks
-    mixed: Tensor
-    """[F, n, C] calibrated mixed logits, held out where a gate mask judges them."""
+    gate_masks: Masks
+    gate_data: GateData
+    """The experts' out-of-sample outputs, for methods that combine them otherwise (stacking)."""
 
 
 def fit_all(
@@ -188,7 +188,7 @@ def fit_all(
         )
         for f in range(len(splits))
     ]
-    return Fitted(models, heads, gate, gate_masks, mixed)
+    return Fitted(models, heads, gate, gate_masks, data)
 
 
 def _gate_data(

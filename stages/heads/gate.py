@@ -42,7 +42,7 @@ class GateOptions:
     """Reward for spread weights (negative: for sharp ones), in nats of loss per nat of entropy."""
     load_balance: float = 0.0
     """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
-    prior_strength: float = 1.0
+    prior_strength: float = 3.0
     """Gaussian prior on the constant log-weights around uniform, in records."""
     huber: bool = True
 
@@ -132,7 +132,7 @@ def fit_gate(data: GateData, masks: Masks, options: GateOptions, seed: int) -> G
     """Fit constant weights, then the record-dependent gate from them; keep what is better on held-out records.
 
     `masks` are the gate's own: model 0 is trained on every record with out-of-sample outputs, models 1..J each leave
-    one inner fold of them out and judge it. The uniform mean, the best single expert and the fitted constant weights
+    one inner fold of them out and judge it. Fitted constant weights, the uniform mean and the best single expert
     compete first; the trained gate replaces the winner only where its paired improvement exceeds one standard error.
     """
     constant, start, base = _constant_start(data, masks, options)
@@ -168,22 +168,30 @@ def _fit_constant(data: GateData, masks: Masks, options: GateOptions) -> Tensor:
 
 
 def _constant_start(data: GateData, masks: Masks, options: GateOptions) -> tuple[Tensor, list[list[str]], Tensor]:
-    """Best constant log-weights [F, M, T, E], their names, and their held-out logits [F, n, C]."""
+    """Best constant log-weights [F, M, T, E], their names, and their held-out logits [F, n, C].
+
+    The fitted ones, which the prior holds between uniform and the best expert, give way to uniform weights or to a
+    single expert only where those are better by more than one standard error.
+    """
     fitted = _fit_constant(data, masks, options)
     n_experts = fitted.shape[-1]
-    candidates = [("uniform", torch.zeros_like(fitted)), ("constant", fitted)]
+    candidates = [("constant", fitted), ("uniform", torch.zeros_like(fitted))]
     for e in range(n_experts):
         alone = torch.zeros_like(fitted)
         alone[..., e] = ONE_HOT
         candidates.append((f"single:{e}", alone))
-    losses, logits = [], []
+    gains: list[Tensor] = []
+    logits: list[Tensor] = []
+    incumbent = torch.zeros(())
     for _, a in candidates:
         w = torch.stack([mask_softmax(a[:, m, None], data.present[:, None]) for m in range(a.shape[1])], 1)
         mixed = mix(w, data.outputs[:, None], data.blocks)
         logits.append(masks.out_of_sample(mixed))
         loss, row = _loss(data, logits[-1], masks.judged, options.huber)
-        losses.append((loss * row).sum(1) / row.sum(1).clamp_min(1e-9))
-    best = torch.stack(losses).argmin(0)
+        incumbent = loss if len(logits) == 1 else incumbent
+        gain = paired_gain(incumbent, loss, row)
+        gains.append(torch.where(gain.accepted, gain.mean, 0.0))
+    best = torch.stack(gains).argmax(0)
     constant, held_out = torch.empty_like(fitted), torch.empty_like(logits[0])
     for f in range(best.shape[0]):
         for t, block in enumerate(data.blocks):

@@ -44,7 +44,7 @@ class RobustScaler:
         mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
         flat = scale <= 1e-6 * np.maximum(1e-6, np.abs(mean))
         scale[flat] = np.inf
-        indicators = np.flatnonzero((rate >= MIN_MISSING) & (rate <= MAX_MISSING))
+        indicators = _distinct_patterns(missing, np.flatnonzero((rate >= MIN_MISSING) & (rate <= MAX_MISSING)))
         return cls(median, mean.astype(np.float32), scale.astype(np.float32), indicators)
 
     def transform(self, x: np.ndarray) -> np.ndarray:
@@ -63,6 +63,12 @@ class RobustScaler:
     def state(self) -> dict[str, np.ndarray]:
         """Arrays that `RobustScaler(**state)` reads."""
         return {n: getattr(self, n) for n in ("median", "mean", "scale", "indicators")}
+
+
+def _distinct_patterns(missing: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Keep one of the features that are missing in the very same records (those of one absent expert, say)."""
+    code = missing[:, features].T @ np.random.default_rng(0).random(len(missing))
+    return np.sort(features[np.unique(code, return_index=True)[1]])
 
 
 def _quantiles(x: np.ndarray, levels: tuple[float, ...], has_missing: bool) -> np.ndarray:

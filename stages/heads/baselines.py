@@ -1,0 +1,279 @@
+"""Reference methods beside the gate, all with the same face, so that an evaluation can loop over `METHODS`.
+
+Lives here: trivial, single experts, uniform mean, stacking, concatenated embeddings, PPA, PMA, as estimators. Not here:
+full-rank heads (`fullrank`), the default itself (`ensemble`), metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from stages.heads.calibration import fit_temperatures
+from stages.heads.crossfit import check_splits
+from stages.heads.ensemble import EnsembleHeads
+from stages.heads.estimator import Estimator, Predictions, decide, mean_score
+from stages.heads.features import mix_layers, parse_mix, read_features
+from stages.heads.fitted import to_means
+from stages.heads.fitting import read_targets
+from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
+from stages.heads.stack import HeadOptions, choose_strength
+from stages.heads.tasks import TaskSpec, infer_tasks, layout
+
+
+class Reference(Estimator):
+    """Base: `fit(features, targets, tasks, splits=..., groups=...)`, `predict_proba(features, fold=...)`, `score`."""
+
+    n_trainable_: int = 0
+
+    def fit(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        tasks: Sequence[TaskSpec] | None = None,
+        *,
+        splits: Sequence[Sequence[Any]] | None = None,
+        groups: Any = None,
+        gate_signal: np.ndarray | None = None,
+    ) -> Self:
+        """Fit all folds; arguments as `EnsembleHeads.fit`."""
+        raise NotImplementedError
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Probabilities or values of one fold's model."""
+        raise NotImplementedError
+
+    n_folds_: int = 1
+
+    def predict_proba(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Probabilities or values; `fold` None averages the folds."""
+        folds = range(self.n_folds_) if fold is None else [fold]
+        means = [self.fold_means(features, f, gate_signal) for f in folds]
+        return {task.name: np.mean([m[task.name] for m in means], axis=0) for task in self.tasks_}
+
+    def predict(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Values, classes or class indices."""
+        return decide(self.tasks_, self.predict_proba(features, gate_signal=gate_signal, fold=fold))
+
+    def score(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        *,
+        gate_signal: np.ndarray | None = None,
+        fold: int | None = None,
+    ) -> float:
+        """Mean over tasks of R2 or accuracy."""
+        return mean_score(self.tasks_, self.predict(features, gate_signal=gate_signal, fold=fold), targets)
+
+
+class Trivial(Reference):
+    """Says of every record what the training labels say on average: median, base rate, class frequencies."""
+
+    def __init__(self, *, on_unusable: str = "error") -> None:
+        self.on_unusable = on_unusable
+
+    def fit(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        tasks: Sequence[TaskSpec] | None = None,
+        *,
+        splits: Sequence[Sequence[Any]] | None = None,
+        groups: Any = None,
+        gate_signal: np.ndarray | None = None,
+    ) -> Self:
+        """Count training labels; the features give only the number of records."""
+        n = len(next(iter(read_features(features).values())))
+        folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, groups)
+        chosen = tuple(tasks) if tasks is not None else infer_tasks(targets)
+        skip = self.on_unusable == "skip"
+        data = read_targets(dict(targets), chosen, folds, n, skip_unusable=skip, balanced=False)
+        train = torch.zeros(len(folds), 1, n)
+        for f, (rows, _, _) in enumerate(folds):
+            train[f, 0, torch.from_numpy(rows)] = 1
+        problem = Problem(torch.zeros(len(folds), n, 1), data.y, data.weight, train, data.blocks)
+        logits = prior_logits(problem)[:, 0].numpy()
+        for block in data.blocks:
+            if block.task.kind == "regression":  # the centre of a standardised target is its training median
+                logits[:, block.start] = 0.0
+        self.tasks_ = tuple(b.task for b in data.blocks)
+        self.skipped_, self.n_folds_ = data.skipped, len(folds)
+        self.means_ = [
+            to_means(logits[f : f + 1], data.centre[f], data.scale[f], data.blocks) for f in range(len(folds))
+        ]
+        return self
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Repeat the training answer for every record."""
+        n = len(next(iter(read_features(features).values())))
+        return {k: np.repeat(v, n, axis=0) for k, v in self.means_[fold].items()}
+
+
+class _OnHeads(Reference):
+    """A method that reads a fitted `EnsembleHeads`: one that is given (nothing is trained twice), or its own."""
+
+    def __init__(self, *, heads: EnsembleHeads | None = None) -> None:
+        self.heads = heads
+
+    def fit(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        tasks: Sequence[TaskSpec] | None = None,
+        *,
+        splits: Sequence[Sequence[Any]] | None = None,
+        groups: Any = None,
+        gate_signal: np.ndarray | None = None,
+    ) -> Self:
+        """Take the given fit if it is one, else fit."""
+        self.heads_ = self.heads if self.heads is not None else EnsembleHeads()
+        if not hasattr(self.heads_, "fitted_"):
+            self.heads_.fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
+        self.tasks_, self.n_folds_ = self.heads_.tasks_, len(self.heads_.models_)
+        return self
+
+
+class UniformMean(_OnHeads):
+    """Plain mean of the experts' probabilities or values."""
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Average the present experts."""
+        return self.heads_.uniform_mean(features, gate_signal=signal, fold=fold)
+
+
+class SingleExpert(_OnHeads):
+    """One expert's own head."""
+
+    def __init__(self, *, expert: str, heads: EnsembleHeads | None = None) -> None:
+        super().__init__(heads=heads)
+        self.expert = expert
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Give that expert's predictions."""
+        return self.heads_.expert_predictions(features, gate_signal=signal, fold=fold)[self.expert]
+
+
+class Stacking(_OnHeads):
+    """Ridge, logistic or multinomial regression over the experts' out-of-sample logits (Wolpert 1992).
+
+    All columns of a task's logits of all experts are read; an absent expert's are 0, with an indicator. The penalty is
+    chosen on held-out records as the probe's is.
+    """
+
+    def fit(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        tasks: Sequence[TaskSpec] | None = None,
+        *,
+        splits: Sequence[Sequence[Any]] | None = None,
+        groups: Any = None,
+        gate_signal: np.ndarray | None = None,
+    ) -> Self:
+        """Fit the experts' heads if need be, then the stack."""
+        super().fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
+        fitted, blocks = self.heads_.fitted_, self.heads_.blocks_
+        data, masks = fitted.gate_data, fitted.gate_masks
+        options = HeadOptions(tuple(self.heads_.strengths), None, True, self.heads_.seed)
+        self.weights_, self.rotations_, logits = [], [], torch.empty_like(data.y)
+        for block in blocks:
+            c = block.columns
+            x = self._inputs(data.outputs, data.present, c).numpy()
+            rows = [m[0] > 0 for m in masks.train.numpy()]
+            rotations = [Rotation.fit(x[f][r]) for f, r in enumerate(rows)]
+            z = pad_stack([r.transform(x[f]) for f, r in enumerate(rotations)])
+            problem = Problem(z, data.y[..., c], data.weight[..., c], masks.train, layout([block.task]))
+            weights, _ = choose_strength(problem, masks, options)
+            logits[..., c] = masks.out_of_sample(probe_logits(z, weights))
+            self.weights_.append(weights[:, 0])
+            self.rotations_.append(rotations)
+        known = (data.weight > 0).float() * masks.judged[..., None]
+        self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
+        self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
+        return self
+
+    @staticmethod
+    def _inputs(outputs: torch.Tensor, present: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Logits [F, n, E, C] and presence [n, E] -> [F, n, E * (K + 1)]."""
+        own = (outputs[..., columns] * present[..., None]).flatten(2)
+        absent = (1 - present).expand(outputs.shape[0], -1, -1)
+        return torch.cat([own, absent], 2)
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Apply one fold's stack."""
+        blocks, model = self.heads_.blocks_, self.heads_.models_[fold]
+        experts = torch.from_numpy(self.heads_._outputs(features, signal, fold)[0].experts)
+        present = (~experts.isnan().any(-1)).float()
+        outputs = experts.nan_to_num(0.0)[None]
+        parts = []
+        for block, weights, rotations in zip(blocks, self.weights_, self.rotations_, strict=True):
+            z = torch.from_numpy(rotations[fold].transform(self._inputs(outputs, present, block.columns)[0].numpy()))
+            parts.append(z @ weights[fold, : z.shape[1]] + weights[fold, -1])
+        logits = (torch.cat(parts, 1) / self.temperature_[fold]).numpy()
+        return to_means(logits, model.target_centre, model.target_scale, blocks)
+
+
+class Concatenated(Reference):
+    """Ridge, logistic or multinomial regression on all experts' standardised features side by side."""
+
+    def __init__(self, *, layer_mix: str = "embedding+ppa", on_unusable: str = "error", seed: int = 42) -> None:
+        self.layer_mix = layer_mix
+        self.on_unusable = on_unusable
+        self.seed = seed
+
+    def fit(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        tasks: Sequence[TaskSpec] | None = None,
+        *,
+        splits: Sequence[Sequence[Any]] | None = None,
+        groups: Any = None,
+        gate_signal: np.ndarray | None = None,
+    ) -> Self:
+        """Fit as one expert without LoRA."""
+        joined = self._join(features)
+        self.inner_ = EnsembleHeads(
+            lora=False, gate_epochs=0, gate_input="none", on_unusable=self.on_unusable, seed=self.seed
+        )
+        self.inner_.fit({"concat": joined}, targets, tasks, splits=splits, groups=groups)
+        self.tasks_, self.n_folds_ = self.inner_.tasks_, len(self.inner_.models_)
+        self.skipped_ = self.inner_.skipped_
+        head = self.inner_.models_[0].heads["concat"]
+        self.n_trainable_ = head.weight.size + head.bias.size
+        return self
+
+    def _join(self, features: Mapping[str, Any]) -> np.ndarray:
+        parts = parse_mix(self.layer_mix)
+        return np.concatenate([mix_layers(k, v, parts, None) for k, v in read_features(features).items()], 1)
+
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+        """Predict with one fold's model."""
+        return self.inner_.predict_proba({"concat": self._join(features)}, fold=fold)
+
+
+def _full_rank(**options: Any) -> Any:
+    from stages.heads.fullrank import FullRank
+
+    return FullRank(**options)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "trivial": Trivial,
+    "mean": UniformMean,
+    "stacking": Stacking,
+    "concat": Concatenated,
+    "full-rank": _full_rank,
+    "ppa": lambda **options: EnsembleHeads(layer_mix="ppa", **options),
+    "pma": lambda **options: EnsembleHeads(layer_mix="pma", **options),
+    "gate": EnsembleHeads,
+}
+"""Name in metrics.json -> factory. `mean` and `stacking` take `heads=` a fitted `EnsembleHeads` to reuse."""
