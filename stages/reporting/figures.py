@@ -31,6 +31,7 @@ UNIT = (0.0, 1.0)
 _UNIT_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _PANEL = (320.0, 300.0)
 _SCATTER_POINTS = 1500
+_WIDE = 940.0
 Series = dict[str, str]
 
 
@@ -60,7 +61,8 @@ def pr_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
         columns = class_columns(target, blocks[method])
         found = _joined([c for _, y, p in columns if (c := precision_recall(y, p))])
         share = float(np.mean([y.mean() for _, y, _ in columns if y.any()] or [0.0]))
-        axes.line(UNIT, (share, share), "reference")
+        if method == next(iter(series)):
+            axes.line(UNIT, (share, share), "reference")
         if found:
             axes.line(found.x, found.y, f"curve {css}")
     return axes.svg()
@@ -179,12 +181,12 @@ def interval_figure(
     if not known:
         return ""
     several = max(len(marks) for _, marks in rows)
-    step, left, right = 24.0 + 9 * (several - 1), 10 + 6.4 * min(max(len(name) for name, _ in rows), 34), 150.0
+    step, left, right = 24.0 + 14 * (several - 1), 10 + 6.4 * min(max(len(name) for name, _ in rows), 34), 150.0
     low, high = min(known), max(known)
     pad = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
     height = step * len(rows) + 50
     axes = Axes(
-        (760, height), (low - pad, high + pad), (len(rows), 0), title=title,
+        (_WIDE, height), (low - pad, high + pad), (len(rows), 0), title=title,
         labels=(METRICS[metric].title, ""), margins=(left, right, 6, 40), ticks=(None, ()),
     )  # fmt: skip
     if reference is not None:
@@ -192,7 +194,7 @@ def interval_figure(
     for i, (name, marks) in enumerate(rows):
         axes.drawing.text(left - 8, axes.py(i + 0.5) + 4, _short(name, 34), "label end strong")
         for k, (css, found) in enumerate(marks):
-            _interval_mark(axes, i + (k + 1) / (len(marks) + 1), (760 - right + 10), css, found, places)
+            _interval_mark(axes, i + (k + 1) / (len(marks) + 1), (_WIDE - right + 10), css, found, places)
     return axes.svg()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 EXPERT = "one frozen model alone: a head on its embeddings, trained like the gate's heads"
 
 METHODS: dict[str, tuple[str, str]] = {
-    "gate": ("gate (default)", "every expert has a head; a gate weighs their answers anew for each record"),
+    "gate": ("gate", "the default: every expert has a head, and a gate weighs their answers anew for each record"),
     "enecg": ("EnECG preset", "the published EnECG heads and gate (lead II), on the experts' own outputs"),
     "ppa": ("layer mean (PPA)", "the plain mean of an expert's layers, then a head"),
     "pma": ("layer gate (PMA)", "a small network weighs an expert's layers for each record, then a head"),

@@ -113,12 +113,14 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "classes": Markup(_classes_figure(name, found, series)),
         "subgroups": Markup(_subgroups_figure(name, metrics, series)),
         "gate": _gate(target, blocks[main], weights),
+        "curves": _curves_note(target),
         "learning": Markup(_learning(name, found, series, facts)),
+        "learning_legend": [(titles[m], css) for m, css in series.items() if m in _learned(name, facts)],
     }
 
 
 def _about(target: Target, n: Json) -> str:
-    train = f"{n['train']:,} training, {n['val']:,} validation and " if "train" in n else ""
+    train = f"{n['train']:,} training, {n['val']:,} validation and " if n.get("train") else ""
     unit = f" in {target.unit}" if target.unit else ""
     missing = f" {n['missing']:,} test records have no label." if n["missing"] else ""
     described = f"{target.description}. " if target.description else ""
@@ -126,6 +128,17 @@ def _about(target: Target, n: Json) -> str:
         f"{described}Predicts {_KINDS[target.kind]}{unit}. "
         f"{train}{n['test']:,} labelled test records of {n['patients_test']:,} patients.{missing}"
     )
+
+
+def _curves_note(target: Target) -> str:
+    """Return how the curves are to be read; nothing for a regression."""
+    if target.kind == "regression":
+        return ""
+    whose = {"binary": "", "multiclass": " (of the most probable class)", "multilabel": " (over all classes)"}[
+        target.kind
+    ]
+    means = "" if target.kind == "binary" else "ROC and precision are means of the classes' curves. "
+    return f"{means}Calibration{whose} is that of the first two methods; larger dots stand for more records."
 
 
 def _methods_figure(name: str, metrics: Json, titles: dict[str, str]) -> str:
@@ -149,11 +162,10 @@ def _pictures(target: Target, blocks: dict[str, Block], series: dict[str, str]) 
             ("Predicted against true values", figures.predicted_figure(target, blocks[main])),
             ("Errors", figures.error_figure(target, blocks[main])),
         ]
-    over = "" if target.kind == "binary" else ", mean of the classes"
     first_two = {method: series[method] for method in list(series)[:2]}
     found = [
-        (f"ROC{over}", figures.roc_figure(target, blocks, series)),
-        (f"Precision and sensitivity{over}", figures.pr_figure(target, blocks, series)),
+        ("ROC", figures.roc_figure(target, blocks, series)),
+        ("Precision and sensitivity", figures.pr_figure(target, blocks, series)),
         ("Calibration", figures.reliability_figure(target, blocks, first_two)),
     ]
     if target.kind == "multiclass" and len(target.classes) <= 2 * _MAX_PANELS:
@@ -188,7 +200,7 @@ def _subgroups_figure(name: str, metrics: Json, series: dict[str, str]) -> str:
         (f"{words[grouping]}{group} ({part['n']:,})", [(series[m], v[metric]) for m, v in part["methods"].items()])
         for grouping, groups in found.get("subgroups", {}).items()
         for group, part in groups.items()
-        if part["methods"]
+        if any(values[metric]["value"] is not None for values in part["methods"].values())
     ]
     return (
         figures.interval_figure(f"Subgroups of {name}", rows, metric, decimals(metrics, name, metric)) if rows else ""
@@ -205,6 +217,10 @@ def _gate(target: Target, block: Block, weights: pd.DataFrame | None) -> Json | 
         "rows": gate_figures.weights_by_class(target, block, table),
         "groups": "true value, in quarters" if target.kind == "regression" else "true class",
     }
+
+
+def _learned(name: str, facts: Json) -> set[str]:
+    return {point["method"] for point in facts.get("learning_curve", {}).get(name, [])}
 
 
 def _learning(name: str, found: Json, series: dict[str, str], facts: Json) -> str:

@@ -68,7 +68,10 @@ def write_study(folder, n=400, seed=0, folds=1):
                     )
     with writing_gate_weights(folder / "gate_weights.parquet") as table:
         for name in TARGETS:
-            table.add(name, "test", 0, record_ids=record_ids, experts=EXPERTS, weights=rng.dirichlet((1, 2, 4), n))
+            weights = rng.dirichlet((1, 2, 4), n)
+            for k in range(folds):
+                rows = fold == k
+                table.add(name, "test", k, record_ids=record_ids[rows], experts=EXPERTS, weights=weights[rows])
     return _records(rng, record_ids, patient_ids, y)
 
 

@@ -1,0 +1,282 @@
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from cache.errors import InputError, MissingFileError, StoreError
+from cache.records import Target, write_records
+from stages.evaluation.plots import FOLDERS, write_plots
+from stages.evaluation.predictions import open_predictions, writing_predictions
+from stages.evaluation.summary import headline, read_metrics, summarise, write_metrics
+from stages.evaluation.table import metrics_table, number
+from stages.report import write_report
+from stages.reporting.svg import nice_ticks, tick_text
+from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_study
+
+VOID = {"meta", "br", "line", "link", "img", "hr"}
+FACTS = {
+    "title": "A <study> & more",
+    "warnings": ["ecgfm was pretrained on this cohort"],
+    "commands": ["ensemble ingest --source ptbxl"],
+    "experts": [{"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]}],
+    "methods": {"gate": {"parameters": 74896, "seconds": 2.5}},
+    "learning_curve": {
+        "age": [{"fraction": f, "method": "gate", "value": 8 - f, "low": 7, "high": 9} for f in (0.1, 1)]
+    },
+}
+
+
+class Wellformed(HTMLParser):
+    """Collects text and attributes, and fails where tags do not match."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.attributes, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def printed(metrics):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(metrics_table(metrics))
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    records = write_study(folder, n=300, folds=2)
+    write_records(folder / "records.parquet", records, list(TARGETS.values()))
+    metrics = summarise(open_predictions(folder / "predictions.parquet"), records, n_resamples=60)
+    write_metrics(folder / "metrics.json", metrics)
+    return folder
+
+
+def report(study, out, facts=FACTS, weights="gate_weights.parquet"):
+    paths = [
+        study / name if name else None for name in ("metrics.json", "predictions.parquet", weights, "records.parquet")
+    ]
+    return write_report(*paths, out, facts)
+
+
+@pytest.fixture(scope="module")
+def page(study, tmp_path_factory):
+    return report(study, tmp_path_factory.mktemp("out") / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def metrics(study):
+    return read_metrics(study / "metrics.json")
+
+
+def test_metrics_are_recomputed_from_the_predictions_alone(study, metrics):
+    again = summarise(open_predictions(study / "predictions.parquet"), n_resamples=60)
+    write_metrics(study / "again.json", again)
+    for task, found in json.loads((study / "again.json").read_text())["tasks"].items():
+        for key in ("methods", "differences", "best_single_expert", "per_class", "folds"):
+            assert found.get(key) == metrics["tasks"][task].get(key)
+
+
+def test_metrics_json_says_who_was_compared_with_whom(metrics):
+    found = metrics["tasks"]["superclass"]
+    assert found["best_single_expert"] == "expert:ecgfm"
+    assert found["differences"]["gate"]["auroc_macro"]["verdict"] == "better"
+    assert found["differences"]["trivial"]["auroc_macro"]["verdict"] == "worse"
+    assert "expert:ecgfm" not in found["differences"]
+    assert metrics["tasks"]["age"]["differences"]["gate"]["mae"]["value"] < 0
+    assert metrics["tasks"]["age"]["differences"]["gate"]["mae"]["verdict"] in ("better", "same")
+    assert metrics["tasks"]["age"]["differences"]["trivial"]["mae"]["verdict"] == "worse"
+    assert len(found["folds"]["gate"]["auroc_macro"]["values"]) == 2
+
+
+def test_counts_and_subgroups_add_up(metrics):
+    n = metrics["tasks"]["gender"]["n"]
+    assert n["test"] == 300
+    groups = metrics["tasks"]["gender"]["subgroups"]
+    assert sum(group["n"] for group in groups["sex"].values()) == 300
+    assert groups["sex"]["female"]["n"] == n["positives"]
+    assert groups["sex"]["female"]["methods"]["gate"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert metrics["tasks"]["age"]["n"]["missing"] + metrics["tasks"]["age"]["n"]["test"] == 300
+    assert sum(group["n"] for group in groups["age_years"].values()) == metrics["tasks"]["age"]["n"]["test"]
+
+
+def test_undefined_metrics_become_null(tmp_path):
+    target = Target("rare", "binary")
+    ids = np.array(["a", "b", "c"], dtype=object)
+    with writing_predictions(tmp_path / "p.parquet", {"rare": target}) as table:
+        table.add(
+            "rare", "gate", "test", 0, record_ids=ids, patient_ids=ids, y_true=np.zeros(3), y_pred=np.full(3, 0.1)
+        )
+    write_metrics(tmp_path / "m.json", summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=10))
+    found = read_metrics(tmp_path / "m.json")["tasks"]["rare"]
+    assert found["methods"]["gate"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert found["methods"]["gate"]["accuracy"]["value"] == 1
+    assert found["best_single_expert"] is None
+    assert found["differences"] == {}
+    assert "\N{EN DASH}" in printed({"tasks": {"rare": found}})
+
+
+def test_methods_with_different_records_are_compared_on_the_common_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = np.array([f"r{i:03d}" for i in range(100)], dtype=object)
+    y = rng.normal(50, 10, 100)
+    error = np.where(np.arange(100) < 50, 1.0, 30.0)
+    with writing_predictions(tmp_path / "p.parquet", {"age": TARGETS["age"]}) as table:
+        for method, rows in (("gate", slice(0, 100)), ("expert:short", slice(0, 50))):
+            extra = 0.5 if method == "gate" else 0.0
+            table.add(
+                "age", method, "test", 0, record_ids=ids[rows], patient_ids=ids[rows], y_true=y[rows],
+                y_pred=(y + error + extra)[rows],
+            )  # fmt: skip
+    found = summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=50)["tasks"]["age"]
+    assert found["methods"]["gate"]["mae"]["value"] == pytest.approx(16.0, abs=1e-4)
+    assert found["differences"]["gate"]["mae"]["value"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_methods_whose_truths_disagree_are_refused(tmp_path):
+    ids = np.array(["a", "b", "c"], dtype=object)
+    with writing_predictions(tmp_path / "p.parquet", {"age": TARGETS["age"]}) as table:
+        for method, shift in (("gate", 0), ("mean", 1)):
+            y = np.array([40.0, 50, 60]) + shift
+            table.add("age", method, "test", 0, record_ids=ids, patient_ids=ids, y_true=y, y_pred=y)
+    with pytest.raises(InputError, match="y_true of 'mean' and 'gate' disagree"):
+        summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
+
+
+def test_a_task_without_labelled_test_records_is_refused(tmp_path):
+    ids = np.array(["a"], dtype=object)
+    with writing_predictions(tmp_path / "p.parquet", {"age": TARGETS["age"]}) as table:
+        table.add("age", "gate", "val", 0, record_ids=ids, patient_ids=ids, y_true=np.ones(1), y_pred=np.ones(1))
+    with pytest.raises(InputError, match="no labelled record of the test split"):
+        summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
+
+
+def test_damaged_metrics_are_one_line(tmp_path):
+    with pytest.raises(MissingFileError, match="run `ensemble evaluate` first"):
+        read_metrics(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text('{"tasks": ')
+    with pytest.raises(StoreError, match="not JSON"):
+        read_metrics(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(StoreError, match="has no 'tasks'"):
+        read_metrics(tmp_path / "metrics.json")
+
+
+def test_the_page_is_wellformed_and_names_every_task_and_method(page):
+    parser = Wellformed()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    words = " ".join(parser.words)
+    for name in [*TARGETS, *(method.removeprefix("expert:") for method in SKILLS if method.startswith("expert:"))]:
+        assert name in words
+    for phrase in (
+        "gate",
+        "concatenation",
+        "uniform mean",
+        "trivial baseline",
+        "74,896",
+        "ensemble ingest --source ptbxl",
+    ):
+        assert phrase in words
+    assert "the signal file is truncated" in words
+    assert "pretrained on ptbxl" in words
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    parser = Wellformed()
+    parser.feed(page)
+    linked = [value for name, value in parser.attributes if name in ("src", "href", "srcset", "xlink:href", "action")]
+    assert linked
+    assert all(value.startswith("#") for value in linked)
+    assert not re.search(r"https?://|<script|@import|url\(", page)
+    assert {value[1:] for value in linked} <= set(parser.ids)
+
+
+def test_what_a_user_wrote_is_escaped(page):
+    assert "A &lt;study&gt; &amp; more" in page
+    assert "<study>" not in page
+
+
+def test_the_page_shows_the_numbers_of_metrics_json(page, metrics):
+    for task, places in (("age", 2), ("gender", 3), ("report_label", 3), ("superclass", 3)):
+        found = metrics["tasks"][task]
+        for values in found["methods"].values():
+            assert f'<span class="value">{number(values[found["headline"][0]]["value"], places)}</span>' in page
+
+
+def test_the_same_inputs_give_the_same_page_and_metrics(study, page, tmp_path):
+    assert report(study, tmp_path / "again.html").read_text(encoding="utf-8") == page
+    records = write_study(tmp_path, n=300, folds=2)
+    write_metrics(
+        tmp_path / "metrics.json",
+        summarise(open_predictions(tmp_path / "predictions.parquet"), records, n_resamples=60),
+    )
+    assert (tmp_path / "metrics.json").read_bytes() == (study / "metrics.json").read_bytes()
+
+
+def test_a_report_without_facts_and_gate_weights_is_still_whole(study, tmp_path):
+    text = report(study, tmp_path / "plain.html", facts={}, weights=None).read_text(encoding="utf-8")
+    assert "Whom the gate trusts" not in text
+    assert 'id="cohort"' in text
+
+
+def test_plots_hold_one_file_per_task_and_lose_the_files_of_gone_tasks(study, metrics, tmp_path):
+    (tmp_path / "roc").mkdir()
+    (tmp_path / "roc" / "gone.csv").write_text("fpr,tpr\n")
+    written = {
+        path.relative_to(tmp_path).as_posix()
+        for path in write_plots(open_predictions(study / "predictions.parquet"), metrics, tmp_path)
+    }
+    assert {path.name for path in tmp_path.iterdir()} == set(FOLDERS)
+    assert "roc/gone.csv" not in {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")}
+    assert {"roc/gender.csv", "pr/superclass.csv", "confusion/report_label.csv", "predicted_vs_true/age.csv"} <= written
+    curve = pd.read_csv(tmp_path / "roc" / "gender.csv")
+    area = np.trapezoid(curve["tpr"], curve["fpr"])
+    assert area == pytest.approx(metrics["tasks"]["gender"]["methods"]["gate"]["auroc"]["value"], abs=0.005)
+
+
+def test_the_terminal_table_marks_the_best_and_the_verdicts(metrics):
+    lines = printed(metrics).splitlines()
+    gate = next(line for line in lines if "gate" in line)
+    assert gate.count("▲") + gate.count("≈") == 5
+    assert next(line for line in lines if "trivial" in line).count("▼") == 5
+    assert next(line for line in lines if "expert:ecgfm" in line).count("●") == 5
+    assert any("MAE, years" in line for line in lines)
+
+
+def test_the_headline_is_one_number_per_task_and_method(metrics):
+    found = headline(metrics)
+    assert set(found) == {"age mae", "gender auroc", "report_label auroc_macro", "superclass auroc_macro"}
+    assert found["age mae"]["gate"] == metrics["tasks"]["age"]["methods"]["gate"]["mae"]["value"]
+
+
+def test_numbers_are_written_for_readers():
+    assert number(None, 3) == "\N{EN DASH}"
+    assert number(-0.0001, 2) == "0.00"
+    assert number(-1.5, 1, sign=True) == "\N{MINUS SIGN}1.5"
+    assert [tick_text(t, ticks) for ticks in [nice_ticks(0, 1, 4)] for t in ticks] == [
+        "0.00",
+        "0.25",
+        "0.50",
+        "0.75",
+        "1.00",
+    ]
