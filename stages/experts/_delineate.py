@@ -19,7 +19,7 @@ from stages.experts._beats import BEFORE, RATE_HZ, SAMPLE_MS
 
 _WAVE_BAND = scipy.signal.butter(2, 20, "lowpass", fs=RATE_HZ, output="sos")
 QRS_SPEED_SHARES = (0.03, 0.06, 0.12)
-"""Share of the peak speed, above the rest of the beat, at which the QRS begins and ends; the first that gives bounds."""
+"""Share of the peak speed, above the rest of the beat, at which the QRS begins and ends; the first that finds both."""
 QRS_QUIET_MS = 12
 """How long the speed stays below that outside the QRS."""
 QRS_REACH_MS = (130, 170)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,7 @@ HIGHPASS_HZ = 0.5
 MAX_MV = 100.0
 """Beyond this, sums of 12 leads x weights would leave float32's exact integers (2^24)."""
 SEED = 2021
-N_REFERENCE, REFERENCE_STEP = 64, 8
+N_REFERENCE, REFERENCE_STEP = 64, 16
 CHUNK = {"cpu": 4, "cuda": 128}
 """Records at a time: what fits the processor's cache, and what fills a GPU."""
 
@@ -112,20 +113,19 @@ def draw_groups(seed: int) -> tuple[DilationGroup, ...]:
     levels = np.split(_quantile_levels(), np.cumsum([N_KERNELS * count for _, count in plan])[:-1])
     groups = []
     for i, (dilation, count) in enumerate(plan):
-        weights = (_kernels()[:, :, None] * choices[i][:, None, :]).reshape(N_KERNELS, -1)
-        group = DilationGroup(
-            dilation,
-            torch.from_numpy(weights).float(),
-            torch.empty(0),
-            torch.arange(i, i + N_KERNELS)[:, None] % 2 == 1,
-        )
-        pooled = (
-            _convolve(signals, group)[:, :, ::REFERENCE_STEP].transpose(0, 1).reshape(N_KERNELS, -1).sort(-1).values
-        )
-        at = torch.from_numpy((levels[i].reshape(N_KERNELS, count) * pooled.shape[1]).astype(np.int64))
-        thresholds = pooled.gather(1, at).T.contiguous() + 0.5
-        groups.append(DilationGroup(dilation, group.weights, thresholds, group.unpadded))
+        weights = torch.from_numpy((_kernels()[:, :, None] * choices[i][:, None, :]).reshape(N_KERNELS, -1)).float()
+        thresholds = _thresholds(signals, weights, dilation, levels[i].reshape(N_KERNELS, count))
+        unpadded = torch.arange(i, i + N_KERNELS)[:, None] % 2 == 1
+        groups.append(DilationGroup(dilation, weights, thresholds, unpadded))
     return tuple(groups)
+
+
+def _thresholds(signals: Tensor, weights: Tensor, dilation: int, levels: np.ndarray) -> Tensor:
+    """Take quantiles `levels` [84, n] of each kernel's convolutions, pooled over all signals: [n, 84]."""
+    parts = [_convolve(part, weights, dilation)[..., ::REFERENCE_STEP] for part in signals.split(CHUNK["cpu"])]
+    pooled = torch.cat(parts).transpose(0, 1).reshape(N_KERNELS, -1).sort(-1).values
+    at = torch.from_numpy((levels * pooled.shape[1]).astype(np.int64))
+    return pooled.gather(1, at).T.contiguous() + 0.5
 
 
 def to_microvolts(signals_mv: np.ndarray) -> Tensor:
@@ -134,12 +134,12 @@ def to_microvolts(signals_mv: np.ndarray) -> Tensor:
     return torch.from_numpy(np.rint(np.clip(level, -MAX_MV, MAX_MV) * 1000).astype(np.float32))
 
 
-def _convolve(x: Tensor, group: DilationGroup) -> Tensor:
-    """Convolve whole microvolts [batch, 12, time] with every kernel of a group: [batch, 84, time], exact integers."""
-    reach = group.dilation * (KERNEL_LENGTH // 2)
+def _convolve(x: Tensor, weights: Tensor, dilation: int) -> Tensor:
+    """Convolve whole microvolts [batch, 12, time] with 84 kernels: [batch, 84, time], exact integers."""
+    reach = dilation * (KERNEL_LENGTH // 2)
     padded = F.pad(x, (reach, reach))
-    shifts = [padded[..., j * group.dilation : j * group.dilation + x.shape[-1]] for j in range(KERNEL_LENGTH)]
-    return group.weights @ torch.cat(shifts, dim=1)
+    shifts = [padded[..., j * dilation : j * dilation + x.shape[-1]] for j in range(KERNEL_LENGTH)]
+    return weights @ torch.cat(shifts, dim=1)
 
 
 def _shares_above(y: Tensor, thresholds: Tensor) -> Tensor:
@@ -153,11 +153,22 @@ def _shares_above(y: Tensor, thresholds: Tensor) -> Tensor:
     return torch.stack(counts, dim=-1)
 
 
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Keep matrix products in full float32, whatever precision (TF32, bfloat16) the rest of the program asked for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def rocket_features(x: Tensor, groups: tuple[DilationGroup, ...]) -> Tensor:
     """Compute features [batch, 9996] of whole microvolts [batch, 12, 1000] on x's device."""
     features = []
     for group in groups:
-        y = _convolve(x, group)
+        y = _convolve(x, group.weights, group.dilation)
         reach = group.dilation * (KERNEL_LENGTH // 2)
         outside = torch.ones(x.shape[-1], dtype=torch.bool, device=x.device)
         outside[reach : x.shape[-1] - reach] = False
@@ -237,7 +248,7 @@ class Rocket(Expert):
             raise UsageError(f"expert 'rocket': input is {list(x.shape)}; expected [batch, {N_LEADS}, {N_SAMPLES}]")
         self.groups = tuple(group.to(self.device) for group in self.groups)
         size = CHUNK.get(self.device.type, 32)
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _exact_products():
             parts = [rocket_features(part.to(self.device, torch.float32), self.groups) for part in x.split(size)]
         features = torch.cat(parts) if parts else torch.empty((0, N_KERNELS * PER_KERNEL), device=self.device)
         return Encoding(layers=features[:, None], embedding=features)
