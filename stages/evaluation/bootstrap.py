@@ -101,10 +101,10 @@ def bootstrap(
 def estimate(value: float, replicates: np.ndarray, level: float = LEVEL) -> Estimate:
     """Return the value with its percentile interval over the resamples in which it is defined.
 
-    Where fewer than half of the resamples define it (a class of one or two patients) there is no interval.
+    Where fewer than four of five resamples define it (a class of one patient only) there is no interval.
     """
     defined = replicates[np.isfinite(replicates)]
-    if not np.isfinite(value) or 2 * len(defined) < len(replicates) or not len(defined):
+    if not np.isfinite(value) or 5 * len(defined) < 4 * len(replicates) or not len(defined):
         return Estimate(value, np.nan, np.nan)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high))

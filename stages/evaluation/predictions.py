@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
@@ -209,7 +210,7 @@ def writing_predictions(path: str | Path, tasks: Mapping[str, Target]) -> Iterat
     ...     table.add("age", "gate", "test", 0, record_ids=ids, patient_ids=patients, y_true=age, y_pred=guess)
     """
     fields = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in COLUMNS.items()]
-    described = json.dumps({name: dataclasses.asdict(target) for name, target in tasks.items()}, sort_keys=True)
+    described = json.dumps({name: dataclasses.asdict(target) for name, target in tasks.items()})
     schema = pa.schema(fields, metadata={_TASKS_KEY: described.encode()})
     text = [name for name, (kind, _) in COLUMNS.items() if kind == _TEXT]
     with (
@@ -258,10 +259,13 @@ class Predictions:
 
     def read(self, task: str, method: str, split: str | None = None) -> Block:
         """Return what one method predicts for one task, in one split or in all."""
-        filters = [("task", "==", task), ("method", "==", method)]
-        filters += [("split", "==", split)] if split else []
-        columns = [name for name in COLUMNS if name not in ("task", "method")]
-        return _block(self.tasks[task], pq.read_table(self.path, columns=columns, filters=filters))
+        wanted = {"task": task, "method": method} | ({"split": split} if split else {})
+        with pq.ParquetFile(self.path) as file:
+            groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), wanted)]
+            table = file.read_row_groups(groups, columns=list(COLUMNS))
+        for name, value in wanted.items():
+            table = table.filter(pc.equal(table.column(name), value))
+        return _block(self.tasks[task], table)
 
 
 def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
@@ -270,6 +274,16 @@ def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; run `ensemble evaluate` first")
     return Predictions(path)
+
+
+def _may_hold(group: pq.RowGroupMetaData, wanted: Mapping[str, str]) -> bool:
+    """Whether a row group's statistics allow rows with the wanted texts; without statistics they do."""
+    for k in range(group.num_columns):
+        column = group.column(k)
+        value, known = wanted.get(column.path_in_schema), column.statistics
+        if value is not None and known is not None and known.has_min_max and not known.min <= value <= known.max:
+            return False
+    return True
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,8 @@ from stages.evaluation.predictions import Block
 from stages.reporting.svg import Axes
 
 _COLOURS = 7
+MAX_GROUPS = 15
+"""Classes in the table of weights; of more, the most frequent ones."""
 
 
 def weight_table(weights: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -53,6 +55,7 @@ def weights_by_class(target: Target, block: Block, table: pd.DataFrame) -> list[
     weights = table.reindex(index).to_numpy()
     present = ~np.isnan(weights).any(axis=1)
     groups = [(name, members & present) for name, members in _groups(target, block)]
+    groups = sorted(groups, key=lambda group: -group[1].sum())[:MAX_GROUPS] if len(groups) > MAX_GROUPS else groups
     return [(name, int(m.sum()), weights[m].mean(axis=0).tolist()) for name, m in groups if m.any()]
 
 

@@ -101,7 +101,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
     titles = {method: method_title(method, facts.get("methods", {}).get(method)) for method in found["methods"]}
     return {
         "name": name,
-        "about": _about(target, found["n"]),
+        "about": _about(target, found["n"], found["methods"][main]),
         "verdict": tables.verdict(metrics, name, main, facts),
         "legend": [(titles[method], css) for method, css in series.items()],
         "main": titles[main],
@@ -119,10 +119,13 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
     }
 
 
-def _about(target: Target, n: Json) -> str:
+def _about(target: Target, n: Json, values: Json) -> str:
     train = f"{n['train']:,} training, {n['val']:,} validation and " if n.get("train") else ""
     unit = f" in {target.unit}" if target.unit else ""
     missing = f" {n['missing']:,} test records have no label." if n["missing"] else ""
+    defined = values.get("auroc_macro", {}).get("n_classes", len(target.classes))
+    if defined < len(target.classes):
+        missing += f" AUROC is defined for {defined} of {len(target.classes)} classes."
     described = f"{target.description}. " if target.description else ""
     return (
         f"{described}Predicts {_KINDS[target.kind]}{unit}. "
@@ -215,8 +218,15 @@ def _gate(target: Target, block: Block, weights: pd.DataFrame | None) -> Json | 
         "figure": Markup(gate_figures.weights_figure(target.name, table)),
         "experts": list(table),
         "rows": gate_figures.weights_by_class(target, block, table),
-        "groups": "true value, in quarters" if target.kind == "regression" else "true class",
+        "groups": _group_words(target),
     }
+
+
+def _group_words(target: Target) -> str:
+    if target.kind == "regression":
+        return "true value, in quarters"
+    many = len(target.classes) > gate_figures.MAX_GROUPS
+    return f"true class, the {gate_figures.MAX_GROUPS} most frequent" if many else "true class"
 
 
 def _learned(name: str, facts: Json) -> set[str]:
