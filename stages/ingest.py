@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -283,48 +284,61 @@ class _Report:
 def _run(tasks: list[_Task], work: Path, workers: int, report: _Report) -> None:
     report.begin(tasks)
     if workers == 1 or len(tasks) <= 1:
-        for task in tasks:
-            _keep(work, task, _read_shard(task, report.add))
+        _run_here(tasks, work, report)
         return
     # Spawned, not forked: zarr runs threads, which a fork would break.
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
         try:
-            for task, told in _in_flight(pool, tasks, 2 * workers):
-                _keep(work, task, told)
+            for task in _in_flight(pool, tasks, work, 2 * workers):
                 report.add(len(task.paths))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _in_flight(
-    pool: ProcessPoolExecutor, tasks: list[_Task], n_ahead: int
-) -> Iterator[tuple[_Task, dict[str, list[Any]]]]:
-    running: dict[Future[dict[str, list[Any]]], _Task] = {}
+def _run_here(tasks: list[_Task], work: Path, report: _Report) -> None:
+    """Read in this thread while another one packs and writes the shard before."""
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for task in tasks:
+            read = _read_shard(task, report.add)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(_write_shard, task, read, work)
+        if writing is not None:
+            writing.result()
+
+
+def _in_flight(pool: ProcessPoolExecutor, tasks: list[_Task], work: Path, n_ahead: int) -> Iterator[_Task]:
+    """Give each task when it is done; only `n_ahead` at a time are handed to the pool."""
+    running: dict[Future[None], _Task] = {}
     waiting = iter(tasks)
     while True:
-        for task in waiting:
-            running[pool.submit(_read_shard, task)] = task
-            if len(running) >= n_ahead:
-                break
+        for task in itertools.islice(waiting, n_ahead - len(running)):
+            running[pool.submit(_read_and_write, task, work)] = task
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
+            future.result()
+            yield running.pop(future)
 
 
-def _keep(work: Path, task: _Task, told: dict[str, list[Any]]) -> None:
-    write_text(work / f"{task.shard:08d}.json", json.dumps(told))
+@dataclass(frozen=True)
+class _Read:
+    """A shard in memory: what signals.zarr takes, and the quality columns of its rows."""
+
+    signals_uv: np.ndarray
+    valid: np.ndarray
+    told: dict[str, list[Any]]
 
 
-def _read_shard(task: _Task, report: Callable[[int], None] | None = None) -> dict[str, list[Any]]:
-    """Read a shard's records and write them; returns the quality columns of its rows."""
+def _read_shard(task: _Task, report: Callable[[int], None] | None = None) -> _Read:
     cohort = _cohort(task.source, task.folder, task.options)
-    signals_uv = np.full((len(task.paths), len(LEADS), N_SAMPLES), MISSING, dtype=np.int16)
+    signals_uv = np.empty((len(task.paths), len(LEADS), N_SAMPLES), dtype=np.int16)
     valid = np.zeros(len(task.paths), dtype=np.int32)
     told: dict[str, list[Any]] = {name: [] for name in QUALITY}
     for row, path in enumerate(task.paths):
-        judged = _refusal(task.refused[row]) if row in task.refused else _read_record(cohort, path, signals_uv[row])
+        judged = _read_record(cohort, path, task.refused.get(row), signals_uv[row])
         valid[row] = judged.pop("valid")
         for name in QUALITY:
             told[name].append(judged[name])
@@ -332,8 +346,16 @@ def _read_shard(task: _Task, report: Callable[[int], None] | None = None) -> dic
             report(PROGRESS_EVERY)
     if report is not None:
         report(len(task.paths) % PROGRESS_EVERY)
-    open_signals(task.signals, mode="r+").write_shard(task.shard, signals_uv, valid)
-    return told
+    return _Read(signals_uv, valid, told)
+
+
+def _write_shard(task: _Task, read: _Read, work: Path) -> None:
+    open_signals(task.signals, mode="r+").write_shard(task.shard, read.signals_uv, read.valid)
+    write_text(work / f"{task.shard:08d}.json", json.dumps(read.told))
+
+
+def _read_and_write(task: _Task, work: Path) -> None:
+    _write_shard(task, _read_shard(task), work)
 
 
 @lru_cache(maxsize=4)
@@ -341,19 +363,17 @@ def _cohort(source: str, folder: str, options: str) -> Cohort:
     return open_cohort(source, folder, json.loads(options))
 
 
-def _read_record(cohort: Cohort, path: str, out: np.ndarray) -> dict[str, Any]:
-    try:
-        return {**asdict(standardise(cohort.read(path), out)), "status": "ok", "reason": None}
-    except InputError as error:
-        reason = str(error)
-    # One record must not stop the run, whatever is wrong with it; the reason names what happened.
-    except Exception as error:
-        reason = f"unforeseen {type(error).__name__}: {error}"
+def _read_record(cohort: Cohort, path: str, refused: str | None, out: np.ndarray) -> dict[str, Any]:
+    reason = refused
+    if reason is None:
+        try:
+            return {**vars(standardise(cohort.read(path), out)), "status": "ok", "reason": None}
+        except InputError as error:
+            reason = str(error)
+        # One record must not stop the run, whatever is wrong with it; the reason names what happened.
+        except Exception as error:
+            reason = f"unforeseen {type(error).__name__}: {error}"
     out.fill(MISSING)
-    return _refusal(reason)
-
-
-def _refusal(reason: str) -> dict[str, Any]:
     judged: dict[str, Any] = dict.fromkeys(QUALITY)
     return {**judged, "valid": 0, "status": "bad", "reason": " ".join(reason.split())[:LONGEST_REASON]}
 

@@ -71,6 +71,8 @@ class Cohort(ABC):
     title: ClassVar[str]
     """What it is, what it needs on disk, in one line."""
     licence: ClassVar[str] = "that of the data"
+    manifests: ClassVar[tuple[str, ...]] = ()
+    """Lists and labels within the folder; a pipeline watches these, not every record."""
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, folder: Path, options: Options) -> None:

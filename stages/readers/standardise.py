@@ -46,7 +46,7 @@ def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
     InputError
         No standard lead, two of one name, no samples, or a rate that no ECG has. `out` is then undefined.
     """
-    columns = lead_columns(recording.leads)
+    columns = _columns(recording.leads)
     if not RATES_HZ[0] <= recording.rate_hz <= RATES_HZ[1]:
         raise InputError(f"its sampling rate is {recording.rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
     out.fill(MISSING)
@@ -57,30 +57,47 @@ def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
     return _from_millivolts(recording, columns, out)
 
 
+@lru_cache(maxsize=256)
+def _columns(leads: tuple[str, ...]) -> list[tuple[int, int]]:
+    return lead_columns(leads)
+
+
 def _from_counts(counts: Counts, columns: list[tuple[int, int]], out: np.ndarray) -> Quality:
     valid = min(len(counts.samples), N_SAMPLES)
-    at_limit = 0
     for place, column in columns:
-        row = out[place, :valid]
-        row[:] = counts.samples[:valid, column]
-        low, high = (int(row.min()), int(row.max())) if valid else (0, 0)
-        if low <= -LIMIT_UV or high == LIMIT_UV:
-            at_limit += int((np.abs(row.astype(np.int32)) == LIMIT_UV).sum())
-        at_limit += _scale(row, counts.gains_per_mv[column], counts.baselines[column], low, high)
+        out[place, :valid] = counts.samples[:valid, column]
+    places = [place for place, _ in columns]
+    rows = out[places[0] : places[-1] + 1, :valid] if _adjacent(places) else None
+    factor = _common_factor(counts, [column for _, column in columns])
+    if rows is not None and factor is not None and valid:
+        widest = max(-int(rows.min()), int(rows.max()))
+        if widest < LIMIT_UV and widest * abs(factor) < LIMIT_UV:
+            if factor != 1:
+                np.multiply(rows, np.int16(factor), out=rows)
+            return _judge(out, columns, valid, 0, counts)
+    at_limit = sum(
+        _look_up(out[place, :valid], counts.gains_per_mv[column], counts.baselines[column]) for place, column in columns
+    )
     return _judge(out, columns, valid, at_limit, counts)
 
 
-def _scale(row: np.ndarray, gain: float, baseline: int, low: int, high: int) -> int:
-    """Turn counts into microvolts in place; returns how many samples only now reach the limit."""
+def _adjacent(places: list[int]) -> bool:
+    return places[-1] - places[0] + 1 == len(places)
+
+
+def _common_factor(counts: Counts, columns: list[int]) -> int | None:
+    """Return the whole number of microvolts that one count is in every lead, if there is one."""
+    gain = counts.gains_per_mv[columns[0]]
     factor = 1000.0 / gain
-    exact = baseline == 0 and factor.is_integer() and abs(factor) <= LIMIT_UV and low != MISSING
-    if exact and max(-low, high) * abs(factor) < LIMIT_UV:
-        if factor != 1.0:
-            np.multiply(row, np.int16(factor), out=row)
-        return 0
-    inside = np.abs(row.astype(np.int32)) < LIMIT_UV
+    alike = all(counts.gains_per_mv[c] == gain and counts.baselines[c] == 0 for c in columns)
+    return int(factor) if alike and factor.is_integer() and 0 < abs(factor) <= LIMIT_UV else None
+
+
+def _look_up(row: np.ndarray, gain: float, baseline: int) -> int:
+    """Turn counts into microvolts in place; returns how many samples are at the converter's or the store's limit."""
+    at_converter = np.abs(row.astype(np.int32)) == LIMIT_UV
     row[:] = _table(gain, baseline)[row.view(np.uint16)]
-    return int((np.abs(row[inside].astype(np.int32)) == LIMIT_UV).sum())
+    return int((at_converter | (np.abs(row.astype(np.int32)) == LIMIT_UV)).sum())
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,106 @@
+"""Ingest against a `wfdb.rdrecord` loop and against `np.fromfile` + writing the same bytes, in one run, one process.
+
+    python -m benchmarks.ingest --records 5000
+
+Prints records a second and ratios; also the peak memory of `--memory N` records linked to the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import wfdb
+
+from stages.ingest import ingest
+from stages.readers import read_wfdb, standardise
+from stages.synthetic import generate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--memory", type=int, default=0, help="also ingest a list of this many rows, and print the peak"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="each way is timed this often; the fastest counts")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        cohort, out = Path(folder, "cohort"), Path(folder, "out")
+        generate(cohort, options.records, defect_rate=0.0)
+        paths = [line for line in (cohort / "RECORDS").read_text().splitlines() if line]
+        ways: dict[str, Callable[[], object]] = {
+            "np.fromfile + write": lambda: _copy(cohort, paths, Path(folder, "copy.bin")),
+            "read + standardise": lambda: _read(cohort, paths),
+            "ingest": lambda: _ingest(cohort, out, options.workers),
+            "wfdb.rdrecord loop": lambda: _wfdb(cohort, paths),
+        }
+        seconds = {name: min(_timed(way) for _ in range(options.rounds)) for name, way in ways.items()}
+        for name, taken in seconds.items():
+            print(f"{name:22s} {len(paths) / taken:10.0f} records/s  {taken:7.2f} s")
+        for name in ("read + standardise", "ingest"):
+            print(f"{name}: {seconds['wfdb.rdrecord loop'] / seconds[name]:.1f} x the wfdb.rdrecord loop's rate")
+            print(f"{name}: {seconds[name] / seconds['np.fromfile + write']:.2f} x the time of np.fromfile + write")
+        if options.memory:
+            _memory(cohort, out, options.memory, paths)
+
+
+def _timed(way: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
+def _wfdb(cohort: Path, paths: list[str]) -> None:
+    for path in paths:
+        wfdb.rdrecord(str(cohort / path))
+
+
+def _copy(cohort: Path, paths: list[str], to: Path) -> None:
+    with to.open("wb") as file:
+        for path in paths:
+            np.fromfile(f"{cohort}/{path}.dat", dtype="<i2").tofile(file)
+
+
+def _read(cohort: Path, paths: list[str]) -> None:
+    row = np.empty((12, 5000), dtype=np.int16)
+    for path in paths:
+        standardise(read_wfdb(cohort, path), row)
+
+
+def _ingest(cohort: Path, out: Path, workers: int) -> None:
+    ingest(
+        "mimic-iv-ecg",
+        cohort,
+        {},
+        records_path=out / "records.parquet",
+        signals_path=out / "signals.zarr",
+        workers=workers,
+    )
+
+
+def _memory(cohort: Path, out: Path, rows: int, paths: list[str]) -> None:
+    before = _peak_mb()
+    listed = (cohort / "record_list.csv").read_text().splitlines()
+    repeated = [listed[0]]
+    for k in range(rows):
+        subject, _, name, when, path = listed[1 + k % len(paths)].split(",")
+        repeated.append(f"{subject},{k + 1},{name},{when},{path}")
+    (cohort / "record_list.csv").write_text("\n".join(repeated) + "\n")
+    del repeated
+    taken = _timed(lambda: _ingest(cohort, out, 1))
+    print(f"{rows} records: {rows / taken:.0f} records/s, peak memory {before} MB before, {_peak_mb()} MB after")
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    main()
