@@ -20,7 +20,7 @@ from cache.errors import MissingFileError, StoreError
 from cache.files import write_text
 from cache.records import Target, target_array
 from stages.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
-from stages.evaluation.comparison import Comparison, Draws, compare
+from stages.evaluation.comparison import Comparison, Draws, compare, main_method
 from stages.evaluation.metrics import HEADLINE, METRICS, METRICS_OF, score
 from stages.evaluation.predictions import Block, Predictions, has_label
 from stages.evaluation.subgroups import subgroups
@@ -83,11 +83,16 @@ def read_metrics(path: str | Path = "metrics.json") -> Json:
 
 
 def headline(metrics: Json) -> dict[str, dict[str, float | None]]:
-    """Return {"TASK METRIC": {METHOD: value}} of the first headline metrics: short enough for `dvc metrics show`."""
-    found = {}
+    """Return {TASK: {METRIC: main method's value, METRIC_best_expert: ...}}: narrow enough for `dvc metrics show`."""
+    found: dict[str, dict[str, float | None]] = {}
     for name, task in _plain(metrics)["tasks"].items():
-        metric = task["headline"][0]
-        found[f"{name} {metric}"] = {method: values[metric]["value"] for method, values in task["methods"].items()}
+        shown = {"": main_method(list(task["methods"])), "_best_expert": task["best_single_expert"]}
+        found[name] = {
+            metric + suffix: task["methods"][method][metric]["value"]
+            for metric in task["headline"]
+            for suffix, method in shown.items()
+            if method
+        }
     return found
 
 
