@@ -74,7 +74,8 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     for task, metric in pairs:
         unit = metrics["tasks"][task]["unit"] if METRICS[metric].has_unit else ""
         arrow = "↑" if METRICS[metric].higher_is_better else "↓"
-        table.add_column(f"{task}\n{METRICS[metric].title}{f', {unit}' if unit else ''} {arrow}", justify="right")
+        words = f"{task}\n{METRICS[metric].title}{f', {unit}' if unit else ''} {arrow}"
+        table.add_column(Text(words), justify="right")
     previous = None
     for method in ordered_methods(metrics):
         if previous and method_group(method) != previous:

@@ -16,6 +16,7 @@ from cache.records import Target
 from stages.evaluation.comparison import EXPERT_PREFIX, labelled_test_block, main_method
 from stages.evaluation.curves import class_columns
 from stages.evaluation.metrics import METRICS
+from stages.evaluation.plots import file_name
 from stages.evaluation.predictions import Block, Predictions
 from stages.evaluation.table import decimals, ordered_methods
 from stages.reporting import figures, gate_figures, tables
@@ -101,6 +102,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
     titles = {method: method_title(method, facts.get("methods", {}).get(method)) for method in found["methods"]}
     return {
         "name": name,
+        "anchor": file_name(name),
         "about": _about(target, found["n"], found["methods"][main]),
         "verdict": tables.verdict(metrics, name, main, facts),
         "legend": [(titles[method], css) for method, css in series.items()],

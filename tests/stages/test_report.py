@@ -239,6 +239,18 @@ def test_a_report_without_facts_and_gate_weights_is_still_whole(study, tmp_path)
     assert 'id="cohort"' in text
 
 
+@pytest.mark.parametrize("n", [2, 12])
+def test_very_few_records_still_give_a_whole_report(tmp_path, n):
+    records = write_study(tmp_path, n=n, seed=1)
+    write_records(tmp_path / "records.parquet", records, list(TARGETS.values()))
+    predictions = open_predictions(tmp_path / "predictions.parquet")
+    write_metrics(tmp_path / "metrics.json", summarise(predictions, records, n_resamples=20))
+    write_plots(predictions, read_metrics(tmp_path / "metrics.json"), tmp_path / "plots")
+    parser = Wellformed()
+    parser.feed(report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert parser.open == []
+
+
 def test_plots_hold_one_file_per_task_and_lose_the_files_of_gone_tasks(study, metrics, tmp_path):
     (tmp_path / "roc").mkdir()
     (tmp_path / "roc" / "gone.csv").write_text("fpr,tpr\n")
