@@ -86,7 +86,7 @@ class EnsembleHeads(Estimator):
         lora_learning_rate: float = 1e-3,
         gate_input: str | tuple[str, ...] = "embedding+predictions",
         gate_epochs: int = 60,
-        gate_hidden: int = 32,
+        gate_hidden: int = 16,
         gate_learning_rate: float = 3e-3,
         top_k: int = 0,
         expert_dropout: float = 0.1,

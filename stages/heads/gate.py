@@ -28,7 +28,7 @@ ONE_HOT = 8.0
 class GateOptions:
     """Settings of the gate."""
 
-    hidden: int = 32
+    hidden: int = 16
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     epochs: int = 60
@@ -42,6 +42,8 @@ class GateOptions:
     """Reward for spread weights (negative: for sharp ones), in nats of loss per nat of entropy."""
     load_balance: float = 0.0
     """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
+    sparsity: float = 1.0
+    """Group lasso on the gate's inputs: few of some hundred coordinates tell which expert is right."""
     prior_strength: float = 3.0
     """Gaussian prior on the constant log-weights around uniform, in records."""
     huber: bool = True
@@ -255,6 +257,18 @@ class _Trainer:
         self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
+        self._shrink_inputs()
+
+    @torch.no_grad()
+    def _shrink_inputs(self) -> None:
+        """Proximal step of the group lasso: shrink each input's weights together, to nothing where they are small."""
+        threshold = self.options.sparsity * self.options.learning_rate
+        if threshold:
+            for hidden, skip in (("w_shared", "skip"), ("w_own", "skip_own")):
+                norm = (self.p[hidden].pow(2).sum(-1, True) + self.p[skip].pow(2).sum(-1, True)).sqrt()
+                factor = (1 - threshold / norm.clamp_min(1e-12)).clamp_min(0)
+                self.p[hidden].mul_(factor)
+                self.p[skip].mul_(factor)
 
     def _drop_experts(self, present: Tensor) -> Tensor:
         if not self.options.expert_dropout:

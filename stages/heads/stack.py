@@ -22,7 +22,7 @@ from stages.heads.scaler import RobustScaler
 from stages.heads.tasks import Block
 
 GATE_WIDTH = 64
-"""Leading principal coordinates, each of unit variance, that an expert shows the gate."""
+"""Leading principal coordinates that an expert shows the gate."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,16 @@ def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions
 
 
 def _gate_coordinates(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Leading coordinates at unit training variance [F, n, G], and what they were multiplied by [F, G]."""
+    """Leading coordinates [F, n, G], and what they were multiplied by [F, G].
+
+    Half whitened: standard deviation 1 for the leading one, and (sd_k / sd_1)^(1/2) for the k-th, so that axes of noise
+    neither drown what varies most nor vanish beside it.
+    """
     lead = problem.z[..., :GATE_WIDTH]
     train = problem.train[:, 0, :, None]
     variance = (lead**2 * train).sum(1) / train.sum(1)
     scales = torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), 0.0)
+    scales = scales * (variance / variance.amax(1, keepdim=True).clamp_min(1e-12)) ** 0.25
     return lead * scales[:, None], scales
 
 
