@@ -85,5 +85,7 @@ def write_shard(path: Path, array: zarr.Array, shard: int, shard_rows: int, valu
         left.unlink(missing_ok=True)
     start = shard * shard_rows
     array[start : start + len(values)] = values
-    sync(file)
-    sync(file.parent)
+    # zarr keeps no file of a shard that holds the fill value alone: every record of it is bad.
+    if file.exists():
+        sync(file)
+        sync(file.parent)

@@ -46,7 +46,6 @@ class Table:
         """
         if not self.path.is_file():
             raise MissingFileError(f"{self.path} does not exist; name the folder that holds it")
-        self.malformed = 0
         try:
             with self._open(None) as head:
                 self.columns = tuple(head.schema.names)
@@ -56,11 +55,12 @@ class Table:
         absent = [name for name in wanted if name not in self.columns]
         if absent:
             raise InputError(f"{self.path}: has no column '{absent[0]}'; it has: {', '.join(self.columns)[:200]}")
+        self.malformed = 0  # the look at the head has met some of them already
         try:
             with self._open(wanted) as reader:
                 yield from reader
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path}: damaged, or a cell of more than 8 MB ({_line(error)})") from error
+            raise InputError(f"{self.path}: damaged ({_line(error)})") from error
 
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
         def skip(_: pacsv.InvalidRow) -> str:
@@ -89,6 +89,8 @@ class Table:
 
 
 def _line(error: Exception) -> str:
+    if "straddling" in str(error):
+        return "a line of more than 8 MB"
     return " ".join(str(error).split())[:160]
 
 

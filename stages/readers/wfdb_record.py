@@ -38,6 +38,8 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
         The record is not there, is damaged or not calibrated, or header and samples disagree.
     """
     relative = path.removesuffix(".hea").removesuffix(".dat").removesuffix(".mat")
+    if not relative:
+        raise InputError("its path is empty: the list names no file")
     header = parse_header(_bytes(inside(folder, relative + ".hea")))
     above = os.path.dirname(relative)
     if header.n_segments == 0 and not header.signals:
