@@ -62,7 +62,6 @@ class Embed(_Section):
 class FitHeads(_Section):
     """How heads and gate are trained; see docs/methods.md."""
 
-    preset: Literal["default", "enecg"] = "default"
     folds: Literal["split", "all"] = "split"
     options: dict[str, Any] = {}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from cache.errors import EnsembleError, MissingFileError, UsageError
+from cache.errors import EnsembleError, UsageError
 from cache.files import write_text
 
 TEMPLATES = {
-    "params.yaml": "params.yaml",
-    "dvc.yaml": "dvc.yaml",
+    "params.yaml": "params.yaml.txt",
+    "dvc.yaml": "dvc.yaml.txt",
     ".gitignore": "gitignore.txt",
     ".dvcignore": "dvcignore.txt",
     "weights/default": "weights-default.txt",
@@ -35,17 +35,15 @@ def make_study(folder: Path, source: str, path: Path, labels: Path | None = None
     MissingFileError
         No such records folder.
     """
-    from stages.cohorts import cohort_class
+    from stages.cohorts import open_cohort
 
-    manifests = cohort_class(source).manifests
     path = path.expanduser().resolve()
-    if not path.is_dir():
-        raise MissingFileError(f"--path {path}: no such folder; it should hold the records of {source}")
+    options = {"labels": str(labels.expanduser().resolve())} if labels else {}
+    cohort = open_cohort(source, path, options)
     there = [name for name in TEMPLATES if (folder / name).exists()]
     if there:
         raise UsageError(f"{folder} holds {there[0]} already; choose another folder or remove it")
-    options = {"labels": str(labels.expanduser().resolve())} if labels else {}
-    deps = [str(path / name) for name in manifests] + ([options["labels"]] if labels else [])
+    deps = [str(path / name) for name in cohort.manifests if (path / name).exists()] + list(options.values())
     for name, template in TEMPLATES.items():
         text = files("pipeline").joinpath("templates", template).read_text(encoding="utf-8")
         write_text(folder / name, _filled(text, source, str(path), options, deps))
@@ -66,6 +64,7 @@ def _filled(text: str, source: str, path: str, options: dict[str, str], deps: li
         "@SOURCE@": inline(source),
         "@PATH@": inline(path),
         "@OPTIONS@": inline(options),
+        "@SHARD@": "1024",
         "@INGEST_DEPS@": f"\n    deps:{listed}" if deps else "",
     }
     for mark, value in values.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cache.errors import UsageError
+from cache.errors import MissingFileError, UsageError
 from pipeline.params import DEFAULT_WEIGHTS, ExpertParams, Params, read_params
 
 
@@ -51,9 +52,19 @@ class Study:
         return self.folder / "metrics.json"
 
     @property
+    def headline(self) -> Path:
+        """headline.json."""
+        return self.folder / "headline.json"
+
+    @property
     def predictions(self) -> Path:
         """predictions.parquet."""
         return self.folder / "predictions.parquet"
+
+    @property
+    def gate_weights(self) -> Path:
+        """gate_weights.parquet."""
+        return self.folder / "gate_weights.parquet"
 
     @property
     def plots(self) -> Path:
@@ -82,6 +93,13 @@ class Study:
         """Return the weights file that params.yaml names, or None for the expert's own."""
         weights = self.expert_params(name).weights
         return None if weights == DEFAULT_WEIGHTS else self.folder / Path(weights).expanduser()
+
+    def fitted_experts(self) -> list[str]:
+        """Return the experts that the fit in `heads/` was made on."""
+        config = self.heads / "config.json"
+        if not config.is_file():
+            raise MissingFileError(f"{config} does not exist; run `ensemble fit-heads` first")
+        return list(json.loads(config.read_text(encoding="utf-8"))["experts"])
 
     def check_experts(self, names: list[str]) -> list[str]:
         """Return `names` if params.yaml names them all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(ingest)
     app.command()(embed)
+    app.command(name="fit-heads")(fit_heads)
+    app.command()(evaluate)
+    app.command()(report)
 
 
 def ingest(
@@ -101,6 +104,105 @@ def embed(
         raise TooManyBadRecordsError(
             f"expert '{expert}' finished, but {summary.n_without_vector} records have no vector (--max-bad {allowed})"
         )
+
+
+def fit_heads(
+    tasks: Annotated[str | None, typer.Option(help="Target columns, a,b; params.yaml's if not given.")] = None,
+    experts: Annotated[str | None, typer.Option(help="Experts, a,b; params.yaml's if not given.")] = None,
+) -> None:
+    """Fit LoRA heads per expert and a gate per task, on cached embeddings only.
+
+    Example: `ensemble fit-heads --tasks age,sex`
+    """
+    from pipeline.runs import write_run
+    from stages.fit_heads import fit_heads as run_fit
+
+    study = Study()
+    names = study.check_experts(_names(experts) or list(study.params.experts))
+    summary = run_fit(
+        study.records,
+        {name: study.embedding(name) for name in names},
+        study.heads,
+        signals_path=study.signals,
+        tasks=_names(tasks) or (None if study.params.tasks == "all" else list(study.params.tasks)),
+        folds=study.params.fit_heads.folds,
+        options=study.params.fit_heads.options,
+        seed=study.params.seed,
+    )
+    write_run(study.state, "fit-heads", asdict(summary))
+    typer.echo(
+        f"{len(summary.tasks)} tasks ({', '.join(summary.tasks)}) on {len(summary.experts)} experts, "
+        f"{summary.n_folds} fold(s), {summary.n_trainable:,} trained parameters, {summary.seconds:.1f} s -> {study.heads}"
+    )
+    for task, reason in summary.skipped.items():
+        typer.echo(f"  left out: {task}: {reason}")
+
+
+def evaluate(
+    compare: Annotated[bool, typer.Option("--compare", help="Also fit every other method there is.")] = False,
+) -> None:
+    """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
+
+    Example: `ensemble evaluate`
+    """
+    from pipeline.runs import write_run
+    from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
+    from stages.evaluate import evaluate as run_evaluation
+    from stages.heads.baselines import METHODS
+
+    study = Study()
+    paths = EvaluationPaths(
+        study.records, study.signals, study.heads, study.predictions, study.gate_weights, study.metrics, study.headline
+    )
+    found = run_evaluation(
+        paths,
+        {name: study.embedding(name) for name in study.fitted_experts()},
+        methods=tuple(name for name in METHODS if name != "gate") if compare else DEFAULT_METHODS,
+        n_resamples=study.params.evaluate.bootstrap,
+        seed=study.params.seed,
+        on_method=lambda name: typer.echo(f"fitting {name}", err=True),
+    )
+    write_run(study.state, "evaluate", {"costs": found.costs})
+    _print_metrics(found.metrics)
+
+
+def report(
+    show: Annotated[bool, typer.Option("--show", help="Only print the metrics and where the report lies.")] = False,
+) -> None:
+    """Write report.html and the plots for DVC.
+
+    Example: `ensemble report`
+    """
+    from pipeline.facts import report_facts
+    from stages.evaluation.plots import write_plots
+    from stages.evaluation.predictions import open_predictions
+    from stages.evaluation.summary import read_metrics
+    from stages.report import write_report
+
+    study = Study()
+    if not show:
+        write_report(
+            study.metrics, study.predictions, study.gate_weights, study.records, study.report, report_facts(study)
+        )
+        write_plots(open_predictions(study.predictions), read_metrics(study.metrics), study.plots)
+    else:
+        _print_metrics(read_metrics(study.metrics))
+    typer.echo(f"report: {study.report.resolve()}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split a,b; None where nothing was given."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    return names or None
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from stages.evaluation.table import metrics_table
+
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(metrics_table(metrics))
 
 
 def embed_settings(

@@ -1,0 +1,160 @@
+"""Cached embeddings as a learner takes them: rows joined with records.parquet, tasks, folds.
+
+What `fit-heads`, `evaluate` and `predict` share. Not here: learning (`stages.heads`), the stores (`cache`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cache.embeddings import EmbeddingStore, open_embeddings
+from cache.errors import InputError, UsageError
+from cache.fingerprint import fingerprint
+from cache.records import Target, open_records, records_digest, target_array
+from stages.heads import TaskSpec
+
+Split = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One cohort's records, features and targets, row for row.
+
+    Attributes
+    ----------
+    features
+        Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype.
+    targets
+        Task -> array as `cache.target_array` gives it.
+    fingerprints
+        Expert -> that of its store.
+    """
+
+    records: pd.DataFrame
+    features: dict[str, dict[str, np.ndarray]]
+    targets: dict[str, np.ndarray]
+    tasks: tuple[Target, ...]
+    fingerprints: dict[str, str]
+    identities: dict[str, str]
+    """Expert -> digest of the expert alone: weights, version, preprocessing, precision, whatever the records."""
+
+    @property
+    def patients(self) -> np.ndarray:
+        """Patient of each row."""
+        return self.records["patient_id"].to_numpy()
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Mask [n] of the rows that at least one expert has a vector for."""
+        seen = [~np.isnan(parts["embedding"]).all(axis=1) for parts in self.features.values()]
+        return np.any(seen, axis=0)
+
+
+def read_data(records_path: Path, stores: Mapping[str, Path], tasks: Sequence[str] | None = None) -> Data:
+    """Read the stores and targets of one cohort.
+
+    Raises
+    ------
+    StoreError, FingerprintError
+        A store that is incomplete, or whose rows are other records.
+    UsageError
+        A task that records.parquet has no target for.
+    """
+    records = open_records(records_path)
+    digest = records_digest(records["record_id"].tolist())
+    opened = {name: _checked(path, digest) for name, path in stores.items()}
+    if not opened:
+        raise UsageError("no experts: name at least one under `experts` in params.yaml")
+    chosen = _targets(records, tasks)
+    return Data(
+        records=records,
+        features={name: expert_parts(store) for name, store in opened.items()},
+        targets={target.name: target_array(records, target) for target in chosen},
+        tasks=chosen,
+        fingerprints={name: store.fingerprint for name, store in opened.items()},
+        identities={name: expert_identity(store.attributes) for name, store in opened.items()},
+    )
+
+
+IDENTITY_KEYS = ("expert", "version", "weights_sha256", "config", "preprocessing", "precision", "dtype")
+
+
+def expert_identity(attributes: Mapping[str, Any]) -> str:
+    """Return the digest of what an expert's vectors depend on besides the records."""
+    return fingerprint({key: attributes.get(key) for key in IDENTITY_KEYS})
+
+
+def _checked(path: Path, digest: str) -> EmbeddingStore:
+    store = open_embeddings(path)
+    store.require_records(digest)
+    store.require_complete()
+    return store
+
+
+def expert_parts(store: EmbeddingStore) -> dict[str, np.ndarray]:
+    """Return a store's arrays as heads take them; layers only where blocks of one width can be mixed."""
+    return layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+
+
+def layer_parts(
+    embedding: np.ndarray, names: Sequence[str], dims: Sequence[int], read_layers: Any
+) -> dict[str, np.ndarray]:
+    """Name the parts of an expert's vectors: the embedding, the blocks' means, the tokens before the first block.
+
+    An expert of one layer only repeats its embedding there; blocks of several widths cannot be averaged.
+    """
+    parts = {"embedding": embedding}
+    blocks = [k for k, name in enumerate(names) if name != "embed"]
+    if len(blocks) > 1 and len({dims[k] for k in blocks}) == 1:
+        layers = read_layers()
+        parts["layers"] = layers[:, blocks, : dims[blocks[0]]]
+        if "embed" in names and dims[names.index("embed")] == dims[blocks[0]]:
+            parts["embed"] = layers[:, list(names).index("embed"), : dims[blocks[0]]]
+    return parts
+
+
+def _targets(records: pd.DataFrame, tasks: Sequence[str] | None) -> tuple[Target, ...]:
+    known: dict[str, Target] = records.attrs["targets"]
+    unknown = [name for name in tasks or () if name not in known]
+    if unknown:
+        raise UsageError(f"task '{unknown[0]}' is no target of records.parquet; it has: {', '.join(known) or 'none'}")
+    if not known:
+        raise InputError("records.parquet has no target column; give labels to `ensemble ingest`")
+    return tuple(known[name] for name in tasks or known)
+
+
+def task_specs(targets: Sequence[Target]) -> list[TaskSpec]:
+    """Return what heads call a task."""
+    return [TaskSpec(t.name, t.kind, t.classes, t.unit) for t in targets]
+
+
+def make_splits(data: Data, folds: str) -> list[Split]:
+    """Return (train, validation, test) rows per fit; rows without any vector are in none.
+
+    Parameters
+    ----------
+    folds
+        "split": the table's own split, one fit. "all": as many fits as folds; fold k is tested by fit k, the next one
+        validates, the others train.
+    """
+    usable = data.usable
+    if folds == "split":
+        split = data.records["split"].to_numpy()
+        parts = [np.flatnonzero(usable & (split == name)) for name in ("train", "val", "test")]
+        return [(parts[0], parts[1], parts[2])]
+    fold = data.records["fold"].to_numpy()
+    numbers = sorted(set(fold.tolist()))
+    if len(numbers) < 3:
+        raise InputError(f"`folds: all` needs three folds or more, records.parquet has {len(numbers)}")
+    fits = []
+    for position, test in enumerate(numbers):
+        val = numbers[(position + 1) % len(numbers)]
+        train = ~np.isin(fold, [test, val])
+        fits.append(tuple(np.flatnonzero(usable & mask) for mask in (train, fold == val, fold == test)))
+    return fits  # type: ignore[return-value]

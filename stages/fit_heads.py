@@ -1,0 +1,91 @@
+"""Stage `fit-heads`: fit heads and gates of all tasks on cached embeddings, saved so that they reload exactly."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import UsageError
+from stages.features import make_splits, read_data, task_specs
+from stages.fits import read_gate_signal
+from stages.heads import EnsembleHeads
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a fit did."""
+
+    tasks: tuple[str, ...]
+    skipped: dict[str, str]
+    """Task -> why it could not be learnt."""
+    experts: tuple[str, ...]
+    n_folds: int
+    n_trainable: int
+    seconds: float
+
+
+def fit_heads(
+    records_path: Path,
+    stores: Mapping[str, Path],
+    heads_folder: Path,
+    *,
+    signals_path: Path,
+    tasks: Sequence[str] | None = None,
+    folds: str = "split",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> FitSummary:
+    """Fit all tasks and folds at once, and write the folder `heads_folder`, all or nothing.
+
+    Parameters
+    ----------
+    stores
+        Expert -> its store.
+    tasks
+        Target columns; None: all that records.parquet has, leaving out (with the reason) those that cannot be learnt.
+    options
+        Of `stages.heads.EnsembleHeads`.
+
+    Raises
+    ------
+    UsageError
+        An option that the heads do not have, or a named task that cannot be learnt.
+    """
+    data = read_data(records_path, stores, tasks)
+    heads = make_heads(options or {}, seed, skip=tasks is None)
+    splits = make_splits(data, folds)
+    heads.fit(
+        data.features,
+        data.targets,
+        task_specs(data.tasks),
+        splits=splits,
+        groups=data.patients,
+        gate_signal=read_gate_signal(heads, signals_path),
+        provenance={"fingerprints": data.fingerprints, "identities": data.identities, "folds": folds},
+    )
+    _save(heads, heads_folder)
+    names = tuple(task.name for task in heads.tasks_)
+    return FitSummary(names, heads.skipped_, heads.experts_, len(splits), heads.n_trainable_, heads.seconds_)
+
+
+def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> EnsembleHeads:
+    """Construct the estimator; an unknown option is refused by name."""
+    known = set(EnsembleHeads().get_params()) - {"seed", "on_unusable"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise UsageError(f"fit_heads.options has no '{unknown[0]}'; it has: {', '.join(sorted(known))}")
+    return EnsembleHeads(**options, seed=seed, on_unusable="skip" if skip else "error")
+
+
+def _save(heads: EnsembleHeads, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / folder.name
+        heads.save(fresh)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
