@@ -326,7 +326,8 @@ class EnsembleHeads(Estimator):
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
     ) -> Predictions:
         """Values (regression), 0 or 1 (binary, each class of multilabel) or class index (multiclass); -1: no expert."""
-        return decide(self.tasks_, self.predict_proba(features, gate_signal=gate_signal, fold=fold))
+        means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
+        return decide(self.tasks_, means)
 
     def predict_interval(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None

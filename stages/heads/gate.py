@@ -107,8 +107,8 @@ def mask_softmax(scores: Tensor, present: Tensor, top_k: int = 0) -> Tensor:
     alive = present.bool() | ~present.bool().any(-1, keepdim=True)
     scores = scores.masked_fill(~alive, -torch.inf)
     if 0 < top_k < scores.shape[-1]:
-        floor = scores.topk(top_k, dim=-1).values[..., -1:]
-        scores = scores.masked_fill(scores < floor, -torch.inf)
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k, dim=-1).indices, True)
+        scores = scores.masked_fill(~kept, -torch.inf)
     return scores.softmax(-1)
 
 

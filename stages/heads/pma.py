@@ -6,7 +6,7 @@ on the mixture afterwards. In the published linear-probe command the gate is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,7 +17,8 @@ from cache.errors import InputError
 from stages.heads.features import ExpertFeatures
 from stages.heads.layer_mix import LayerMix
 from stages.heads.losses import task_losses
-from stages.heads.tasks import n_columns
+from stages.heads.probe import Problem, Rotation, fit_path
+from stages.heads.tasks import Block, n_columns
 
 if TYPE_CHECKING:
     from stages.heads.crossfit import Split
@@ -83,6 +84,10 @@ def train_mixers(
 
 
 def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, seed: int) -> Mixer:
+    """Start from PPA (gate at zero) and its convex head; keep the epoch of the lowest validation loss, PPA included.
+
+    From a random head the gate learns faster than the head turns, and closes the layers that the head reads wrongly.
+    """
     layers, embed = tensors(features)
     seen = torch.from_numpy(features.present)
     train, val = (torch.from_numpy(rows)[seen[rows]] for rows in split[:2])
@@ -90,8 +95,14 @@ def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mix = LayerMix("pma", layers.shape[1], layers.shape[2])
-        head = nn.Linear(layers.shape[2], n_columns(targets.blocks))
+        assert mix.gate is not None
+        last = mix.gate[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         mix.norm.requires_grad_(False)
+        with torch.no_grad():
+            head = _convex_head(mix.eval()(layers[train], embed[train]), y[train], weight[train], targets.blocks)
         parameters = [*(p for p in mix.parameters() if p.requires_grad), *head.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
@@ -100,20 +111,39 @@ def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, 
             loss, w = task_losses(logits, y[rows], weight[rows], targets.blocks, huber=True)
             return ((loss * w).sum(0) / w.sum(0).clamp_min(1e-9)).sum()
 
-        best, kept, since = torch.inf, {k: v.clone() for k, v in mix.state_dict().items()}, 0
+        best, kept, since = _score(mix, loss_of, val), _copy(mix), 0
         for _ in range(EPOCHS):
             mix.train()
             for rows in train[torch.randperm(len(train))].split(BATCH):
                 optimiser.zero_grad()
                 loss_of(rows).backward()
                 optimiser.step()
-            mix.eval()
-            with torch.no_grad():
-                loss = float(loss_of(val))
-            since += 1
+            loss, since = _score(mix, loss_of, val), since + 1
             if loss < best:
-                best, kept, since = loss, {k: v.clone() for k, v in mix.state_dict().items()}, 0
+                best, kept, since = loss, _copy(mix), 0
             if since >= PATIENCE:
                 break
     mix.load_state_dict(kept)
     return Mixer(mix)
+
+
+def _convex_head(z: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> nn.Linear:
+    """Fit ridge, logistic and multinomial regression on z [rows, D], as a torch layer."""
+    x = z.numpy()
+    rotation = Rotation.fit(x)
+    coordinates = torch.from_numpy(rotation.transform(x))[None]
+    w = fit_path(Problem(coordinates, y[None], weight[None], torch.ones(1, 1, len(x)), blocks), torch.ones(1))[0, 0, 0]
+    head = nn.Linear(x.shape[1], n_columns(blocks))
+    head.weight.data = (torch.from_numpy(rotation.axes) @ w[:-1]).T.contiguous()
+    head.bias.data = w[-1] - head.weight.data @ torch.from_numpy(rotation.mean)
+    return head
+
+
+@torch.no_grad()
+def _score(mix: LayerMix, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    mix.eval()
+    return float(loss_of(rows))
+
+
+def _copy(mix: LayerMix) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in mix.state_dict().items()}

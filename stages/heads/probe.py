@@ -147,13 +147,16 @@ def fit_path(problem: Problem, strengths: Tensor, *, max_steps: int = 200, toler
     for _ in range(max_steps):
         gradient = torch.where(frozen, 0.0, _gradient(problem, v) + penalty * v)
         step = gradient / bound
-        new = v - step
+        # a solved problem stands still, so that no solution depends on its neighbours
+        frozen = frozen | ((gradient * step).sum(-2, keepdim=True) < tolerance)
+        step = torch.where(frozen, 0.0, step)
+        new = torch.where(frozen, w, v - step)
         uphill = ((v - new) * bound * (new - w)).sum(-2, keepdim=True) > 0
         momentum = torch.where(uphill, 1.0, momentum)
         following = 0.5 * (1 + (1 + 4 * momentum**2).sqrt())
-        v = new + torch.where(uphill, 0.0, (momentum - 1) / following) * (new - w)
+        v = new + torch.where(uphill | frozen, 0.0, (momentum - 1) / following) * (new - w)
         w, momentum = new, following
-        if float((gradient * step).sum(-2).max()) < tolerance:
+        if bool(frozen.all()):
             break
     return w
 
