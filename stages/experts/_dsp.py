@@ -5,6 +5,7 @@ Not here: what one expert alone does (its own file).
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from cache.errors import InputError
 from stages.experts._base import STANDARD_LEADS
+
+ROUNDING = 1e-12
+"""Relative error that resampling may leave on a flat lead; far below one step of any recording."""
 
 
 def as_signals(signals_mv: np.ndarray | Tensor, leads: int = 12) -> np.ndarray:
@@ -60,11 +64,20 @@ def resample_fft(signals: np.ndarray, n_samples: int) -> np.ndarray:
     return signals if signals.shape[-1] == n_samples else scipy.signal.resample(signals, n_samples, axis=-1)
 
 
+def is_flat(signals: np.ndarray, axis: int | tuple[int, ...] = -1) -> np.ndarray:
+    """Return where signals never leave one value but by rounding (axes kept); a NaN is not flat."""
+    low, high = signals.min(axis=axis, keepdims=True), signals.max(axis=axis, keepdims=True)
+    return np.asarray(high - low <= ROUNDING * np.maximum(np.abs(low), np.abs(high)))
+
+
 def zscore(signals: np.ndarray, axis: int | tuple[int, ...] = -1, eps: float = 0.0) -> np.ndarray:
-    """Subtract the mean and divide by the population standard deviation + eps; where that is 0 the result is zeros."""
+    """Subtract the mean and divide by the population standard deviation + eps; what is flat becomes zeros.
+
+    The deviation of a flat lead is the mean's rounding error, by which the lead must not be divided.
+    """
     centred = signals - signals.mean(axis=axis, keepdims=True)
     scale = signals.std(axis=axis, keepdims=True) + eps
-    return np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+    return np.divide(centred, scale, out=np.zeros_like(centred), where=~is_flat(signals, axis) & (scale > 0))
 
 
 def resample_rate(signals: np.ndarray, rate_hz: float, target_hz: float) -> np.ndarray:
@@ -84,3 +97,15 @@ def resample_rate(signals: np.ndarray, rate_hz: float, target_hz: float) -> np.n
         at = np.minimum(np.arange(resampled.shape[-1]) * rate_hz / target_hz + 0.5, signals.shape[-1] - 1)
         resampled[missing[..., at.astype(np.int64)]] = np.nan
     return resampled
+
+
+def even_windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
+    """Cut [..., time] into the fewest evenly placed windows that cover it: [batch, lead, time] -> [batch, window, ...].
+
+    Up to 1 % of a window may stay uncovered, so that a resampled record's last sample costs no window. Records are at
+    least one window long.
+    """
+    spare = signals.shape[-1] - n_samples
+    n_windows = max(1, math.ceil(signals.shape[-1] / n_samples - 0.01))
+    starts = np.linspace(0, spare, n_windows).round().astype(int) if n_windows > 1 else [0]
+    return np.stack([signals[..., start : start + n_samples] for start in starts], axis=1)
