@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,11 @@ def evaluate(
 def _only(data: Data, heads: EnsembleHeads) -> Data:
     """Keep the experts and tasks that were fitted, in the order of the fit."""
     by_name = {task.name: task for task in data.tasks}
-    return Data(
-        records=data.records,
+    return replace(
+        data,
         features={name: data.features[name] for name in heads.experts_},
         targets={task.name: data.targets[task.name] for task in heads.tasks_},
         tasks=tuple(by_name[task.name] for task in heads.tasks_),
-        fingerprints=data.fingerprints,
-        identities=data.identities,
     )
 
 

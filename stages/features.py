@@ -43,6 +43,8 @@ class Data:
     fingerprints: dict[str, str]
     identities: dict[str, str]
     """Expert -> digest of the expert alone: weights, version, preprocessing, precision, whatever the records."""
+    dtypes: dict[str, str]
+    """Expert -> number format of its store."""
 
     @property
     def patients(self) -> np.ndarray:
@@ -79,6 +81,7 @@ def read_data(records_path: Path, stores: Mapping[str, Path], tasks: Sequence[st
         tasks=chosen,
         fingerprints={name: store.fingerprint for name, store in opened.items()},
         identities={name: expert_identity(store.attributes) for name, store in opened.items()},
+        dtypes={name: str(store.embedding.dtype) for name, store in opened.items()},
     )
 
 

@@ -65,7 +65,12 @@ def fit_heads(
         splits=splits,
         groups=data.patients,
         gate_signal=read_gate_signal(heads, signals_path),
-        provenance={"fingerprints": data.fingerprints, "identities": data.identities, "folds": folds},
+        provenance={
+            "fingerprints": data.fingerprints,
+            "identities": data.identities,
+            "dtypes": data.dtypes,
+            "folds": folds,
+        },
     )
     _save(heads, heads_folder)
     names = tuple(task.name for task in heads.tasks_)

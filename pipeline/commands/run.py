@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(name="fit-heads")(fit_heads)
     app.command()(evaluate)
     app.command()(report)
+    app.command()(predict)
 
 
 def ingest(
@@ -38,9 +39,8 @@ def ingest(
 
     Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
     """
-    from stages.ingest import ingest as run_ingest
-
     from pipeline.runs import write_run
+    from stages.ingest import ingest as run_ingest
 
     study = Study()
     cohort = study.params.cohort if source is None or path is None else None
@@ -132,7 +132,7 @@ def fit_heads(
     write_run(study.state, "fit-heads", asdict(summary))
     typer.echo(
         f"{len(summary.tasks)} tasks ({', '.join(summary.tasks)}) on {len(summary.experts)} experts, "
-        f"{summary.n_folds} fold(s), {summary.n_trainable:,} trained parameters, {summary.seconds:.1f} s -> {study.heads}"
+        f"{summary.n_folds} fold(s), {summary.n_trainable:,} trained parameters, {summary.seconds:.1f} s"
     )
     for task, reason in summary.skipped.items():
         typer.echo(f"  left out: {task}: {reason}")
@@ -190,6 +190,41 @@ def report(
     typer.echo(f"report: {study.report.resolve()}")
 
 
+def predict(
+    records: Annotated[list[Path], typer.Argument(help="WFDB records, with or without suffix.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of tables.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+) -> None:
+    """Say what the fitted ensemble makes of new ECGs: values, probabilities, gate weights, warnings.
+
+    Example: `ensemble predict data/embedded-cohort/files/p1000/p10000032/s40689238/40689238 --json`
+    """
+    import json
+
+    from pipeline.predictions import prediction_table
+    from stages.embed import describe, load_for
+    from stages.features import expert_identity
+    from stages.heads import EnsembleHeads
+    from stages.predict import predict as run_predict
+    from stages.predict import read_record
+
+    study = Study()
+    recorded = [read_record(path) for path in records]
+    heads = EnsembleHeads.load(study.heads)
+    settings = {name: embed_settings(study, name, device=device, accept_license=True) for name in heads.experts_}
+    found = run_predict(
+        recorded,
+        heads,
+        {name: load_for(chosen) for name, chosen in settings.items()},
+        {name: expert_identity(describe(chosen)) for name, chosen in settings.items()},
+    )
+    for prediction in found:
+        if as_json:
+            typer.echo(json.dumps(asdict(prediction)))
+        else:
+            _print(prediction_table(prediction))
+
+
 def _names(text: str | None) -> list[str] | None:
     """Split a,b; None where nothing was given."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
@@ -197,12 +232,17 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from stages.evaluation.table import metrics_table
 
+    _print(metrics_table(metrics))
+
+
+def _print(table: object) -> None:
+    """Print a rich table; as wide as it needs where stdout is no terminal."""
+    from rich.console import Console
+
     console = Console()
-    Console(width=None if console.is_terminal else 200).print(metrics_table(metrics))
+    Console(width=None if console.is_terminal else 200).print(table)
 
 
 def embed_settings(

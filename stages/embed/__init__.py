@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +26,34 @@ from stages.experts import Expert, expert_class, load_expert
 from stages.experts._run import set_precision
 from stages.experts._weights import find_weights, sha256_of
 
-__all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder"]
+__all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder", "describe", "load_for"]
 
 WAIT_S = 0.5
 """Pause before looking again at shards that other processes hold."""
+
+
+def describe(settings: EmbedSettings) -> dict[str, Any]:
+    """Return everything that an expert's vectors depend on besides the records, as its store's attributes keep it."""
+    cls, variant = expert_class(settings.expert)
+    spec = cls.published_spec(variant)
+    return {
+        "expert": settings.expert,
+        "version": spec.version,
+        "weights_sha256": _digest_once(find_weights(spec, settings.weights)) if spec.needs_weights else "none",
+        "config": dict(settings.config or {}),
+        "preprocessing": settings.preprocessing or cls.preprocessing_variants[0],
+        "precision": settings.precision,
+        "dtype": settings.dtype or spec.store_dtype,
+    }
+
+
+def load_for(settings: EmbedSettings) -> Expert:
+    """Load the expert that the settings ask for, in their precision, on their device."""
+    expert = load_expert(
+        settings.expert, settings.weights, settings.config, settings.device, preprocessing=settings.preprocessing
+    )
+    set_precision(expert, settings.precision)
+    return expert
 
 
 class Embedder:
@@ -54,18 +79,8 @@ class Embedder:
     @cached_property
     def identity(self) -> Identity:
         """What the vectors are made from; needs the weights file, but not the network."""
-        settings = self.settings
-        cls, variant = expert_class(settings.expert)
+        cls, variant = expert_class(self.settings.expert)
         spec = cls.published_spec(variant)
-        expert = {
-            "expert": settings.expert,
-            "version": spec.version,
-            "weights_sha256": _digest_once(find_weights(spec, settings.weights)) if spec.needs_weights else "none",
-            "config": dict(settings.config or {}),
-            "preprocessing": settings.preprocessing or cls.preprocessing_variants[0],
-            "precision": settings.precision,
-            "dtype": settings.dtype or spec.store_dtype,
-        }
         facts = {
             "licence": spec.licence,
             "weights_source": spec.weights.repo_id if spec.weights else "",
@@ -73,17 +88,12 @@ class Embedder:
             "pretrained_on": list(spec.pretrained_on),
         }
         rows = records_digest(self.records["record_id"].tolist())
-        return Identity(expert, self.signals.content_digest(), rows, facts)
+        return Identity(describe(self.settings), self.signals.content_digest(), rows, facts)
 
     @cached_property
     def expert(self) -> Expert:
         """The loaded expert, in the precision asked for."""
-        settings = self.settings
-        expert = load_expert(
-            settings.expert, settings.weights, settings.config, settings.device, preprocessing=settings.preprocessing
-        )
-        set_precision(expert, settings.precision)
-        return expert
+        return load_for(self.settings)
 
     def plan(self) -> EmbedSummary:
         """Return what a run would do (`n_embedded` = records still to do), touching nothing."""
