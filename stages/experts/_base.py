@@ -1,4 +1,4 @@
-"""What every expert is: a frozen spec, `prepare` (signals -> model input) and `encode` (model input -> layers, embedding).
+"""What every expert is: a frozen spec, `prepare` (signals -> model input), `encode` (model input -> layers, embedding).
 
 Lives here: the contract alone. Not here: the registry (`_registry`), where weights come from (`_weights`), signal
 processing that several experts share (`_dsp`), any one expert (a file of its own name).
@@ -70,7 +70,7 @@ class ExpertSpec:
     """Declared policy for missing leads and NaN samples."""
     needs_weights: bool = True
     nan_features: bool = False
-    """Whether single values may be NaN (a feature that this record does not have); elsewhere NaN means a failed record."""
+    """Whether single values may be NaN (a feature that a record does not have); elsewhere NaN means a failed record."""
     store_dtype: Literal["float16", "float32"] = "float16"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """Every option that changes what `prepare` gives; part of the fingerprint."""
@@ -118,6 +118,16 @@ class Expert(ABC):
     @abstractmethod
     def published_spec(cls, variant: str | None = None) -> ExpertSpec:
         """Spec at the published configuration, without building the network or reading weights."""
+
+    @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any] | None:
+        """Config of a network with the parts of the published one, small enough for the tests that every expert gets.
+
+        It keeps the input contract: what `prepare` gives at the published configuration fits it too. None, the
+        default, means the published configuration, for experts that are small anyway.
+        """
+        del variant
+        return None
 
     @classmethod
     @abstractmethod

@@ -97,7 +97,8 @@ def _zscore_of_present(signals: np.ndarray) -> np.ndarray:
     count = np.maximum(present.sum(axis=1, keepdims=True), 1) * signals.shape[-1]
     centred = (filled - filled.sum(axis=(1, 2), keepdims=True) / count) * present
     scale = np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True) / count)
-    return np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+    varies = scale > _dsp.ROUNDING * np.abs(filled).max(axis=(1, 2), keepdims=True)
+    return np.divide(centred, scale, out=np.zeros_like(centred), where=varies)
 
 
 def _cut(signals: np.ndarray, window: int) -> np.ndarray:

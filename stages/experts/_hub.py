@@ -51,23 +51,33 @@ def _download(spec: ExpertSpec, source: WeightsSource) -> Path:
     try:
         return Path(hf_hub_download(source.repo_id, source.filename, revision=source.revision))
     except Exception as error:  # the hub client's errors share no base class; all of them mean "not to be had now"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"expert '{spec.name}': cannot get {source.filename} of {source.repo_id} ({reason}); "
-            f"download it elsewhere and give the file with --weights"
+            f"expert '{spec.name}': cannot get {source.filename} of {source.repo_id} at {source.revision} "
+            f"({_reason(error)}); try again, or download it elsewhere and give the file with --weights"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set and the file is not in the local hub cache"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
 
 
 def _check_digest(spec: ExpertSpec, source: WeightsSource, path: Path) -> None:
     """Compare with the published digest, or with the one recorded when this revision was first used here."""
     digest = file_digest(path)
-    known = source.sha256 or _recorded(source)
+    known = source.sha256 or _entries().get(_key(source))
     if known is None:
         _record(source, digest)
     elif digest != known:
+        told = "the published one is" if source.sha256 else "at its first use here it was"
+        # The resolved path is the cache's own copy: the name in the snapshot folder is only a link to it.
         raise WeightsError(
-            f"expert '{spec.name}': {path} has sha256 {digest[:16]}..., expected {known[:16]}...; "
-            f"delete it and run `ensemble weights fetch {spec.name}`"
+            f"expert '{spec.name}': {source.filename} of {source.repo_id} has sha256 {digest[:16]}..., {told} "
+            f"{known[:16]}...; delete {path.resolve()} and run `ensemble weights fetch {spec.name}`"
         )
 
 
@@ -77,19 +87,17 @@ def _ledger() -> Path:
 
 
 def _entries() -> dict[str, str]:
+    path = _ledger()
     try:
-        content = json.loads(_ledger().read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
         return {}
-    return dict(content)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: the record of the weights' digests is not readable; delete it") from error
 
 
 def _key(source: WeightsSource) -> str:
     return f"{source.repo_id}@{source.revision}/{source.filename}"
-
-
-def _recorded(source: WeightsSource) -> str | None:
-    return _entries().get(_key(source))
 
 
 def _record(source: WeightsSource, digest: str) -> None:

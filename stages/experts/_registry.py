@@ -1,12 +1,15 @@
-"""Which experts exist, and how one is loaded. An expert is found by its file (or by the entry point `ensemble.experts`)."""
+"""Which experts exist, and how one is loaded. One is found by its file, or by an entry point `ensemble.experts`."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from stages.experts._weights import read_state
 
 ENTRY_POINT_GROUP = "ensemble.experts"
 _REGISTRY: dict[str, type[Expert]] = {}
+_LOG = logging.getLogger(__name__)
 
 
 def register(name: str) -> Callable[[type[Expert]], type[Expert]]:
@@ -29,23 +33,38 @@ def register(name: str) -> Callable[[type[Expert]], type[Expert]]:
     return wrap
 
 
-def _modules() -> dict[str, str]:
+def _built_in() -> dict[str, str]:
     """Map expert file name -> module path, without importing any of them."""
     package = importlib.import_module("stages.experts")
-    found = {m.name: f"stages.experts.{m.name}" for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_"}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        found.setdefault(point.name, point.value)
-    return found
+    return {m.name: f"stages.experts.{m.name}" for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_"}
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    """Map the names that installed packages announce -> entry point; the names of this package's experts are taken."""
+    taken = _built_in()
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in taken}
 
 
 def list_experts() -> list[str]:
-    """Names of every expert that `load_expert` knows, sizes included (`moment`, `moment-base`, ...)."""
+    """Names of every expert that `load_expert` knows, sizes included (`moment`, `moment-base`, ...).
+
+    An installed package whose expert cannot be imported is left out, with one line of warning.
+    """
     names: list[str] = []
-    for name in sorted(_modules()):
-        cls, _ = expert_class(name)
+    for name in sorted({*_built_in(), *_third_party()}):
+        try:
+            cls = _class_of(name)
+        except UsageError as error:
+            _warn_once(str(error))
+            continue
         names.append(name)
         names += [f"{name}-{variant}" for variant in cls.variants[1:]]
     return names
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _LOG.warning("%s", message)
 
 
 def expert_class(name: str) -> tuple[type[Expert], str | None]:
@@ -54,19 +73,54 @@ def expert_class(name: str) -> tuple[type[Expert], str | None]:
     Raises
     ------
     UsageError
-        No such expert; the message lists those that exist.
+        No such expert; the message lists those that exist. Or one of another package that cannot be imported.
     """
-    modules = _modules()
-    base, _, variant = name.partition("-")
-    if name in modules:
-        base, variant = name, ""
-    if base in modules:
-        module_path, _, attribute = modules[base].partition(":")
-        module = importlib.import_module(module_path)
-        cls = getattr(module, attribute) if attribute else _REGISTRY[base]
-        if not variant or variant in cls.variants:
-            return cls, variant or (cls.variants[0] if cls.variants else None)
+    known = {*_built_in(), *_third_party()}
+    for base, variant in _readings(name):
+        if base in known:
+            cls = _class_of(base)
+            if not variant or variant in cls.variants:
+                return cls, variant or (cls.variants[0] if cls.variants else None)
     raise UsageError(f"unknown expert '{name}'; there are: {', '.join(list_experts())}")
+
+
+def _readings(name: str) -> list[tuple[str, str]]:
+    """Split a name into expert and size at each hyphen, longest expert first."""
+    parts = name.split("-")
+    return [("-".join(parts[:k]), "-".join(parts[k:])) for k in range(len(parts), 0, -1)]
+
+
+def _class_of(name: str) -> type[Expert]:
+    path = _built_in().get(name)
+    if path is not None:
+        importlib.import_module(path)
+        return _REGISTRY[name]
+    return _load_third_party(_third_party()[name])
+
+
+def _load_third_party(point: EntryPoint) -> type[Expert]:
+    """Import another package's expert, and look at it as far as the table of experts will.
+
+    Raises
+    ------
+    UsageError
+        Whatever goes wrong in there, naming the package.
+    """
+    package = point.dist.name if point.dist else point.value
+    try:
+        cls = point.load()
+        if isinstance(cls, ModuleType):
+            cls = _REGISTRY[point.name]
+        if not issubclass(cls, Expert):
+            raise TypeError(f"{point.value} is no subclass of stages.experts.Expert")
+        for variant in cls.variants or (None,):
+            cls.published_spec(variant)
+    except Exception as error:  # somebody else's code: anything may happen
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"expert '{point.name}' of package '{package}' cannot be used ({reason}); update or uninstall that package"
+        ) from error
+    return cls
 
 
 def load_expert(
@@ -85,8 +139,8 @@ def load_expert(
     name
         One of `list_experts()`.
     weights
-        An official checkpoint (.pt, .pth, .ckpt, .bin, .safetensors) with the official key names, or a folder that holds
-        one. None: where the expert needs weights, the model hub's file at the pinned revision (from the local hub
+        An official checkpoint (.pt, .pth, .ckpt, .bin, .safetensors) with the official key names, or a folder that
+        holds one. None: where the expert needs weights, the model hub's file at the pinned revision (from the local hub
         cache, or downloaded).
     config
         Architecture overrides under the official names.
@@ -110,10 +164,18 @@ def load_expert(
     state = None
     if spec.needs_weights and not random_weights:
         state = read_state(spec, weights)
-    elif weights is not None:
+    elif weights is not None and not random_weights:
         raise WeightsError(f"expert '{name}' takes no weights; remove the option (got {weights})")
+    elif weights is not None:
+        raise UsageError(
+            f"expert '{name}': random_weights and weights ({weights}) exclude each other; give one of them"
+        )
     expert = cls.build(config, state, variant=variant, preprocessing=preprocessing)
     expert.device = torch.device(device)
     if expert.module is not None:
         expert.module.to(expert.device).eval().requires_grad_(False)
+        if expert.device.type == "cpu":
+            from stages.experts._onednn import use_onednn
+
+            use_onednn(expert.module)
     return expert

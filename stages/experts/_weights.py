@@ -6,14 +6,16 @@ mean (each expert's own file).
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from cache.errors import MissingFileError, WeightsError
 from stages.experts._base import ExpertSpec
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+FRAMEWORKS = ("fairseq", "fairseq_signals", "omegaconf", "hydra", "pytorch_lightning", "lightning", "typing")
+"""Packages whose objects official checkpoints hold beside the weights; none of them is imported or needed."""
 WRAPPERS = ("model", "state_dict", "model_state_dict", "encoder", "module")
 
 
@@ -62,16 +66,56 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        with torch.serialization.safe_globals(_harmless_globals(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: refused, it holds more than tensors; convert it to .safetensors on a machine you trust"
+            f"{path}: refused, it is no checkpoint or holds more than tensors ({_reason(error)}); convert it to "
+            ".safetensors on a machine you trust"
         ) from error
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise WeightsError(f"{path}: not a readable checkpoint ({_reason(error)}); get it again") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return dict(content)
+
+
+def _harmless_globals(path: Path) -> list[Any]:
+    """Name what may stand beside the tensors: options, numpy scalars, and settings of training frameworks, unread.
+
+    torch's restricted unpickler still refuses everything else; nothing of this runs code of the file's choosing.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # older torch wrote no zip archive
+        names = []
+    unread = [(_Unread, name) for name in names if name.partition(".")[0] in FRAMEWORKS]
+    return [argparse.Namespace, np.dtype, *_NUMPY_DTYPES, *_NUMPY_SCALARS, *unread]
+
+
+_NUMPY_DTYPES = tuple(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?"))
+_NUMPY_SCALARS = tuple((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))
+
+
+class _Unread:
+    """Stands for an object of a training framework in a checkpoint: takes whatever it was made from, keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Unread:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _reason(error: Exception) -> str:
+    """Say in few words what was wrong; torch's own message begins with advice to switch the check off."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it asks for {asked[1].rstrip('.')}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines and len(lines[0]) > 5 else type(error).__name__
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -78,6 +78,13 @@ class EcgFm(Expert):
         return _spec(published_options(variant), variant, "authors")
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        sizes = {"encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "final_dim": 16, "latent_vars": 8}
+        depths = {"encoder_layers": 3, "encoder_attention_heads": 4, "conv_feature_layers": "[(16, 2, 2)] * 4"}
+        return {**sizes, **depths, "conv_pos": 16, "conv_pos_groups": 4}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,
@@ -131,7 +138,6 @@ def _authors_windows(signals: np.ndarray, rate_hz: float) -> np.ndarray:
         raise InputError(f"expert 'ecgfm': records of {n_samples / RATE_HZ:g} s are shorter than one window of 5 s")
     signals = _dsp.fill_gaps(signals)
     x = _dsp.zscore(_dsp.resample_linear(signals, n_samples))
-    x[np.ptp(signals, axis=-1) == 0] = 0.0  # a flat lead's rounding error would otherwise be scaled up to 1
     return x[..., : n_windows * WINDOW].reshape(len(x), x.shape[1], n_windows, WINDOW).swapaxes(1, 2)
 
 

@@ -55,6 +55,11 @@ class EcgFounder(Expert):
         return _spec(published_options(variant), variant, "authors")
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"base_filters": 16, "filter_list": (16, 32, 48), "m_blocks_list": (1, 2, 2), "n_classes": 12}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,

@@ -95,6 +95,13 @@ class Hubert(Expert):
         return _spec(published_options(variant), variant, "authors")
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+        positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+        return {**sizes, **positions, "conv_dim": (16, 24, 24, 24, 24), "classifier_proj_size": 8}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,

@@ -181,6 +181,11 @@ class Moment(Expert):
         return _spec(_options(None, variant), variant, "authors", _PUBLISHED_PARAMETERS[variant or "small"])
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"t5_config": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "vocab_size": 16}}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,

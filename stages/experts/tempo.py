@@ -52,6 +52,12 @@ class TempoExpert(Expert):
         return _spec(TempoOptions(), "authors", _PUBLISHED_PARAMETERS)
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        gpt2 = {"n_head": 4, "vocab_size": 64, "n_positions": 256}
+        return {"d_model": 32, "gpt_layers": 3, "pred_len": 8, "gpt2": gpt2}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,

@@ -39,6 +39,11 @@ class TimesNetExpert(Expert):
         return _spec(TimesNetOptions(), "authors", _PUBLISHED_PARAMETERS)
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"d_model": 8, "d_ff": 12, "e_layers": 2, "num_kernels": 3}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,
