@@ -70,25 +70,30 @@ def labelled_entries(paths: list[str], folder: Path, options: LabelOptions) -> E
     frame = pd.DataFrame({"record_id": ids, "patient_id": None, "path": paths})
     if options.labels is None:
         return Entries(frame, [], ["no labels: name a CSV file by the option 'labels'"])
-    table, path, notes = _labels(folder, options)
+    table, path, notes = read_labels(folder, options)
     key = _key_column(table, path, options)
     rows = _rows_of(frame, table[key], path, notes)
+    return Entries(frame, add_labels(frame, table.drop(columns=key), rows, path, options, notes), notes)
+
+
+def add_labels(
+    frame: pd.DataFrame, table: pd.DataFrame, rows: list[int], path: Path, options: LabelOptions, notes: list[str]
+) -> list[Target]:
+    """Add patients, folds and targets to `frame`, whose record k is row `rows[k]` of `table` (-1: none)."""
     for option, column in (("patient", "patient_id"), ("fold", "fold")):
         name = getattr(options, option)
         if name is not None:
-            _check_column(table, path, name, option)
+            check_column(table, path, name, option)
             frame[column] = [table[name].iloc[r] if r >= 0 else None for r in rows]
     if "fold" in frame:
         frame["fold"] = _folds(frame["fold"], path, options.fold)
     if options.patient is None:
         notes.append("no patients: every record counts as one of its own; name a column by the option 'patient'")
-    targets = [
-        _add_target(frame, table, rows, name, path, options) for name in _target_columns(table, path, key, options)
-    ]
-    return Entries(frame, targets, notes)
+    return [_add_target(frame, table, rows, name, path, options) for name in _target_columns(table, path, options)]
 
 
-def _labels(folder: Path, options: LabelOptions) -> tuple[pd.DataFrame, Path, list[str]]:
+def read_labels(folder: Path, options: LabelOptions) -> tuple[pd.DataFrame, Path, list[str]]:
+    """Read the table that the option `labels` names; returns it, its path and notes."""
     path = Path(str(options.labels))
     path = path if path.is_absolute() or path.is_file() else folder / path
     if not path.is_file():
@@ -98,14 +103,15 @@ def _labels(folder: Path, options: LabelOptions) -> tuple[pd.DataFrame, Path, li
     return table, path, notes
 
 
-def _check_column(table: pd.DataFrame, path: Path, name: str, option: str) -> None:
+def check_column(table: pd.DataFrame, path: Path, name: str, option: str) -> None:
+    """Refuse an option that names a column which is not there."""
     if name not in table:
         raise InputError(f"{path}: has no column '{name}' (option '{option}'); it has: {', '.join(table)[:200]}")
 
 
 def _key_column(table: pd.DataFrame, path: Path, options: LabelOptions) -> str:
     if options.id is not None:
-        _check_column(table, path, options.id, "id")
+        check_column(table, path, options.id, "id")
         return options.id
     for name in ("record_id", "record", "path", "file_name", "filename", "id"):
         if name in table:
@@ -148,11 +154,11 @@ def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
     return folds.astype(int)
 
 
-def _target_columns(table: pd.DataFrame, path: Path, key: str, options: LabelOptions) -> list[str]:
-    taken = {key, options.patient, options.fold}
+def _target_columns(table: pd.DataFrame, path: Path, options: LabelOptions) -> list[str]:
+    taken = {options.id, options.patient, options.fold}
     names = options.targets if options.targets is not None else [c for c in table if c not in taken and c]
     for name in [*names, *options.kinds]:
-        _check_column(table, path, name, "targets")
+        check_column(table, path, name, "targets")
     for name in names:
         if name in BASE_COLUMNS and options.targets is not None:
             raise UsageError(f"a target cannot be named '{name}'; rename the column in {path}")

@@ -52,15 +52,25 @@ class Table:
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{self.path}: not a readable CSV file ({_line(error)})") from error
         wanted = list(self.columns if columns is None else columns)
-        absent = [name for name in wanted if name not in self.columns]
-        if absent:
-            raise InputError(f"{self.path}: has no column '{absent[0]}'; it has: {', '.join(self.columns)[:200]}")
+        self._check(wanted)
         self.malformed = 0  # the look at the head has met some of them already
         try:
             with self._open(wanted) as reader:
                 yield from reader
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{self.path}: damaged ({_line(error)})") from error
+
+    def _check(self, wanted: list[str]) -> None:
+        plain = [" ".join(name.split()) for name in self.columns]
+        for name in wanted:
+            if name not in self.columns:
+                raise InputError(f"{self.path}: has no column '{name}'; it has: {', '.join(plain)[:200]}")
+            if self.columns.count(name) > 1:
+                raise InputError(
+                    f"{self.path}: has {self.columns.count(name)} columns named '{' '.join(name.split())}'"
+                )
+            if not name.isprintable():
+                raise InputError(f"{self.path}: the column name {name[:80]!r} is not printable; rename it")
 
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
         def skip(_: pacsv.InvalidRow) -> str:

@@ -1,0 +1,34 @@
+"""PhysioNet/CinC Challenge 2020 and 2021: WFDB headers with #Age, #Sex and #Dx, 16x1 .mat signals, in any subfolders.
+
+The collections give no patients, so every record counts as a patient of its own; several of them hold repeat records of
+one person (PTB-XL's `HR*` above all), which a split by record cannot see.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from cache.errors import InputError
+from stages.cohorts._base import Cohort, Entries, register
+from stages.cohorts._snomed import SCORED, add_classes, add_comments
+from stages.cohorts.wfdb_folder import find_records
+
+
+@register("challenge")
+class Challenge(Cohort):
+    """Any part of the Challenges' training data."""
+
+    title = "PhysioNet Challenge 2020 or 2021 (.hea with #Dx, .mat)"
+    licence = "CC BY 4.0"
+
+    def entries(self) -> Entries:
+        """Read the comments of every header."""
+        paths = find_records(self.folder)
+        if not paths:
+            raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
+        names = [path.rsplit("/", 1)[-1] for path in paths]
+        frame = pd.DataFrame({"record_id": names, "patient_id": None, "path": paths})
+        notes = ["no patients are known: every record counts as one of its own"]
+        codes, targets = add_comments(frame, self.folder, notes)
+        dx = add_classes(frame, "dx", codes, SCORED, "scored diagnoses of the Challenge 2021, equivalent ones merged")
+        return Entries(frame, [dx, *targets], notes)

@@ -1,0 +1,87 @@
+"""CODE-15% (Ribeiro et al., Zenodo 4916206): exams.csv and HDF5 shards of [exam, 4096, 12] at 400 Hz.
+
+Exams of seven or ten seconds lie in the middle of 4096 samples with zeros around them; samples before the first and
+after the last at which any lead differs from zero are that padding and are cut off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cache.errors import InputError
+from cache.records import Target
+from cache.signals import LEADS
+from stages.cohorts._base import Cohort, Entries, check_not_empty, register
+from stages.cohorts._hdf5 import dataset
+from stages.cohorts._snomed import age_of
+from stages.readers import Recording, inside
+from stages.readers.tables import read_table
+
+RATE_HZ = 400.0
+DIAGNOSES = ("1dAVb", "RBBB", "LBBB", "SB", "ST", "AF")
+_TRUTH = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+
+
+@register("code15")
+class Code15(Cohort):
+    """CODE-15% in Zenodo's layout, unzipped; shards that are not there are left out."""
+
+    title = "CODE-15% (exams.csv, exams_part*.hdf5)"
+    licence = "CC BY 4.0"
+
+    def entries(self) -> Entries:
+        """Read exams.csv and the exam ids of every shard."""
+        path = self.require("exams.csv")
+        columns = ["exam_id", "patient_id", "age", "is_male", "normal_ecg", "trace_file", *DIAGNOSES]
+        table, notes = read_table(path, columns)
+        shards = sorted({str(name) for name in table["trace_file"].dropna()})
+        here = [name for name in shards if Path(inside(self.folder, name)).is_file()]
+        if len(here) < len(shards):
+            notes.append(f"{len(shards) - len(here)} of {len(shards)} shards are not there; their exams are left out")
+        table = table[table["trace_file"].isin(here)].reset_index(drop=True)
+        check_not_empty(table, path)
+        rows = {(name, exam): row for name in here for row, exam in enumerate(self._exams(name))}
+        where = [rows.get(key, -1) for key in zip(table["trace_file"], table["exam_id"], strict=True)]
+        frame = pd.DataFrame({"record_id": table["exam_id"], "patient_id": table["patient_id"]})
+        frame["path"] = [f"{name}#{row}" for name, row in zip(table["trace_file"], where, strict=True)]
+        return Entries(frame, _add_labels(frame, table), notes)
+
+    def _exams(self, name: str) -> list[str]:
+        return [str(int(exam)) for exam in dataset(inside(self.folder, name), "exam_id", 1)[:]]
+
+    def read(self, path: str) -> Recording:
+        """Read one exam; `path` is SHARD#ROW."""
+        name, _, row = path.rpartition("#")
+        if not name or not row.isdigit():
+            raise InputError(f"{name or path} has no such exam")
+        tracings = dataset(inside(self.folder, name), "tracings", 3)
+        if int(row) >= len(tracings) or tracings.shape[2] != len(LEADS):
+            raise InputError(f"{name} has no 12-lead exam in row {row}")
+        samples = np.asarray(tracings[int(row)], dtype=np.float64)
+        used = np.flatnonzero((samples != 0).any(axis=1))
+        if not len(used):
+            raise InputError("all its samples are zero")
+        signals_mv = samples[used[0] : used[-1] + 1].T
+        return Recording(signals_mv, LEADS, RATE_HZ, signals_mv.shape[1])
+
+
+def _add_labels(frame: pd.DataFrame, table: pd.DataFrame) -> list[Target]:
+    def truth(name: str) -> pd.Series:
+        return table[name].map(lambda cell: _TRUTH.get(str(cell).lower(), np.nan))
+
+    known = pd.DataFrame({name: truth(name) for name in DIAGNOSES})
+    frame["dx"] = [
+        None if row.isna().any() else sorted(name for name in DIAGNOSES if row[name] == 1)
+        for _, row in known.iterrows()
+    ]
+    frame["normal_ecg"], frame["sex"] = truth("normal_ecg"), 1.0 - truth("is_male")
+    frame["age"] = [age_of(cell) for cell in table["age"]]
+    return [
+        Target("dx", "multilabel", classes=tuple(sorted(DIAGNOSES)), description="six diagnoses"),
+        Target("normal_ecg", "binary", classes=("no", "yes")),
+        Target("sex", "binary", classes=("male", "female"), description="0 male, 1 female"),
+        Target("age", "regression", unit="years"),
+    ]

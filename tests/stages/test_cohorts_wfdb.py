@@ -1,0 +1,137 @@
+import numpy as np
+import pandas as pd
+import pytest
+import wfdb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import open_records
+from cache.errors import EnsembleError, InputError
+from stages.cohorts import open_cohort
+from stages.ingest import ingest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    for k in range(6):
+        home = folder / f"g{k % 2}"
+        home.mkdir(exist_ok=True)
+        signal = np.random.default_rng(k).normal(0, 0.3, (500, 2))
+        wfdb.wrsamp(f"r{k}", 500, ["mV", "mV"], ["I", "II"], p_signal=signal, fmt=["16", "16"], write_dir=str(home))
+    return folder
+
+
+def labels(tmp_path, **columns):
+    path = tmp_path / "labels.csv"
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return {"labels": str(path)}
+
+
+NAMES = [f"r{k}" for k in range(6)]
+
+
+def test_kinds_follow_from_the_cells(folder, tmp_path):
+    options = labels(
+        tmp_path,
+        record=NAMES,
+        who=["a", "a", "b", "b", "c", None],
+        age=[50, 61, None, 70, 71, 72],
+        ill=[0, 1, 1, 0, None, 0],
+        sex=["M", "F", "F", "M", "M", "M"],
+        rhythm=["sinus", "af", "flutter", "sinus", "sinus", None],
+        notes=["a;b", "b", None, "c", "a", "c;b"],
+    )
+    entries = open_cohort("wfdb", folder, {**options, "patient": "who"}).entries()
+    kinds = {t.name: (t.kind, t.classes) for t in entries.targets}
+    assert kinds == {
+        "age": ("regression", ()),
+        "ill": ("binary", ("0.0", "1.0")),
+        "sex": ("binary", ("F", "M")),
+        "rhythm": ("multiclass", ("af", "flutter", "sinus")),
+        "notes": ("multilabel", ("a", "b", "c")),
+    }
+    frame = entries.frame.set_index("record_id")
+    assert frame.loc["r5", "patient_id"] is None
+    assert frame.loc[NAMES, "ill"].tolist()[:4] == [0, 1, 1, 0]
+    assert frame.loc["r5", "notes"] == ["b", "c"]
+    assert frame.loc["r2", "notes"] is None
+    assert frame.loc["r1", "rhythm"] == 0
+    assert frame.loc["r0", "path"] == "g0/r0"
+
+
+def test_kinds_may_be_given_and_keys_may_be_paths(folder, tmp_path):
+    options = labels(tmp_path, path=[f"g{k % 2}/r{k}.hea" for k in range(6)], grade=[1, 2, 3, 1, 2, 3])
+    entries = open_cohort("wfdb", folder, {**options, "kinds": {"grade": "multiclass"}}).entries()
+    assert entries.targets[0].classes == ("1", "2", "3")
+    assert entries.frame.set_index("record_id").loc[NAMES, "grade"].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_folds_of_the_table_are_kept(folder, tmp_path):
+    options = labels(tmp_path, record=NAMES, cv=[0, 0, 1, 1, 2, 2], y=[1, 2, 3, 4, 5, 6])
+    ingest(
+        "wfdb", folder, {**options, "fold": "cv"}, records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr"
+    )
+    records = open_records(tmp_path / "r.parquet").set_index("record_id").loc[NAMES]
+    assert records["split"].tolist() == ["train", "train", "val", "val", "test", "test"]
+
+
+def test_a_patient_in_two_folds_is_refused(folder, tmp_path):
+    options = labels(tmp_path, record=NAMES, who=["a"] * 6, cv=[0, 0, 1, 1, 2, 2], y=[1, 2, 3, 4, 5, 6])
+    with pytest.raises(InputError, match="patient 'a' is in more than one fold"):
+        ingest(
+            "wfdb",
+            folder,
+            {**options, "fold": "cv", "patient": "who"},
+            records_path=tmp_path / "r.parquet",
+            signals_path=tmp_path / "s.zarr",
+        )
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "says"),
+    [
+        ({"record": NAMES, "y": [None] * 6}, {}, "label column 'y' is empty"),
+        ({"record": [f"x{k}" for k in range(6)], "y": range(6)}, {}, "none of its 6 keys .*'x0'.* is a record"),
+        ({"record": ["r0", "r0"], "y": [1, 2]}, {}, "names the record 'r0' more than once"),
+        ({"record": NAMES, "y": range(6)}, {"id": "name"}, r"no column 'name' \(option 'id'\); it has: record, y"),
+        ({"record": NAMES, "y": range(6)}, {"targets": ["z"]}, "no column 'z'"),
+        ({"record": NAMES, "y": range(6)}, {"patient": "z"}, "no column 'z'"),
+        ({"record": NAMES, "y": range(6)}, {"kinds": {"y": "binary"}}, "has 6 values; it cannot be binary"),
+        ({"record": NAMES, "y": list("abcdef")}, {"kinds": {"y": "regression"}}, "holds no number"),
+        ({"record": NAMES, "y": list("abcdef")}, {"fold": "y"}, "is not a whole number from 0 up"),
+        ({"record": NAMES, "status": range(6)}, {"targets": ["status"]}, "a target cannot be named 'status'"),
+        ({"record": [], "y": []}, {}, "lists no record"),
+    ],
+)
+def test_mistakes_in_the_table_are_named(folder, tmp_path, columns, options, says):
+    with pytest.raises(EnsembleError, match=says) as caught:
+        open_cohort("wfdb", folder, {**labels(tmp_path, **columns), **options}).entries()
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_without_a_record_and_records_without_a_row_are_counted(folder, tmp_path):
+    entries = open_cohort("wfdb", folder, labels(tmp_path, record=["r0", "r1", "zz"], y=[1, 2, 3])).entries()
+    assert any("1 keys (such as 'zz') have no record" in note for note in entries.notes)
+    assert any("4 records have no row" in note for note in entries.notes)
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no WFDB header"):
+        open_cohort("wfdb", tmp_path).entries()
+
+
+CELL = st.text(alphabet=st.sampled_from(list('r012345;,"\n.x µ\0-')), max_size=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_size=12).map("\n".join))
+def test_any_table_is_read_or_refused_in_one_line(folder, tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes(text.encode())
+    said = ""
+    try:
+        open_cohort("wfdb", folder, {"labels": str(path)}).entries()
+    except EnsembleError as error:
+        said = str(error)
+    assert len(said.splitlines()) <= 1
