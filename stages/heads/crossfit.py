@@ -96,6 +96,10 @@ class Masks:
         """Mark with 1, [F, n] float, where an out-of-sample value exists."""
         return (self.judge >= 0).float()
 
+    def take(self, rows: Tensor) -> Masks:
+        """Select records."""
+        return Masks(self.train[:, :, rows], self.judge[:, rows])
+
     def out_of_sample(self, values: Tensor) -> Tensor:
         """Pick each record's value from the model that has not seen it: [F, 1 + J, n, ...] -> [F, n, ...]."""
         index = self.judge.clamp_min(0)[:, None, :]

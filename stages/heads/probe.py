@@ -101,6 +101,10 @@ class Problem:
     train: Tensor
     blocks: tuple[Block, ...]
 
+    def take(self, rows: Tensor) -> Problem:
+        """Select records."""
+        return Problem(self.z[:, rows], self.y[:, rows], self.weight[:, rows], self.train[:, :, rows], self.blocks)
+
 
 def prior_logits(problem: Problem) -> Tensor:
     """Intercept-only solution [F, M, C] with half a record of each class added: where the solver starts."""
@@ -119,15 +123,24 @@ def prior_logits(problem: Problem) -> Tensor:
     return out
 
 
-def fit_path(problem: Problem, strengths: Tensor, *, max_steps: int = 200, tolerance: float = 1e-3) -> Tensor:
+def fit_path(
+    problem: Problem,
+    strengths: Tensor,
+    *,
+    start: Tensor | None = None,
+    max_steps: int = 200,
+    tolerance: float = 1e-3,
+) -> Tensor:
     """Minimise sum_i w_i loss_i + strength/2 |W|^2 (intercept free) for every fold, model, strength and column.
 
     Parameters
     ----------
     strengths
         [S] for all, or [F, S, C].
+    start
+        [F, M, S, r + 1, C] to start from; None: intercepts alone.
     tolerance
-        Bound on the remaining decrease of the summed loss, relative to 1 record.
+        Remaining decrease of the summed loss at which a problem counts as solved, per 1,000 records (at least 1,000).
 
     Returns
     -------
@@ -135,30 +148,51 @@ def fit_path(problem: Problem, strengths: Tensor, *, max_steps: int = 200, toler
     """
     n_folds, n_cols = problem.train.shape[0], n_columns(problem.blocks)
     strengths = strengths.reshape(1, -1, 1) if strengths.ndim == 1 else strengths
-    strengths = strengths.expand(n_folds, -1, n_cols)
-    bound = _bound(problem, strengths)
-    w = torch.zeros_like(bound)
-    w[..., -1, :] = prior_logits(problem)[:, :, None]
+    bound = _bound(problem, strengths.expand(n_folds, -1, n_cols))
+    if start is None:
+        start = torch.zeros_like(bound)
+        start[..., -1, :] = prior_logits(problem)[:, :, None]
     penalty = strengths[:, None, :, None].expand_as(bound).clone()
     penalty[..., -1, :] = 0
     # a column without both classes cannot be learnt: it keeps its prior
-    frozen = _frozen_columns(problem)[:, :, None, None]
-    v, momentum = w, torch.ones_like(w[..., :1, :])
-    for _ in range(max_steps):
-        gradient = torch.where(frozen, 0.0, _gradient(problem, v) + penalty * v)
-        step = gradient / bound
-        # a solved problem stands still, so that no solution depends on its neighbours
-        frozen = frozen | ((gradient * step).sum(-2, keepdim=True) < tolerance)
-        step = torch.where(frozen, 0.0, step)
-        new = torch.where(frozen, w, v - step)
-        uphill = ((v - new) * bound * (new - w)).sum(-2, keepdim=True) > 0
-        momentum = torch.where(uphill, 1.0, momentum)
-        following = 0.5 * (1 + (1 + 4 * momentum**2).sqrt())
-        v = new + torch.where(uphill | frozen, 0.0, (momentum - 1) / following) * (new - w)
-        w, momentum = new, following
-        if bool(frozen.all()):
-            break
-    return w
+    still = _frozen_columns(problem)[:, :, None, None].expand_as(bound[..., :1, :])
+    limit = tolerance * max(1.0, problem.z.shape[1] / 1000)
+    out, alive = start.clone(), torch.arange(bound.shape[2])
+    state = _State(start, start, torch.ones_like(bound[..., :1, :]), still)
+    for step in range(max_steps):
+        state = _advance(problem, state, bound, penalty, limit)
+        if (step + 1) % 8 == 0 or step + 1 == max_steps:
+            out[:, :, alive] = state.w
+            unsolved = ~state.still.all(-1).all(-1).flatten(0, 1).all(0)
+            if not bool(unsolved.any()):
+                break
+            # strong penalties are solved long before weak ones: go on with those that are left
+            alive, bound, penalty = alive[unsolved], bound[:, :, unsolved], penalty[:, :, unsolved]
+            state = _State(*(t[:, :, unsolved] for t in (state.w, state.v, state.momentum, state.still)))
+    return out
+
+
+@dataclass(frozen=True)
+class _State:
+    """Weights, extrapolated weights, momentum and solved problems of one step; [F, M, S, r + 1 or 1, C]."""
+
+    w: Tensor
+    v: Tensor
+    momentum: Tensor
+    still: Tensor
+
+
+def _advance(problem: Problem, state: _State, bound: Tensor, penalty: Tensor, limit: float) -> _State:
+    """Take one accelerated step; a solved problem stands still, so that no solution depends on its neighbours."""
+    gradient = torch.where(state.still, 0.0, _gradient(problem, state.v) + penalty * state.v)
+    step = gradient / bound
+    still = state.still | ((gradient * step).sum(-2, keepdim=True) < limit)
+    new = torch.where(still, state.w, state.v - step)
+    uphill = ((state.v - new) * bound * (new - state.w)).sum(-2, keepdim=True) > 0
+    momentum = torch.where(uphill, 1.0, state.momentum)
+    following = 0.5 * (1 + (1 + 4 * momentum**2).sqrt())
+    v = new + torch.where(uphill | still, 0.0, (momentum - 1) / following) * (new - state.w)
+    return _State(new, v, following, still)
 
 
 def _bound(problem: Problem, strengths: Tensor) -> Tensor:

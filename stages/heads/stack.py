@@ -25,6 +25,10 @@ GATE_WIDTH = 64
 """Leading principal coordinates that an expert shows the gate."""
 
 
+PATH_RECORDS = 5_000
+"""The penalty is chosen on at most this many training and as many judged records."""
+
+
 @dataclass(frozen=True)
 class FoldHead:
     """One expert's head in one fold; every array is float32.
@@ -152,24 +156,47 @@ def fit_expert(
 def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tuple[Tensor, Tensor]:
     """Fit the path and keep, per fold and task, the strength of the lowest out-of-sample loss.
 
+    With more than twice `PATH_RECORDS` records the strength is chosen on random subsets of that many training and
+    judged ones (it is the precision of a prior, which does not change with their number), and then fitted to all.
+
     Returns
     -------
     weights [F, M, r + 1, C], strengths [F, T].
     """
+    large = problem.z.shape[1] > 2 * PATH_RECORDS
+    rows = _subset(masks, options.seed)
+    few, few_masks = (problem.take(rows), masks.take(rows)) if large else (problem, masks)
     strengths = torch.tensor(options.strengths)
-    path = fit_path(problem, strengths, max_steps=options.max_steps)
-    losses = []
-    judged = problem.weight * masks.judged[..., None]
-    for s in range(len(strengths)):
-        logits = masks.out_of_sample(probe_logits(problem.z, path[:, :, s]))
-        loss, weight = task_losses(logits, problem.y, judged, problem.blocks)
-        losses.append((loss * weight).sum(1) / weight.sum(1).clamp_min(1e-9))
-    best = torch.stack(losses).argmin(0)
+    path = fit_path(few, strengths, max_steps=options.max_steps)
+    best = _path_losses(few, few_masks, path).argmin(0)
     weights = torch.empty_like(path[:, :, 0])
     for f in range(best.shape[0]):
         for t, block in enumerate(problem.blocks):
             weights[f, ..., block.columns] = path[f, :, best[f, t], :, block.columns]
+    if large:
+        sizes = torch.tensor([b.stop - b.start for b in problem.blocks])
+        chosen = strengths[best].repeat_interleave(sizes, dim=1)[:, None]
+        weights = fit_path(problem, chosen, start=weights[:, :, None], max_steps=options.max_steps)[:, :, 0]
     return weights, strengths[best]
+
+
+def _subset(masks: Masks, seed: int) -> Tensor:
+    """Up to `PATH_RECORDS` training and as many judged records of any fold, in order."""
+    order = torch.randperm(masks.judge.shape[1], generator=torch.Generator().manual_seed(seed))
+    train = order[masks.train[:, 0].amax(0)[order] > 0][:PATH_RECORDS]
+    judged = order[masks.judged.amax(0)[order] > 0][:PATH_RECORDS]
+    return torch.cat([train, judged]).unique()
+
+
+def _path_losses(problem: Problem, masks: Masks, path: Tensor) -> Tensor:
+    """Out-of-sample loss of every strength, [S, F, T]."""
+    judged = problem.weight * masks.judged[..., None]
+    losses = []
+    for s in range(path.shape[2]):
+        logits = masks.out_of_sample(probe_logits(problem.z, path[:, :, s]))
+        loss, weight = task_losses(logits, problem.y, judged, problem.blocks)
+        losses.append((loss * weight).sum(1) / weight.sum(1).clamp_min(1e-9))
+    return torch.stack(losses)
 
 
 def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions) -> LoraFit:
