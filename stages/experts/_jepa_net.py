@@ -167,7 +167,7 @@ def _cross_mask(n_leads: int, n_patches: int) -> Tensor:
 
 
 def sincos_positions(dim: int, n_leads: int, n_patches: int) -> Tensor:
-    """Fixed positions [lead * patch, dim]: the first half tells the moment, the second the lead, each [sin | cos]."""
+    """Return fixed positions [lead * patch, dim]: first half moment, second half lead, each [sin | cos]."""
     moment = torch.arange(n_patches).repeat(n_leads)
     lead = torch.arange(n_leads).repeat_interleave(n_patches)
     rates = 10000.0 ** -(torch.arange(dim // 4).double() / (dim / 4))

@@ -119,7 +119,7 @@ class StMemVit(nn.Module):
         return self.head(self.final_norm(self.pooled_layers(x)[:, -1]))
 
     def final_norm(self, pooled: Tensor) -> Tensor:
-        """The encoder's norm behind the pooling, in the network's own precision."""
+        """Apply the encoder's norm behind the pooling, in the network's own precision."""
         return self.norm(pooled.to(self.norm.weight.dtype))
 
 
@@ -219,7 +219,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def sincos_positions(n_patches: int, width: int) -> Tensor:
-    """Fixed positions [1, n_patches + 2, width]: sine half, cosine half, and rows of zeros for both separators."""
+    """Return fixed positions [1, n_patches + 2, width]: sine half, cosine half; rows of zeros for both separators."""
     half = width // 2
     rates = 10000.0 ** -(torch.arange(half) / half)
     angles = torch.arange(n_patches)[:, None] * rates

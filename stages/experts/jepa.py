@@ -127,8 +127,8 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
     if "num_heads" not in found and found:
         if found["embed_dim"] not in _HEADS and "num_heads" not in overrides:
             raise WeightsError(
-                f"expert 'jepa': the weights are {found['embed_dim']} wide, which is not published, and do not say their "
-                "num_heads; give the config"
+                f"expert 'jepa': the weights are {found['embed_dim']} wide, which is not published, and do not say "
+                "their num_heads; give the config"
             )
         found["num_heads"] = _HEADS.get(found["embed_dim"], 1)
     options = dataclasses.asdict(JepaOptions()) | found | overrides
@@ -148,16 +148,16 @@ def _grid(n_tokens: int, overrides: Mapping[str, Any], options: Mapping[str, Any
 
 def _check(options: JepaOptions) -> None:
     if options.pos_type not in POSITION_TYPES:
-        raise UsageError(f"expert 'jepa': pos_type '{options.pos_type}'; it has to be one of {', '.join(POSITION_TYPES)}")
+        raise UsageError(f"expert 'jepa': pos_type '{options.pos_type}'; it has to be {', '.join(POSITION_TYPES)}")
     if options.embed_dim % options.num_heads or options.embed_dim % 4:
         raise UsageError(
             f"expert 'jepa': embed_dim {options.embed_dim} is no multiple of 4 and of num_heads {options.num_heads}; "
             "correct the config"
         )
     if options.pos_type == "rope" and options.embed_dim % (4 * options.num_heads):
-        raise UsageError(f"expert 'jepa': embed_dim {options.embed_dim} is no multiple of 4 times num_heads, as rope needs")
+        raise UsageError(f"expert 'jepa': embed_dim {options.embed_dim} is no multiple of 4 x num_heads, as rope needs")
     if not set(options.leads) <= set(range(options.c)):
-        raise UsageError(f"expert 'jepa': leads {list(options.leads)} are not all below c {options.c}; correct the config")
+        raise UsageError(f"expert 'jepa': leads {list(options.leads)} go beyond c {options.c}; correct the config")
 
 
 def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> ExpertSpec:
@@ -182,8 +182,9 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
             "",
             "multiblock_epoch100.pth",
             "",
-            note="the authors' drive: multi-block masking https://drive.google.com/file/d/1gMOT4xjQQg0GZkY1iE6NuDzua4ALw00l, "
-            "random masking https://drive.google.com/file/d/1mh-XL0XOvvhFbhvuZ9c2KnTHa9B4F3Wx; or `ensemble pretrain`",
+            note="the authors' drive: multi-block masking "
+            "https://drive.google.com/file/d/1gMOT4xjQQg0GZkY1iE6NuDzua4ALw00l, random masking "
+            "https://drive.google.com/file/d/1mh-XL0XOvvhFbhvuZ9c2KnTHa9B4F3Wx; or `ensemble pretrain`",
         ),
         pretrained_on=("chapman", "ningbo", "code15"),
         unused_keys=UNUSED_KEYS,

@@ -29,9 +29,11 @@ RATE_HZ = 250
 SOUP_RATE_HZ = 100
 HIGH_PASS_HZ, LOW_PASS_HZ, FILTER_ORDER = 0.67, 40.0, 5
 CROPS = 3
-SOUP_GEOMETRY = {"seq_len": 1000, "patch_size": 50}
+SOUP_GEOMETRY: dict[str, Any] = {"seq_len": 1000, "patch_size": 50}
 # Names of the pretraining model (models/st_mem.py) for what the encoder calls otherwise.
 ALIASES = {"embed_dim": "width", "num_heads": "heads", "encoder_dim_head": "dim_head"}
+PRETRAINED_ON = ("chapman", "ningbo", "code15")
+SOUP_PRETRAINED_ON = ("ptbxl", "challenge2020")
 DECODER_OPTIONS = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_dim_head", "decoder_norm_eps")
 OPTION_NAMES = tuple(f.name for f in dataclasses.fields(StMemOptions))
 # The pretraining decoder, ECG-Soup's probe head (MLP with batch norm) and its gate over layers.
@@ -50,8 +52,8 @@ class StMem(Expert):
     """ST-MEM (Na et al., ICLR 2024, arXiv 2402.09450; bakqui/ST-MEM).
 
     Preprocessing `authors`: their evaluation path, 250 Hz, three crops of 2250 samples, 0.67-40 Hz, one z-score a crop.
-    `soup`: ECG-Soup's, 100 Hz, 1000 samples in patches of 50, one z-score a lead; weights (or a config) of that geometry
-    choose it unless another is named.
+    `soup`: ECG-Soup's, 100 Hz, 1000 samples in patches of 50, one z-score a lead; weights (or a config) of that
+    geometry choose it unless another is named.
     """
 
     variants = ("base", "small")
@@ -94,7 +96,7 @@ class StMem(Expert):
         """
         options = self.module.options
         if options.num_leads != len(STANDARD_LEADS):
-            raise InputError(f"expert 'stmem': the weights are for {options.num_leads} leads; 12-lead records do not fit")
+            raise InputError(f"expert 'stmem': the weights are for {options.num_leads} leads, not for 12-lead records")
         signals = _dsp.as_signals(signals_mv)
         present = np.isfinite(signals).any(-1)
         path = prepare_soup if self.preprocessing == "soup" else prepare_authors
@@ -113,8 +115,8 @@ class StMem(Expert):
             raise UsageError("expert 'stmem' takes no mask; leave it out")
         if x.ndim != 3 or x.shape[1] != options.num_leads:
             raise InputError(
-                f"expert 'stmem': input {list(x.shape)}; expected [batch, {options.num_leads}, time], every lead in the "
-                "standard order (one lead alone is refused)"
+                f"expert 'stmem': input {list(x.shape)}; expected [batch, {options.num_leads}, time], every lead in "
+                "the standard order (one lead alone is refused)"
             )
         if not 0 < x.shape[2] <= options.seq_len or x.shape[2] % options.patch_size:
             raise InputError(
@@ -174,7 +176,8 @@ def _filters() -> tuple[np.ndarray, np.ndarray]:
 def _refuse_short(n_samples: int, seq_len: int, rate_hz: float) -> None:
     if n_samples < seq_len:
         raise InputError(
-            f"expert 'stmem': records of {n_samples / rate_hz:g} s are shorter than its windows of {seq_len / rate_hz:g} s"
+            f"expert 'stmem': records of {n_samples / rate_hz:g} s are shorter than its windows of "
+            f"{seq_len / rate_hz:g} s"
         )
 
 
@@ -190,8 +193,8 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _published(variant: str | None, preprocessing: str | None) -> StMemOptions:
     width, heads, mlp_dim, _ = _SIZES[variant or "base"]
-    geometry = SOUP_GEOMETRY if preprocessing == "soup" else {}
-    return StMemOptions(width=width, heads=heads, mlp_dim=mlp_dim, **geometry)
+    options = StMemOptions(width=width, heads=heads, mlp_dim=mlp_dim)
+    return dataclasses.replace(options, **SOUP_GEOMETRY) if preprocessing == "soup" else options
 
 
 def _options(
@@ -208,14 +211,15 @@ def _options(
         found = options_from_state(state)
         if "dim_head" not in found and not {"heads", "dim_head"} <= overrides.keys():
             raise WeightsError(
-                "expert 'stmem': the weights do not say their heads and dim_head, which are no multiple of 64 together; "
-                "give both in the config"
+                "expert 'stmem': the weights do not say their heads and dim_head (no multiple of 64 together); give "
+                "both in the config"
             )
         options |= found
     merged = StMemOptions(**options | overrides)
     if merged.seq_len % merged.patch_size:
         raise UsageError(
-            f"expert 'stmem': seq_len {merged.seq_len} is no multiple of patch_size {merged.patch_size}; correct the config"
+            f"expert 'stmem': seq_len {merged.seq_len} is no multiple of patch_size {merged.patch_size}; "
+            "correct the config"
         )
     return merged
 
@@ -235,7 +239,7 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         leads=STANDARD_LEADS,
         normalisation="each lead z-scored"
         if soup
-        else "Butterworth (order 5, zero phase) 0.67 Hz high-pass and 40 Hz low-pass, then one z-score over leads and time",
+        else "Butterworth (order 5, zero phase) 0.67 and 40 Hz, then one z-score over leads and time",
         layer_names=("embed", *(f"block_{k + 1}" for k in range(options.depth))),
         layer_dims=(options.width,) * (options.depth + 1),
         embedding_dim=options.width,
@@ -247,12 +251,12 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         weights=WeightsSource(
             "", f"st_mem_vit_{size}_encoder.pth", "", note=f"the authors' drive: {_LINKS[size]}; or `ensemble pretrain`"
         ),
-        pretrained_on=("ptbxl", "challenge2020", "chapman", "ningbo", "code15") if soup else ("chapman", "ningbo", "code15"),
+        pretrained_on=(*PRETRAINED_ON, *(SOUP_PRETRAINED_ON if soup else ())),
         unused_keys=UNUSED_KEYS,
         windows=f"evenly placed windows of {options.seq_len / rate_hz:g} s, mean of their vectors"
         if soup
-        else f"three evenly placed crops of {options.seq_len / rate_hz:g} s, filtered one by one, mean of their vectors",
-        missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input and does not count in "
-        "the z-score; a flat lead counts in it (`soup`: becomes zeros)",
+        else f"three evenly placed crops of {options.seq_len / rate_hz:g} s, each filtered alone, mean of vectors",
+        missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input and does not count "
+        "in the z-score; a flat lead counts in it (`soup`: becomes zeros)",
         preprocessing={"path": preprocessing, "rate_hz": rate_hz, "seq_len": options.seq_len, "crops": CROPS},
     )

@@ -18,7 +18,8 @@ from stages.experts import _dsp
 from stages.experts._base import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts._options import architecture_overrides
 from stages.experts._registry import register
-from stages.experts._ttm_net import OPTION_NAMES, TtmForPrediction, TtmOptions, hidden_widths, options_from_state
+from stages.experts._ttm_net import TtmForPrediction
+from stages.experts._ttm_options import OPTION_NAMES, TtmOptions, hidden_widths, options_from_state
 from stages.experts._weights import load_strict
 
 RECORD_SECONDS = 10.0
@@ -38,7 +39,7 @@ _RELEASES = {  # at the commits that hold the 512-96 weights
         "ibm-granite/granite-timeseries-ttm-r2",
         "model.safetensors",
         "defc940ce03f35e147ddd8b12a620b5caa6ff5e3",
-        note="context 512, forecast 96; weights of other contexts (branches such as 1024-96-r2, 1536-96-r2) by local path",
+        note="context 512, forecast 96; weights of other contexts (branches 1024-96-r2, 1536-96-r2 ...) by local path",
     ),
     "r1": WeightsSource(
         "ibm-granite/granite-timeseries-ttm-r1",
@@ -53,9 +54,9 @@ _RELEASES = {  # at the commits that hold the 512-96 weights
 class Ttm(Expert):
     """TinyTimeMixer (Ekambaram et al. 2024, arXiv 2401.03955), releases r2 and r1.
 
-    `layers` are the official `hidden_states` in their order, `block_1` the first: of every level of adaptive patching its
-    input, the same split, what each mixer layer gives, and that joined again; then the decoder's. Each is the mean over
-    its patches, the channels one after the other, as is the embedding (of the backbone's last state).
+    `layers` are the official `hidden_states` in their order, `block_1` the first: of every level of adaptive patching
+    its input, the same split, what each mixer layer gives, and that joined again; then the decoder's. Each is the mean
+    over its patches, the channels one after the other, as is the embedding (of the backbone's last state).
     """
 
     variants = ("r2", "r1")
@@ -87,8 +88,8 @@ class Ttm(Expert):
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
         """[batch, 12, time] in mV -> [batch, windows, lead, context_length]; the network scales inside.
 
-        10 s are resampled (anti-aliased) to as few whole windows as keep at least 100 Hz: two of 512 at 102.4 Hz, one of
-        1024 at 102.4 Hz, one of 1536 at 153.6 Hz.
+        10 s are resampled (anti-aliased) to as few whole windows as keep at least 100 Hz: two of 512 at 102.4 Hz, one
+        of 1024 at 102.4 Hz, one of 1536 at 153.6 Hz.
         """
         context = self.module.options.context_length
         if not self.spec.leads:
@@ -116,7 +117,7 @@ class Ttm(Expert):
             raise UsageError("expert 'ttm' takes no mask; leave it out")
         if x.ndim != 3 or x.shape[2] < options.context_length:
             raise InputError(
-                f"expert 'ttm': input {list(x.shape)}; expected [batch, channel, time] of {options.context_length} samples"
+                f"expert 'ttm': input {list(x.shape)}; expected [batch, channel, {options.context_length}]"
             )
         if options.mixes_channels and x.shape[1] != options.num_input_channels:
             raise InputError(
@@ -138,7 +139,7 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
         if (config or {}).get(name):
             raise UsageError(f"expert 'ttm': config option {name} ({what}) is not supported; use weights without it")
     if (config or {}).get("loss") == "nll":
-        raise UsageError("expert 'ttm': config option loss 'nll' (a distribution head) is not supported; use mse weights")
+        raise UsageError("expert 'ttm': config option loss 'nll' (distribution head) is not supported; use mse weights")
     overrides = architecture_overrides("ttm", config, OPTION_NAMES, TRAINING_ONLY)
     if overrides.get("prediction_channel_indices") is not None:
         overrides["prediction_channel_indices"] = tuple(overrides["prediction_channel_indices"])
@@ -155,7 +156,8 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
 def _check(options: TtmOptions) -> None:
     if options.context_length <= options.patch_length:
         raise UsageError(
-            f"expert 'ttm': context_length {options.context_length} must be more than patch_length {options.patch_length}"
+            f"expert 'ttm': context_length {options.context_length} must be more than patch_length "
+            f"{options.patch_length}"
         )
     for name, width, levels in (
         ("d_model", options.d_model, options.adaptive_patching_levels),
@@ -200,8 +202,8 @@ def _spec(options: TtmOptions, variant: str | None, n_parameters: int) -> Expert
         parameters=n_parameters,
         published_parameters=PUBLISHED_PARAMETERS,
         weights=_RELEASES[release],
-        windows=f"evenly placed windows of {options.context_length} samples at {rate_hz:g} Hz ({n_windows} in 10 s), mean "
-        "of their vectors",
+        windows=f"evenly placed windows of {options.context_length} samples at {rate_hz:g} Hz ({n_windows} in 10 s), "
+        "mean of their vectors",
         missing_leads="gaps bridged linearly, ends held; a missing lead is a channel of zeros",
         preprocessing={"path": "authors", "rate_hz": rate_hz, "context_length": options.context_length},
     )
