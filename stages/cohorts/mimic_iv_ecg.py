@@ -44,6 +44,7 @@ class MimicIvEcg(Cohort):
     """MIMIC-IV-ECG in its own layout; MIMIC-IV's hosp tables in hosp/ or ../hosp, or named by the option `hosp`."""
 
     title = "MIMIC-IV-ECG (record_list.csv, machine_measurements.csv, files/)"
+    manifests = ("record_list.csv", "machine_measurements.csv", "hosp/patients.csv.gz", "hosp/labevents.csv.gz")
     licence = "ODbL (ECGs); PhysioNet credentialed licence (MIMIC-IV hosp)"
     options_type = MimicOptions
     options: MimicOptions

@@ -46,6 +46,7 @@ class Ptbxl(Cohort):
     """PTB-XL in its own layout."""
 
     title = "PTB-XL (ptbxl_database.csv, scp_statements.csv, records500/ or records100/)"
+    manifests = ("ptbxl_database.csv", "scp_statements.csv")
     licence = "CC BY 4.0"
     options_type = PtbxlOptions
     options: PtbxlOptions

@@ -1,0 +1,182 @@
+"""A whole study under real DVC: init, repro, change, repro again, predict."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from cache import open_embeddings, open_records
+from stages.evaluation.predictions import open_predictions
+from stages.experts import load_expert
+from stages.synthetic import generate
+
+N_RECORDS = 80
+
+
+@dataclass(frozen=True)
+class Study:
+    folder: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `ensemble` is
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={**os.environ, "PATH": path},
+        )
+
+    def ensemble(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "pipeline.cli", *arguments)
+
+    def repro(self) -> str:
+        done = self.run(sys.executable, "-m", "dvc", "repro")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stages_run(self) -> list[str]:
+        """Names of the stages that a repro runs."""
+        return [line.split("'")[1] for line in self.repro().splitlines() if line.startswith("Running stage")]
+
+    def change_params(self, **sections: dict) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for section, values in sections.items():
+            params[section].update(values)
+        path.write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_ecgfm) -> Study:
+    """A study of 80 generated records with `morphology` and the tiny ECG-FM, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("study")
+    generate(folder / "cohort", n_records=N_RECORDS, seed=1)
+    study = Study(folder / "study")
+    done = Study(folder).ensemble("init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
+    assert done.returncode == 0, done.stderr
+    shutil.copy(tiny_ecgfm.weights, study.folder / "weights/tiny.safetensors")
+    params = yaml.safe_load((study.folder / "params.yaml").read_text())
+    params["experts"] = {
+        "morphology": {"weights": "weights/default"},
+        "ecgfm": {"weights": "weights/tiny.safetensors", "config": tiny_ecgfm.config},
+    }
+    params["tasks"] = ["rr_interval", "gender"]
+    params["embed"]["workers"] = 1
+    params["evaluate"] = {"bootstrap": 100}
+    (study.folder / "params.yaml").write_text(yaml.safe_dump(params))
+    study.repro()
+    return study
+
+
+def test_a_study_gives_records_vectors_metrics_predictions_and_a_report(made):
+    records = open_records(made.folder / "records.parquet")
+    assert len(records) == N_RECORDS
+    metrics = json.loads((made.folder / "metrics.json").read_text())
+    methods = metrics["tasks"]["rr_interval"]["methods"]
+    assert {"gate", "expert:morphology", "expert:ecgfm", "mean", "concat", "trivial"} <= set(methods)
+    assert methods["gate"]["mae"]["low"] <= methods["gate"]["mae"]["value"] <= methods["gate"]["mae"]["high"]
+    assert methods["expert:morphology"]["mae"]["value"] < methods["trivial"]["mae"]["value"] / 2
+    assert "rr_interval" in (made.folder / "report.html").read_text()
+
+
+def test_a_second_repro_does_nothing(made):
+    assert "Data and pipelines are up to date." in made.repro()
+
+
+def test_dvc_shows_metrics_and_plots(made):
+    shown = made.run(sys.executable, "-m", "dvc", "metrics", "show", "--json")
+    assert "rr_interval" in shown.stdout
+    plots = made.run(sys.executable, "-m", "dvc", "plots", "show", "-o", "pages")
+    assert plots.returncode == 0, plots.stderr
+    assert (made.folder / "pages/index.html").is_file()
+
+
+def test_no_patient_is_in_two_splits_of_the_predictions(made):
+    table = pd.read_parquet(made.folder / "predictions.parquet")
+    per_patient = table.groupby("patient_id", observed=True)["split"].nunique()
+    assert per_patient.max() == 1
+
+
+def test_predict_on_a_raw_record_equals_the_evaluation(made):
+    block = open_predictions(made.folder / "predictions.parquet").read("rr_interval", "gate", "test")
+    records = open_records(made.folder / "records.parquet").set_index("record_id")
+    record_id = block.record_ids[0]
+    path = made.folder.parent / "cohort" / records.loc[record_id, "path"]
+    done = made.ensemble("predict", str(path), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["tasks"]["rr_interval"]["value"] == pytest.approx(float(block.y_pred[0]), rel=1e-4)
+    assert sum(told["gate"]["rr_interval"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert told["tasks"]["gender"]["probability"] == pytest.approx(
+        float(open_predictions(made.folder / "predictions.parquet").read("gender", "gate", "test").y_pred[0]), rel=1e-3
+    )
+
+
+def test_predict_warns_of_what_is_wrong_with_the_signal(made, tmp_path):
+    import wfdb
+
+    signals = np.random.default_rng(0).normal(0, 0.1, (3000, 11))
+    signals[:, 4] = 0.0
+    names = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5"]
+    wfdb.wrsamp(
+        "new", fs=500, units=["mV"] * 11, sig_name=names, p_signal=signals, fmt=["16"] * 11, write_dir=str(tmp_path)
+    )
+    done = made.ensemble("predict", str(tmp_path / "new.hea"), "--json")
+    assert done.returncode == 0, done.stderr
+    warnings = json.loads(done.stdout)["warnings"]
+    assert {"missing leads: V6", "flat leads: aVL", "short record: 6.0 s of 10 s"} <= set(warnings)
+
+
+def test_other_weights_run_exactly_that_expert_and_what_depends_on_it(made, tiny_ecgfm):
+    from safetensors.torch import save_file
+
+    before = open_embeddings(made.folder / "embeddings/ecgfm.zarr").read_embedding()
+    torch.manual_seed(1)
+    other = load_expert("ecgfm", config=tiny_ecgfm.config, random_weights=True)
+    state = {name: value.contiguous() for name, value in other.module.state_dict().items()}
+    save_file(state, made.folder / "weights/tiny.safetensors")
+    assert made.ensemble("evaluate").returncode == 0, "the old embeddings still belong to the old fit"
+    assert made.stages_run() == ["embed@ecgfm", "fit-heads", "evaluate", "report"]
+    after = open_embeddings(made.folder / "embeddings/ecgfm.zarr").read_embedding()
+    assert not np.array_equal(before, after, equal_nan=True)
+    assert "up to date" in made.repro()
+
+
+def test_another_preprocessing_runs_exactly_that_expert(made):
+    path = made.folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["experts"]["ecgfm"]["preprocessing"] = "enecg"
+    path.write_text(yaml.safe_dump(params))
+    assert made.stages_run() == ["embed@ecgfm", "fit-heads", "evaluate", "report"]
+
+
+def test_heads_of_other_embeddings_are_refused(made):
+    params = yaml.safe_load((made.folder / "params.yaml").read_text())
+    params["experts"]["ecgfm"]["preprocessing"] = "authors"
+    (made.folder / "params.yaml").write_text(yaml.safe_dump(params))
+    assert made.ensemble("embed", "--expert", "ecgfm").returncode == 0
+    done = made.ensemble("evaluate")
+    assert done.returncode == 1
+    assert "was fitted on other embeddings of 'ecgfm'" in done.stderr
+    record = next((made.folder.parent / "cohort").rglob("*.hea"))
+    done = made.ensemble("predict", str(record))
+    assert done.returncode == 1
+    assert "expert 'ecgfm' is not the one that heads/ was fitted on" in done.stderr
+
+
+def test_init_does_not_overwrite_a_study(made):
+    done = Study(made.folder.parent).ensemble("init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
+    assert done.returncode == 2
+    assert "holds params.yaml already" in done.stderr
