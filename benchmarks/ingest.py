@@ -1,6 +1,6 @@
 """Ingest against a `wfdb.rdrecord` loop and against `np.fromfile` + writing the same bytes, in one run, one process.
 
-    python -m benchmarks.ingest --records 5000
+    python benchmarks/ingest.py --records 5000
 
 Prints records a second and ratios; also the peak memory of `--memory N` records linked to the same files.
 """

@@ -299,9 +299,11 @@ def _run(tasks: list[_Task], work: Path, workers: int, report: _Report) -> None:
 def _run_here(tasks: list[_Task], work: Path, report: _Report) -> None:
     """Read in this thread while another one packs and writes the shard before."""
     writing: Future[None] | None = None
+    # Two for the whole run: asking the system for memory anew costs more than reading into it.
+    buffers = [_buffer(max((len(t.paths) for t in tasks), default=0)) for _ in range(min(2, len(tasks)))]
     with ThreadPoolExecutor(1) as pool:
-        for task in tasks:
-            read = _read_shard(task, report.add)
+        for turn, task in enumerate(tasks):
+            read = _read_shard(task, buffers[turn % 2], report.add)
             if writing is not None:
                 writing.result()
             writing = pool.submit(_write_shard, task, read, work)
@@ -332,9 +334,13 @@ class _Read:
     told: dict[str, list[Any]]
 
 
-def _read_shard(task: _Task, report: Callable[[int], None] | None = None) -> _Read:
+def _buffer(n_records: int) -> np.ndarray:
+    return np.empty((n_records, len(LEADS), N_SAMPLES), dtype=np.int16)
+
+
+def _read_shard(task: _Task, buffer: np.ndarray, report: Callable[[int], None] | None = None) -> _Read:
     cohort = _cohort(task.source, task.folder, task.options)
-    signals_uv = np.empty((len(task.paths), len(LEADS), N_SAMPLES), dtype=np.int16)
+    signals_uv = buffer[: len(task.paths)]
     valid = np.zeros(len(task.paths), dtype=np.int32)
     told: dict[str, list[Any]] = {name: [] for name in QUALITY}
     for row, path in enumerate(task.paths):
@@ -355,7 +361,7 @@ def _write_shard(task: _Task, read: _Read, work: Path) -> None:
 
 
 def _read_and_write(task: _Task, work: Path) -> None:
-    _write_shard(task, _read_shard(task), work)
+    _write_shard(task, _read_shard(task, _buffer(len(task.paths))), work)
 
 
 @lru_cache(maxsize=4)

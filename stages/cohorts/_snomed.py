@@ -15,8 +15,7 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.records import Target
-from stages.readers import inside
-from stages.readers.wfdb_header import MAX_HEADER_BYTES, parse_header
+from stages.readers.wfdb_record import read_header
 
 OLDEST_YEARS = 130
 # The 30 scored diagnoses of the Challenge 2021; four pairs count as one class, as its evaluation merges them.
@@ -68,9 +67,8 @@ class Comments:
 def read_comments(folder: Path, path: str) -> Comments:
     """Read the comments of `path`.hea; of a header that cannot be read, nothing (the record will be bad then)."""
     try:
-        with open(inside(folder, path + ".hea"), "rb") as file:
-            header = parse_header(file.read(MAX_HEADER_BYTES + 1))
-    except (InputError, OSError):
+        header = read_header(folder, path)
+    except InputError:
         return Comments(np.nan, np.nan, None)
     said: dict[str, str] = {}
     for comment in header.comments:

@@ -49,12 +49,18 @@ def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
     columns = _columns(recording.leads)
     if not RATES_HZ[0] <= recording.rate_hz <= RATES_HZ[1]:
         raise InputError(f"its sampling rate is {recording.rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
-    out.fill(MISSING)
     if isinstance(recording, Counts):
         if recording.rate_hz == RATE_HZ:
             return _from_counts(recording, columns, out)
         recording = recording.to_recording()
     return _from_millivolts(recording, columns, out)
+
+
+def _leave_missing(out: np.ndarray, columns: list[tuple[int, int]], valid: int) -> None:
+    """Mark what a recording does not have: leads, and the time after its end."""
+    out[:, valid:] = MISSING
+    if len(columns) < len(LEADS):
+        out[[k for k in range(len(LEADS)) if k not in {place for place, _ in columns}], :valid] = MISSING
 
 
 @lru_cache(maxsize=256)
@@ -64,6 +70,7 @@ def _columns(leads: tuple[str, ...]) -> list[tuple[int, int]]:
 
 def _from_counts(counts: Counts, columns: list[tuple[int, int]], out: np.ndarray) -> Quality:
     valid = min(len(counts.samples), N_SAMPLES)
+    _leave_missing(out, columns, valid)
     for place, column in columns:
         out[place, :valid] = counts.samples[:valid, column]
     places = [place for place, _ in columns]
@@ -112,6 +119,7 @@ def _from_millivolts(recording: Recording, columns: list[tuple[int, int]], out: 
     chosen = [column for _, column in columns]
     signals_mv = recording.signals_mv[chosen]
     valid, signals_mv = _at_500_hz(signals_mv, recording.rate_hz)
+    _leave_missing(out, columns, valid)
     rows = to_microvolts(signals_mv)
     out[[place for place, _ in columns], :valid] = rows
     at_limit = np.abs(rows.astype(np.int32)) == LIMIT_UV

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import InputError
-from stages.readers.paths import inside
+from stages.readers.paths import inside, open_inside
 from stages.readers.recording import READ_MARGIN_S, SECONDS_KEPT, Counts, Recording
-from stages.readers.wfdb_header import Header, parse_header
+from stages.readers.wfdb_header import MAX_HEADER_BYTES, Header, SignalLine, parse_header
 
 MAX_SAMPLES = 50_000_000
+USUAL_HEADER_BYTES = 8192
 
 
 def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
@@ -40,7 +41,7 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
     relative = path.removesuffix(".hea").removesuffix(".dat").removesuffix(".mat")
     if not relative:
         raise InputError("its path is empty: the list names no file")
-    header = parse_header(_bytes(inside(folder, relative + ".hea")))
+    header = read_header(folder, relative)
     above = os.path.dirname(relative)
     if header.n_segments == 0 and not header.signals:
         raise InputError("its header describes no signals")
@@ -49,14 +50,13 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
     return _read_with_wfdb(header, folder, relative)
 
 
-def _bytes(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise InputError(f"{os.path.basename(path)} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{os.path.basename(path)} cannot be read ({error.strerror})") from error
+def read_header(folder: str | Path, path: str) -> Header:
+    """Read and parse `path`.hea."""
+    with open_inside(folder, path + ".hea") as descriptor:
+        content = os.read(descriptor, USUAL_HEADER_BYTES)
+        if len(content) == USUAL_HEADER_BYTES:
+            content += os.read(descriptor, MAX_HEADER_BYTES)
+        return parse_header(content)
 
 
 def _is_direct(header: Header) -> bool:
@@ -68,20 +68,19 @@ def _is_direct(header: Header) -> bool:
 
 
 def _read_direct(header: Header, folder: str | Path, above: str) -> Counts:
-    first = header.signals[0]
-    n_signals, offset = len(header.signals), first.offset
-    path = inside(folder, _beside(above, first.file_name))
-    held = _size(path) - offset
-    n_samples = header.n_samples or held // (2 * n_signals)
-    promised = n_samples * 2 * n_signals
-    if held < promised:
-        raise InputError(f"{first.file_name} is cut short: it holds {max(held, 0)} of {promised} bytes of samples")
-    if not n_samples:
-        raise InputError(f"{first.file_name} holds no samples")
-    wanted = min(n_samples, int((SECONDS_KEPT + READ_MARGIN_S) * header.rate_hz) + 1)
-    samples = np.fromfile(path, dtype="<i2", count=wanted * n_signals, offset=offset).reshape(-1, n_signals)
-    if held - promised >= 2 * n_signals or (wanted == n_samples and not _begins_as_stated(header, samples)):
-        _check_sums(header, path, n_samples)
+    first, n_signals = header.signals[0], len(header.signals)
+    with open_inside(folder, _beside(above, first.file_name)) as descriptor:
+        held = os.fstat(descriptor).st_size - first.offset
+        n_samples = header.n_samples or held // (2 * n_signals)
+        promised = n_samples * 2 * n_signals
+        if held < promised:
+            raise InputError(f"{first.file_name} is cut short: it holds {max(held, 0)} of {promised} bytes of samples")
+        if n_samples <= 0:
+            raise InputError(f"{first.file_name} holds no samples")
+        wanted = min(n_samples, int((SECONDS_KEPT + READ_MARGIN_S) * header.rate_hz) + 1)
+        samples = _samples(descriptor, first, wanted, n_signals)
+        if held - promised >= 2 * n_signals or (wanted == n_samples and not _begins_as_stated(header, samples)):
+            _check_sums(header, descriptor, n_samples)
     return Counts(
         samples=samples,
         leads=tuple(s.lead for s in header.signals),
@@ -98,13 +97,11 @@ def _beside(above: str, file_name: str) -> str:
     return f"{above}/{file_name}" if above else file_name
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        raise InputError(f"{os.path.basename(path)} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{os.path.basename(path)} cannot be read ({error.strerror})") from error
+def _samples(descriptor: int, first: SignalLine, n_samples: int, n_signals: int) -> np.ndarray:
+    samples = np.empty((n_samples, n_signals), dtype="<i2")
+    if os.preadv(descriptor, [samples.data.cast("B")], first.offset) != samples.nbytes:
+        raise InputError(f"{first.file_name} could not be read to its end")
+    return samples
 
 
 def _begins_as_stated(header: Header, samples: np.ndarray) -> bool:
@@ -113,16 +110,15 @@ def _begins_as_stated(header: Header, samples: np.ndarray) -> bool:
     return None in stated or not any(stated) or bool((samples[0] == stated).any())
 
 
-def _check_sums(header: Header, path: str, n_samples: int) -> None:
+def _check_sums(header: Header, descriptor: int, n_samples: int) -> None:
     """Refuse samples that are not those the header was written for: then no lead has the checksum it states."""
-    n_signals = len(header.signals)
+    first, n_signals = header.signals[0], len(header.signals)
     if n_samples * n_signals <= MAX_SAMPLES:
-        samples = np.fromfile(path, dtype="<i2", count=n_samples * n_signals, offset=header.signals[0].offset)
-        sums = samples.reshape(-1, n_signals).sum(axis=0, dtype=np.int64)
+        sums = _samples(descriptor, first, n_samples, n_signals).sum(axis=0, dtype=np.int64)
         checksums = [s.checksum for s in header.signals]
         if any(c is not None and (int(t) - c) % 65536 == 0 for t, c in zip(sums, checksums, strict=True)):
             return
-    raise InputError(f"header and {os.path.basename(path)} disagree (size or first values, and every checksum)")
+    raise InputError(f"header and {first.file_name} disagree (size or first values, and every checksum)")
 
 
 def _read_with_wfdb(header: Header, folder: str | Path, relative: str) -> Recording:
@@ -153,7 +149,7 @@ def _check_segments(header: Header, folder: str | Path, above: str) -> None:
         name = line.split()[0]
         if name == "~":
             continue
-        segment = parse_header(_bytes(inside(folder, _beside(above, name) + ".hea")))
+        segment = read_header(folder, _beside(above, name))
         if segment.n_segments:
             raise InputError(f"its segment {name} has segments itself")
         for signal in segment.signals:

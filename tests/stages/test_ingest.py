@@ -88,9 +88,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(whole, cohort, tmp_path, mo
         open_signals(tmp_path / "stopped" / "signals.zarr").content_digest()
     read = []
     real = stage._read_shard
-    monkeypatch.setattr(
-        stage, "_read_shard", lambda task, report=None: (read.append(task.shard), real(task, report))[1]
-    )
+    monkeypatch.setattr(stage, "_read_shard", lambda task, *more: (read.append(task.shard), real(task, *more))[1])
     run(cohort, tmp_path / "stopped")
     assert 0 < len(read) < 5
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
