@@ -62,7 +62,7 @@ class Embed(_Section):
 class FitHeads(_Section):
     """How heads and gate are trained; see docs/methods.md."""
 
-    folds: Literal["split", "all"] = "split"
+    folds: Literal["split", "all"] | Annotated[int, Field(ge=3)] = "split"
     options: dict[str, Any] = {}
 
 

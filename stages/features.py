@@ -137,14 +137,19 @@ def task_specs(targets: Sequence[Target]) -> list[TaskSpec]:
     return [TaskSpec(t.name, t.kind, t.classes, t.unit) for t in targets]
 
 
-def make_splits(data: Data, folds: str) -> list[Split]:
+def make_splits(data: Data, folds: str | int) -> list[Split]:
     """Return (train, validation, test) rows per fit; rows without any vector are in none.
 
     Parameters
     ----------
     folds
         "split": the table's own split, one fit. "all": as many fits as folds; fold k is tested by fit k, the next one
-        validates, the others train.
+        validates, the others train. A number: the same with the folds grouped into so many.
+
+    Raises
+    ------
+    InputError
+        Fewer folds than asked for, or fewer than three.
     """
     usable = data.usable
     if folds == "split":
@@ -152,9 +157,12 @@ def make_splits(data: Data, folds: str) -> list[Split]:
         parts = [np.flatnonzero(usable & (split == name)) for name in ("train", "val", "test")]
         return [(parts[0], parts[1], parts[2])]
     fold = data.records["fold"].to_numpy()
+    n_folds = len(set(fold.tolist()))
+    n_groups = n_folds if folds == "all" else int(folds)
+    if not 3 <= n_groups <= n_folds:
+        raise InputError(f"`folds: {folds}` needs 3 to {n_folds} folds: records.parquet has {n_folds}")
+    fold = fold % n_groups
     numbers = sorted(set(fold.tolist()))
-    if len(numbers) < 3:
-        raise InputError(f"`folds: all` needs three folds or more, records.parquet has {len(numbers)}")
     fits = []
     for position, test in enumerate(numbers):
         val = numbers[(position + 1) % len(numbers)]

@@ -35,7 +35,7 @@ def fit_heads(
     *,
     signals_path: Path,
     tasks: Sequence[str] | None = None,
-    folds: str = "split",
+    folds: str | int = "split",
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> FitSummary:

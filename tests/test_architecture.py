@@ -1,0 +1,69 @@
+"""The folders' rules: imports run pipeline -> stages -> cache, and what may not be known where."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("ingest", "embed", "fit_heads", "evaluate", "report", "predict")
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def knows(path: Path, *names: str) -> set[str]:
+    return {found for found in imports(path) for name in names if found == name or found.startswith(f"{name}.")}
+
+
+@pytest.mark.parametrize("path", files("cache"), ids=str)
+def test_cache_knows_neither_torch_nor_those_above_it(path):
+    assert not knows(path, "torch", "stages", "pipeline")
+
+
+@pytest.mark.parametrize("path", files("stages"), ids=str)
+def test_stages_do_not_know_the_pipeline(path):
+    assert not knows(path, "pipeline", "typer", "dvc")
+
+
+@pytest.mark.parametrize("path", files("stages/experts"), ids=str)
+def test_an_expert_knows_neither_zarr_nor_the_stores(path):
+    assert not knows(path, "zarr", "cache.signals", "cache.embeddings", "cache.records", "stages.heads")
+
+
+@pytest.mark.parametrize("path", files("stages/heads"), ids=str)
+def test_a_head_knows_neither_experts_nor_the_stores(path):
+    assert not knows(path, "zarr", "stages.experts", "cache.signals", "cache.embeddings")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_knows_another(stage):
+    own = files(f"stages/{stage}") or [ROOT / f"stages/{stage}.py"]
+    others = [f"stages.{name}" for name in STAGES if name != stage]
+    assert not {found for path in own for found in knows(path, *others)}
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "sys.argv = ['ensemble', '--help']\n"
+        "from pipeline.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'peft', 'transformers', 'dask', 'zarr', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
