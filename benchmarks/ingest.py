@@ -48,9 +48,8 @@ def main() -> None:
             loop, copy = seconds["wfdb.rdrecord loop"][kind], seconds["np.fromfile + write"][kind]
             for name in ("read + standardise", "ingest"):
                 own = seconds[name][kind]
-                print(
-                    f"{name}: {loop / own:.1f} x as fast as wfdb.rdrecord, {own / copy:.2f} x np.fromfile + write, {unit}"
-                )
+                told = f"{loop / own:.1f} x as fast as wfdb.rdrecord, {own / copy:.2f} x np.fromfile + write"
+                print(f"{name}: {told}, {unit}")
         if options.memory:
             _memory(cohort, out, options.memory, paths)
 
