@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stages.heads.calibration import fit_temperatures
-from stages.heads.crossfit import check_splits
+from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.ensemble import EnsembleHeads
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.features import mix_layers, parse_mix, read_features
@@ -92,6 +92,7 @@ class Trivial(Reference):
     ) -> Self:
         """Count training labels; the features give only the number of records."""
         n = len(next(iter(read_features(features).values())))
+        groups = check_groups(groups, n)
         folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, groups)
         chosen = tuple(tasks) if tasks is not None else infer_tasks(targets)
         skip = self.on_unusable == "skip"

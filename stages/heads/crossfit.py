@@ -32,6 +32,16 @@ def as_rows(rows: Any, n_records: int, what: str) -> np.ndarray:
     return array
 
 
+def check_groups(groups: Any, n_records: int) -> np.ndarray | None:
+    """Return the group ids as an array, one per record."""
+    if groups is None:
+        return None
+    array = np.asarray(groups)
+    if array.shape != (n_records,):
+        raise InputError(f"groups have shape {array.shape}, expected ({n_records},)")
+    return array
+
+
 def check_splits(splits: Sequence[Sequence[Any]], n_records: int, groups: np.ndarray | None) -> list[Split]:
     """Check that train, validation and test rows of every fold are disjoint, by group where groups are given.
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from cache.errors import InputError, UsageError
-from stages.heads.crossfit import check_splits
+from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.features import ExpertFeatures, mix_layers, parse_mix, read_features
 from stages.heads.fitted import FoldModel, Output, run_fold, to_means
@@ -162,7 +162,7 @@ class EnsembleHeads(Estimator):
         started = perf_counter()
         read = read_features(features)
         n = len(next(iter(read.values())))
-        group_ids = None if groups is None else _checked_groups(groups, n)
+        group_ids = check_groups(groups, n)
         sources = parse_sources(self.gate_input)
         if "signal" in sources and (gate_signal is None or len(gate_signal) != n):
             raise InputError(f"gate_input 'signal' needs gate_signal with {n} rows")
@@ -400,10 +400,3 @@ class EnsembleHeads(Estimator):
         from stages.heads.persist import load
 
         return load(cls, Path(folder))
-
-
-def _checked_groups(groups: Any, n: int) -> np.ndarray:
-    array = np.asarray(groups)
-    if array.shape != (n,):
-        raise InputError(f"groups have shape {array.shape}, expected ({n},)")
-    return array

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.heads.baselines import Reference
 from stages.heads.calibration import fit_temperatures
-from stages.heads.crossfit import check_splits, make_masks
+from stages.heads.crossfit import check_groups, check_splits, make_masks
 from stages.heads.estimator import Predictions
 from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import mix_arrays, to_means
@@ -70,6 +70,7 @@ class FullRank(Reference):
         """Train every expert's MLPs, all folds and tasks at once."""
         read = read_features(features)
         n = len(next(iter(read.values())))
+        groups = check_groups(groups, n)
         folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, groups)
         chosen = tuple(tasks) if tasks is not None else infer_tasks(targets)
         skip = self.on_unusable == "skip"

@@ -22,6 +22,8 @@ from stages.heads.tasks import Block
 
 ONE_HOT = 8.0
 """Log-weight by which a single expert leads where it is kept alone (the others keep 0.03 %)."""
+CONSTANT_RECORDS, CONSTANT_RATE, CONSTANT_STEPS = 5_000, 0.2, 120
+"""A handful of constants per task needs no more records or steps than these."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class GateOptions:
     """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
     sparsity: float = 1.0
     """Group lasso on the gate's inputs: few of some hundred coordinates tell which expert is right."""
-    prior_strength: float = 3.0
+    prior_strength: float = 1.0
     """Gaussian prior on the constant log-weights around uniform, in records."""
     huber: bool = True
 
@@ -137,7 +139,7 @@ def fit_gate(data: GateData, masks: Masks, options: GateOptions, seed: int) -> G
     one inner fold of them out and judge it. Fitted constant weights, the uniform mean and the best single expert
     compete first; the trained gate replaces the winner only where its paired improvement exceeds one standard error.
     """
-    constant, start, base = _constant_start(data, masks, options)
+    constant, start, base = _constant_start(data, masks, options, seed)
     trainer = _Trainer(data, masks, options, constant, base, seed)
     return trainer.run(start)
 
@@ -147,35 +149,36 @@ def _loss(data: GateData, logits: Tensor, judged: Tensor, huber: bool) -> tuple[
     return task_losses(logits, data.y, weight, data.blocks, huber=huber)
 
 
-def _fit_constant(data: GateData, masks: Masks, options: GateOptions) -> Tensor:
-    """Constant log-weights [F, M, T, E] with a prior around uniform, by L-BFGS over all of them."""
-    n_folds, n_models, _ = masks.train.shape
-    shape = (n_folds, n_models, len(data.blocks), data.outputs.shape[2])
-    a = torch.zeros(shape, requires_grad=True)
-    optimiser = torch.optim.LBFGS([a], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-4)
-
-    def closure() -> Tensor:
+def _fit_constant(data: GateData, masks: Masks, options: GateOptions, seed: int) -> Tensor:
+    """Constant log-weights [F, M, T, E] with a prior around uniform, by Adam on all (at most 5,000) judged records."""
+    n_folds, n_models, n_records = masks.train.shape
+    order = torch.randperm(n_records, generator=torch.Generator().manual_seed(seed))
+    rows = order[masks.train[:, 0].amax(0)[order] > 0][:CONSTANT_RECORDS].sort().values
+    a = torch.zeros(n_folds, n_models, len(data.blocks), data.outputs.shape[2], requires_grad=True)
+    optimiser = torch.optim.Adam([a], lr=CONSTANT_RATE, foreach=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, CONSTANT_STEPS)
+    outputs, present, y = data.outputs[:, None, rows], data.present[rows][:, None], data.y[:, None, rows]
+    weight = data.weight[:, None, rows] * masks.train[:, :, rows, None]
+    for _ in range(CONSTANT_STEPS):
+        logits = mix(mask_softmax(a[:, :, None], present), outputs, data.blocks)
+        loss, row = task_losses(logits, y, weight, data.blocks, huber=options.huber)
+        total = (loss * row).sum() + 0.5 * options.prior_strength * (a**2).sum()
         optimiser.zero_grad()
-        total = 0.5 * options.prior_strength * (a**2).sum()
-        for m in range(n_models):
-            w = mask_softmax(a[:, m, None], data.present[:, None])
-            weight = data.weight * masks.train[:, m, :, None]
-            loss, row = task_losses(mix(w, data.outputs, data.blocks), data.y, weight, data.blocks, huber=options.huber)
-            total = total + (loss * row).sum()
         total.backward()
-        return total
-
-    optimiser.step(closure)
+        optimiser.step()
+        schedule.step()
     return a.detach()
 
 
-def _constant_start(data: GateData, masks: Masks, options: GateOptions) -> tuple[Tensor, list[list[str]], Tensor]:
+def _constant_start(
+    data: GateData, masks: Masks, options: GateOptions, seed: int
+) -> tuple[Tensor, list[list[str]], Tensor]:
     """Best constant log-weights [F, M, T, E], their names, and their held-out logits [F, n, C].
 
     The fitted ones, which the prior holds between uniform and the best expert, give way to uniform weights or to a
     single expert only where those are better by more than one standard error.
     """
-    fitted = _fit_constant(data, masks, options)
+    fitted = _fit_constant(data, masks, options, seed)
     n_experts = fitted.shape[-1]
     candidates = [("constant", fitted), ("uniform", torch.zeros_like(fitted))]
     for e in range(n_experts):
