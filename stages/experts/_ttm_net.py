@@ -63,7 +63,7 @@ class TtmForPrediction(nn.Module):
             hidden = hidden + more
         forecast = self.head["base_forecast_block"](features.flatten(-2)).float() * scale + loc
         if self.options.prediction_channel_indices is not None:
-            forecast = forecast[:, sorted(self.options.prediction_channel_indices)]
+            forecast = forecast[:, list(self.options.prediction_channel_indices)]
         return TtmOutput(hidden, backbone, forecast[..., : self.options.output_length].transpose(1, 2))
 
     def patchify(self, x: Tensor) -> Tensor:

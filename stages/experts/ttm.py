@@ -31,6 +31,12 @@ REFUSED = {
     "enable_forecast_channel_mixing": "forecast channel mixing",
     "categorical_vocab_size_list": "static categories",
     "multi_quantile_heads": "quantile heads",
+    "multi_quantile_head": "quantile head of release r3",
+    "multi_scale": "several scales, of release r3",
+    "register_tokens": "registers, of release r3",
+    "fft_length": "spectral tokens, of release r3",
+    "decompose": "trend and residual networks, of release r3",
+    "masked_context_length": "a shorter context behind a mask",
 }
 PUBLISHED_PARAMETERS = 805_280
 
@@ -140,9 +146,13 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
             raise UsageError(f"expert 'ttm': config option {name} ({what}) is not supported; use weights without it")
     if (config or {}).get("loss") == "nll":
         raise UsageError("expert 'ttm': config option loss 'nll' (distribution head) is not supported; use mse weights")
+    if (config or {}).get("gate_mode", "softmax") != "softmax":
+        raise UsageError(
+            f"expert 'ttm': config option gate_mode '{(config or {})['gate_mode']}'; only softmax is supported"
+        )
     overrides = architecture_overrides("ttm", config, OPTION_NAMES, TRAINING_ONLY)
     if overrides.get("prediction_channel_indices") is not None:
-        overrides["prediction_channel_indices"] = tuple(overrides["prediction_channel_indices"])
+        overrides["prediction_channel_indices"] = tuple(sorted(overrides["prediction_channel_indices"]))
     if "patch_length" in overrides:
         overrides.setdefault("patch_stride", overrides["patch_length"])
     found = {} if state is None else options_from_state(state)
