@@ -1,4 +1,4 @@
-"""ST-MEM against the official outputs: both input paths, other geometries, pretraining checkpoints, stochastic depth."""
+"""ST-MEM against the official outputs: both input paths, other geometries, pretraining checkpoints, drop path."""
 
 import json
 
