@@ -48,6 +48,11 @@ class Jepa(Expert):
         return _spec(JepaOptions(), "authors", PUBLISHED_PARAMETERS)
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 1.5}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,
@@ -184,11 +189,11 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
             "",
             note="the authors' drive: multi-block masking "
             "https://drive.google.com/file/d/1gMOT4xjQQg0GZkY1iE6NuDzua4ALw00l, random masking "
-            "https://drive.google.com/file/d/1mh-XL0XOvvhFbhvuZ9c2KnTHa9B4F3Wx; or `ensemble pretrain`",
+            "https://drive.google.com/file/d/1mh-XL0XOvvhFbhvuZ9c2KnTHa9B4F3Wx",
         ),
         pretrained_on=("chapman", "ningbo", "code15"),
         unused_keys=UNUSED_KEYS,
         windows=f"one window, the first {n_window / RATE_HZ:g} s of the record, as the authors; the rest is not seen",
-        missing_leads="gaps bridged linearly, ends held; a missing or flat lead is zeros, in mV, in the model input",
+        missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input; a flat one keeps its level",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "samples": n_window},
     )
