@@ -269,9 +269,8 @@ class EnsembleHeads(Estimator):
         if fold is not None and not 0 <= fold < len(models):
             raise UsageError(f"fold {fold} does not exist; there are folds 0 to {len(models) - 1}")
         read = read_features(features)
-        unknown = set(read) - set(self.experts_)
-        if unknown:
-            raise InputError(f"expert '{sorted(unknown)[0]}' is not in this fit; it has: {', '.join(self.experts_)}")
+        if unknown := sorted(set(read) - set(self.experts_)):
+            raise InputError(f"expert '{unknown[0]}' is not in this fit; it has: {', '.join(self.experts_)}")
         n = len(next(iter(read.values())))
         sources = parse_sources(self.gate_input)
         if "signal" in sources and (gate_signal is None or len(gate_signal) != n):
@@ -336,8 +335,8 @@ class EnsembleHeads(Estimator):
         means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
         models = self._fitted() if fold is None else [self._fitted()[fold]]
         width = np.mean([m.interval for m in models], axis=0)
-        chosen = [b for b in self.blocks_ if b.task.kind == "regression"]
-        return {b.task.name: means[b.task.name][:, None] + width[:, b.start] for b in chosen}
+        regression = (b for b in self.blocks_ if b.task.kind == "regression")
+        return {b.task.name: means[b.task.name][:, None] + width[:, b.start] for b in regression}
 
     def expert_predictions(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
