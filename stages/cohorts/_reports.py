@@ -41,9 +41,9 @@ _INDEX = {name: k for k, name in enumerate(CLASSES[:OTHER])}
 LONGEST_LINE = 1000
 
 
-def report_class(line: str | None) -> int | None:
+def report_class(line: object) -> int | None:
     """Return 0 to 14 for a report's first line; None where there is no line."""
-    if line is None or not line.strip():
+    if not isinstance(line, str) or not line.strip():
         return None
     if len(line) > LONGEST_LINE:
         return OTHER

@@ -17,7 +17,7 @@ import pyarrow.csv as pacsv
 
 from cache.errors import InputError, MissingFileError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Table:
 
 def _line(error: Exception) -> str:
     if "straddling" in str(error):
-        return "a line of more than 8 MB"
+        return "a line of more than 2 MB"
     return " ".join(str(error).split())[:160]
 
 

@@ -185,5 +185,12 @@ def test_a_giant_cell_is_an_error_and_not_a_giant_process(tmp_path):
         file.write(LAB_HEAD + "1,1,,,50971,,")
         for _ in range(40):
             file.write("x" * (1 << 20))
-    with pytest.raises(ValueError, match=r"labevents\.csv\.gz: .*8 MB"):
+    with pytest.raises(ValueError, match=r"labevents\.csv\.gz: .*2 MB"):
         entries(folder)
+
+
+def test_a_record_without_machine_measurements_has_no_labels_of_them(tmp_path):
+    rows = [f"1,{s},x,2150-06-01 12:00:00,files/{s}" for s in (10, 11)]
+    found = entries(make(tmp_path / "m", [], rows=rows))
+    assert found.frame["report_label"].isna().tolist() == [False, True]
+    assert found.frame["rr_interval"].isna().tolist() == [False, True]
