@@ -194,6 +194,6 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
         pretrained_on=("chapman", "ningbo", "code15"),
         unused_keys=UNUSED_KEYS,
         windows=f"one window, the first {n_window / RATE_HZ:g} s of the record, as the authors; the rest is not seen",
-        missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input; a flat one keeps its level",
+        missing_leads="gaps bridged linearly, ends held; a missing lead is zeros; a flat one keeps its level",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "samples": n_window},
     )
