@@ -127,7 +127,7 @@ def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str])
             continue
         plain = str(key).removeprefix("./").removesuffix(".hea").removesuffix(".dat").removesuffix(".mat")
         if plain in where:
-            raise InputError(f"{path}: names the record '{key}' more than once")
+            raise InputError(f"{path}: names the record {str(key)[:80]!r} more than once")
         where[plain] = row
     rows = [
         where.get(p, where.get(i, where.get(p.rsplit("/", 1)[-1], -1)))
@@ -136,12 +136,12 @@ def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str])
     used = set(rows) - {-1}
     if not used:
         raise InputError(
-            f"{path}: none of its {len(where)} keys (such as '{next(iter(where), '')}') is a record (such as "
+            f"{path}: none of its {len(where)} keys (such as {next(iter(where), '')[:80]!r}) is a record (such as "
             f"'{frame['record_id'].iloc[0]}'); name the right column by the option 'id'"
         )
     if len(used) < len(where):
         unused = next(key for key, row in where.items() if row not in used)
-        notes.append(f"{path.name}: {len(where) - len(used)} keys (such as '{unused}') have no record")
+        notes.append(f"{path.name}: {len(where) - len(used)} keys (such as {unused[:80]!r}) have no record")
     if -1 in rows:
         notes.append(f"{path.name}: {rows.count(-1)} records have no row; their labels are null")
     return rows
