@@ -66,6 +66,11 @@ class StMem(Expert):
         return _spec(_published(variant, "authors"), variant, "authors", _SIZES[variant or "base"][-1])
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"width": 32, "depth": 3, "mlp_dim": 48, "heads": 4, "dim_head": 8}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,

@@ -74,6 +74,11 @@ class Ttm(Expert):
         return _spec(TtmOptions(), variant, PUBLISHED_PARAMETERS)
 
     @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
+        """Return the published architecture made narrow and shallow, see `Expert.small_config`."""
+        return {"d_model": 24, "num_layers": 1, "decoder_d_model": 16, "decoder_num_layers": 1}
+
+    @classmethod
     def build(
         cls,
         config: Mapping[str, Any] | None,
