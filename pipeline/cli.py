@@ -16,6 +16,9 @@ from pipeline.commands import info, run, study
 
 INTERRUPTED = 130
 
+# Must be set before torch loads OpenMP: threads that wait by spinning halve the speed of a machine that others use too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     name="ensemble",
     help="Run frozen ECG foundation models once, then train LoRA heads and a gate on what they gave. "

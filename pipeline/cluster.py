@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from cache.errors import UsageError
@@ -17,6 +18,9 @@ RETRIES = 3
 
 _EMBEDDERS: dict[str, Embedder] = {}
 """The expert that this worker process has loaded."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker of several threads still embeds one shard at a time: claims do not exclude threads from each other."""
 
 
 def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str) -> EmbedSummary:
@@ -61,7 +65,8 @@ def _has_gpus(client: Client) -> bool:
 
 def _embed_shard(shard: int, settings: EmbedSettings, paths: EmbedPaths) -> EmbedSummary:
     key = repr((settings, paths))
-    if key not in _EMBEDDERS:
-        _EMBEDDERS.clear()  # one expert at a time: device memory
-        _EMBEDDERS[key] = Embedder(settings, paths)
-    return _EMBEDDERS[key].run([shard])
+    with _ONE_AT_A_TIME:
+        if key not in _EMBEDDERS:
+            _EMBEDDERS.clear()  # one expert at a time: device memory
+            _EMBEDDERS[key] = Embedder(settings, paths)
+        return _EMBEDDERS[key].run([shard])

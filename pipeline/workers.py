@@ -1,22 +1,25 @@
-"""Running `embed` here, in several processes, or on a Dask cluster. Shards are claimed, so workers never meet."""
+"""Running `embed` here, in several processes, or on a Dask cluster. Shards are claimed, so workers never meet.
+
+A worker that dies (out of memory, killed) costs its shard in work; the others take it over.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
+from cache.errors import StoreError
 from pipeline.progress import progress
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
-REPORT_EVERY_S = 0.2
-_MESSAGES: list[SimpleQueue[int]] = []
-"""In a worker process: where it reports records just embedded."""
+_LOG = logging.getLogger(__name__)
 
 
 def worker_count(wanted: int | str, device: str, threads: int) -> int:
@@ -58,28 +61,75 @@ def counting(title: str, plan: EmbedSummary) -> Iterator[Callable[[int], None]]:
 
 
 def _in_processes(embedder: Embedder, summary: EmbedSummary, workers: int) -> EmbedSummary:
-    context = multiprocessing.get_context("spawn")
-    messages: SimpleQueue[int] = context.SimpleQueue()
-    with (
-        counting(f"embed {summary.expert}, {workers} workers", summary) as count,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool,
-    ):
-        summary.n_embedded = 0
-        running = {pool.submit(_work, embedder.settings, embedder.paths) for _ in range(workers)}
-        while running:
-            finished, running = wait(running, timeout=REPORT_EVERY_S, return_when=FIRST_COMPLETED)
-            while not messages.empty():
-                count(messages.get())
-            for future in finished:
-                summary.add(future.result())
+    running = _start(embedder, workers)
+    processes = list(running.values())
+    summary.n_embedded = 0
+    try:
+        with counting(f"embed {summary.expert}, {workers} workers", summary) as count:
+            while running:
+                for pipe in _ready(running):
+                    message = _receive(pipe)
+                    if isinstance(message, int):
+                        count(message)
+                        continue
+                    process = running.pop(pipe)
+                    process.join()
+                    if isinstance(message, BaseException):
+                        raise message
+                    if message is not None:
+                        summary.add(message)
+                    else:
+                        _LOG.warning("a worker ended with %s; its shard goes to another one", process.exitcode)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    _check_all_done(embedder, [process.exitcode for process in processes])
     return summary
 
 
-def _start_worker(messages: SimpleQueue[int]) -> None:
-    """Leave Ctrl-C to the parent, end when it ends (however that is), and remember where to report."""
+def _start(embedder: Embedder, workers: int) -> dict[Connection, SpawnProcess]:
+    context = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA, nor zarr's threads
+    running: dict[Connection, SpawnProcess] = {}
+    for _ in range(workers):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(sending, embedder.settings, embedder.paths))
+        process.start()
+        sending.close()  # so that the worker's end is the only one, and its death ends the pipe
+        running[receiving] = process
+    return running
+
+
+def _ready(running: dict[Connection, SpawnProcess]) -> list[Connection]:
+    return [pipe for pipe in wait(list(running)) if isinstance(pipe, Connection)]
+
+
+def _receive(pipe: Connection) -> int | EmbedSummary | BaseException | None:
+    """Return a worker's next message; None where it died without a word."""
+    try:
+        message: int | EmbedSummary | BaseException = pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return message
+
+
+def _check_all_done(embedder: Embedder, exit_codes: list[int | None]) -> None:
+    pending = embedder.prepare_store()
+    if pending:
+        raise StoreError(
+            f"{embedder.paths.store}: every worker died (exit codes {exit_codes}), {len(pending)} shards are left; "
+            "run again, with fewer --workers or a smaller --batch-size if memory was short"
+        )
+
+
+def _work(pipe: Connection, settings: EmbedSettings, paths: EmbedPaths) -> None:
+    """Embed what is pending, telling each step; leaves Ctrl-C to the parent and ends when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _MESSAGES.append(messages)
+    try:
+        pipe.send(Embedder(settings, paths).run(progress=pipe.send))
+    except Exception as error:  # the parent raises it: there it becomes one line
+        pipe.send(error)
 
 
 def _end_with_parent() -> None:
@@ -87,7 +137,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _work(settings: EmbedSettings, paths: EmbedPaths) -> EmbedSummary:
-    return Embedder(settings, paths).run(progress=_MESSAGES[0].put)

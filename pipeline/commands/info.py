@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,19 +73,101 @@ def cache_ls() -> None:
 
 @cache_app.command("verify")
 def cache_verify() -> None:
-    """Read every shard of every store against its checksums; exit 1 and a list if something is wrong.
+    """Read every shard of every store against its checksums and row count; exit 1 and a list if something is wrong.
 
     Example: `ensemble cache verify`
     """
     from pipeline.inventory import verify
     from pipeline.study import Study
 
-    wrong = list(verify(Study()))
-    for line in wrong:
+    wrong = 0
+    for line in verify(Study()):
         typer.echo(line)
+        wrong += 1
     if wrong:
         raise typer.Exit(1)
     typer.echo("every shard reads as it was written")
+
+
+@cache_app.command("repair")
+def cache_repair() -> None:
+    """Put damaged metadata right and drop exactly the bad shards, so that `embed` or `ingest` makes them again.
+
+    Example: `ensemble cache repair`
+    """
+    from pipeline.inventory import repair, verify
+    from pipeline.study import Study
+
+    study = Study()
+    done = 0
+    for line in repair(study):
+        typer.echo(line)
+        done += 1
+    left = list(verify(study, unwritten=False))
+    for line in left:
+        typer.echo(f"cannot be repaired: {line}; remove the store and make it again")
+    if left:
+        raise typer.Exit(1)
+    if not done:
+        typer.echo("nothing to repair")
+
+
+@cache_app.command("gc")
+def cache_gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; otherwise it is only listed.")] = False,
+) -> None:
+    """List, or delete, the stores that neither params.yaml nor heads/ names, and what killed runs left.
+
+    Example: `ensemble cache gc --delete`
+    """
+    from pipeline.inventory import collect, unused
+    from pipeline.study import Study
+
+    study = Study()
+    for line in collect(study) if delete else unused(study):
+        typer.echo(str(line))
+
+
+@cache_app.command("import")
+def cache_import(
+    file: Annotated[Path, typer.Argument(help="Vectors: .npy, .npz or .parquet.")],
+    expert: Annotated[str, typer.Option(help="Name that the store gets.")],
+    ids: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet with the record ids, in the order of the vectors.")
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Its column with the record ids.")] = "record_id",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a store of that name.")] = False,
+) -> None:
+    """Make a store of vectors that another tool has made, joined with records.parquet by record id.
+
+    Example: `ensemble cache import vectors.npy --expert mine --ids records.csv --id-column record_id`
+    """
+    from pipeline.inventory import import_file
+    from pipeline.study import Study
+
+    typer.echo(import_file(Study(), file, expert, ids, id_column, dtype, replace))
+
+
+@cache_app.command("export")
+def cache_export(
+    expert: Annotated[str, typer.Argument(help="Which store.")],
+    target: Annotated[Path, typer.Argument(help="File to write, .npy or .parquet.")],
+    layer: Annotated[
+        str, typer.Option(help="embedding, output, layers (all of them, .npy only), or a layer's name.")
+    ] = "embedding",
+) -> None:
+    """Write a store's vectors for other tools; rows as in records.parquet.
+
+    Example: `ensemble cache export ecgfm ecgfm.parquet --layer block_6`
+    """
+    from cache.exchange import export_vectors
+    from cache.records import open_records
+    from pipeline.study import Study
+
+    study = Study()
+    export_vectors(study.embedding(expert), open_records(study.records), target.expanduser(), layer)
+    typer.echo(f"{layer} of {expert} -> {target}")
 
 
 def _print(table: object) -> None:
