@@ -1,4 +1,4 @@
-"""The few zarr calls both stores share: opening groups safely, sharded arrays, durable shards."""
+"""The few zarr calls both stores share: making and opening groups safely, sharded arrays, durable shards."""
 
 from __future__ import annotations
 
@@ -16,26 +16,58 @@ from zarr.errors import ZarrUserWarning
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
+from cache.metadata import metadata_faults, seal
 
 ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, ZarrUserWarning)
 
 
-def create_group(path: Path, attributes: Mapping[str, Any], fill: Callable[[zarr.Group], None]) -> None:
-    """Make a new group with its arrays beside `path` and move it there: no half-made store ever stands there."""
+def create_group(path: Path, attributes: Mapping[str, Any], fill: Callable[[zarr.Group, Path], None]) -> None:
+    """Make a new group with its arrays beside `path` and move it there: no half-made store ever stands there.
+
+    `fill` is given the group and its folder. One that stands at `path` is moved aside first, and then removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
         fresh = Path(folder) / path.name
-        fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)))
+        fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)), fresh)
+        seal(fresh)
+        aside = _aside(path)
         if path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         fresh.rename(path)
     sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def recover_group(path: Path) -> None:
+    """Undo what a killed `create_group` left: the store it had moved aside goes back, half-made ones go away.
+
+    Only for the process that owns the store.
+    """
+    if not path.exists() and _aside(path).exists():
+        _aside(path).rename(path)
+    for left in leftovers(path):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the folders beside a store that a killed `create_group` left."""
+    aside = [_aside(path)] if path.exists() and _aside(path).exists() else []
+    return [*aside, *sorted(path.parent.glob(f".{path.name}.*.partial"))]
 
 
 def open_group(path: Path, *, made_by: str, mode: str = "r") -> zarr.Group:
     """Open an existing group; `made_by` is the command that would make it, for the error message."""
     if not path.exists():
         raise MissingFileError(f"{path} does not exist; run `{made_by}` first")
+    damaged = metadata_faults(path)
+    if damaged:
+        raise StoreError(f"{path}: the metadata are damaged ({', '.join(damaged)}); run `ensemble cache repair`")
     try:
         return zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except ZARR_ERRORS as error:
@@ -73,6 +105,14 @@ def add_array(
     )
 
 
+def get_array(group: zarr.Group, name: str) -> zarr.Array:
+    """Return one array of a group; KeyError if there is none of that name."""
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise KeyError(name)
+    return found
+
+
 def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
     """Return the file that holds one shard of rows (shards span all other axes)."""
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
@@ -88,4 +128,7 @@ def write_shard(path: Path, array: zarr.Array, shard: int, shard_rows: int, valu
     # zarr keeps no file of a shard that holds the fill value alone: every record of it is bad.
     if file.exists():
         sync(file)
-        sync(file.parent)
+        folder = file.parent
+        while folder != path / array.basename:
+            sync(folder)
+            folder = folder.parent

@@ -7,11 +7,16 @@ ends, however it ends, so there is nothing stale to clean up. The file lies outs
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from cache.errors import StoreError
+
+HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class Claims:
@@ -23,8 +28,13 @@ class Claims:
     def __init__(self, store: Path, state_folder: Path) -> None:
         name = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:16]
         folder = state_folder / "claims"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / f"{store.stem}-{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = folder / f"{store.stem}-{name}.lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StoreError(f"{file}: cannot be opened for claims ({error.strerror}); give write access") from error
+        self._folder = folder
 
     def close(self) -> None:
         """Give back every claim of this process."""
@@ -33,22 +43,43 @@ class Claims:
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Try to claim a shard; gives whether it is ours. Never waits."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard + 1)
-        except OSError:
+        if not self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, shard + 1):
             yield False
             return
         try:
             yield True
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, shard + 1)
+            self._lock(fcntl.LOCK_UN, shard + 1)
 
     def share(self) -> None:
         """Say that this process works in the store; waits while another one makes or replaces it."""
-        fcntl.lockf(self._file, fcntl.LOCK_SH, 1, 0)
+        self._lock(fcntl.LOCK_SH, 0)
 
     def own(self) -> None:
         """Take the whole store, to make or replace it; waits until nobody works in it."""
         # Given back first: two processes that both upgraded a shared lock would wait for each other.
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 0)
+        self._lock(fcntl.LOCK_UN, 0)
+        self._lock(fcntl.LOCK_EX, 0)
+
+    def try_own(self) -> bool:
+        """Take the whole store if nobody works in it; gives whether it is ours. Never waits."""
+        return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, 0)
+
+    def _lock(self, kind: int, byte: int) -> bool:
+        """Take or give back one byte; False where another process holds it.
+
+        Raises
+        ------
+        StoreError
+            The file system has no record locks: claims there would never exclude anybody.
+        """
+        try:
+            fcntl.lockf(self._file, kind, 1, byte)
+        except OSError as error:
+            if error.errno in HELD:
+                return False
+            raise StoreError(
+                f"{self._folder}: the file system gives no record locks ({error.strerror}); put the study on one that "
+                "does (local disks, NFSv4, Lustre with flock)"
+            ) from error
+        return True

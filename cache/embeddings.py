@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
+from cache._shards import PlainShards, write_durably
+from cache._zarr import ZARR_ERRORS, get_array, open_group, shard_file
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
 
 SCHEMA_VERSION = 1
 SHARD_RECORDS = 1024
-CHUNK_RECORDS = 256
 
 
 @dataclass(frozen=True)
@@ -92,17 +95,43 @@ class EmbeddingStore:
         self.path = path
         self.group = group
         try:
-            self.layers, self.embedding, self.done = (_array(group, n) for n in ("layers", "embedding", "done"))
-            self.output = _array(group, "output") if "output" in group else None
+            self.layers, self.embedding, self.done = (get_array(group, n) for n in ("layers", "embedding", "done"))
+            self.output = get_array(group, "output") if "output" in group else None
             self.attributes: dict[str, Any] = dict(group.attrs)
-            self.layer_names: tuple[str, ...] = tuple(self.attributes["layer_names"])
-            self.layer_dims: tuple[int, ...] = tuple(self.attributes["layer_dims"])
-            self.fingerprint = str(self.attributes["fingerprint"])
             self.records_digest = str(self.attributes["records_digest"])
         except KeyError as error:
             raise StoreError(f"{path}: has no {error}; see docs/store-format.md") from error
-        if self.layers.shape[:2] != (len(self), len(self.layer_names)) or self.done.shape != (len(self),):
-            raise StoreError(f"{path}: arrays disagree in length; see docs/store-format.md")
+        except ZARR_ERRORS as error:
+            raise StoreError(f"{path}: an array cannot be opened ({_first_line(error)})") from error
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        version = self.attributes.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"{self.path}: has schema_version {version}; this program reads {SCHEMA_VERSION}")
+        n = len(self)
+        if self.layers.ndim != 3 or self.embedding.ndim != 2 or (self.output is not None and self.output.ndim != 2):
+            raise StoreError(f"{self.path}: an array has a wrong number of axes; see docs/store-format.md")
+        if any(array.shape[0] != n for array in self._data_arrays()) or self.done.shape != (n,):
+            raise StoreError(f"{self.path}: arrays disagree in length; see docs/store-format.md")
+        names, dims = self.layer_names, self.layer_dims
+        if len(names) != self.layers.shape[1] or len(dims) != len(names) or max(dims, default=0) > self.layers.shape[2]:
+            raise StoreError(f"{self.path}: layer_names or layer_dims do not fit the {self.layers.shape[1]} layers")
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers; `layer_0` ... where the store gives none."""
+        return tuple(self.attributes.get("layer_names") or (f"layer_{k}" for k in range(self.layers.shape[1])))
+
+    @cached_property
+    def layer_dims(self) -> tuple[int, ...]:
+        """Width of each layer; the whole width where the store gives none."""
+        return tuple(self.attributes.get("layer_dims") or (self.layers.shape[2],) * self.layers.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the vectors were made from; of a store that gives none, the digest of its attributes."""
+        return str(self.attributes.get("fingerprint") or fingerprint(self.attributes))
 
     def __len__(self) -> int:
         return int(self.embedding.shape[0])
@@ -125,41 +154,122 @@ class EmbeddingStore:
     def _data_arrays(self) -> list[zarr.Array]:
         return [a for a in (self.layers, self.embedding, self.output) if a is not None]
 
-    def complete(self, shard: int) -> bool:
-        """Whether a shard is whole: all its files are there and its rows are marked done."""
-        files = (shard_file(self.path, a, shard) for a in (*self._data_arrays(), self.done))
-        return all(f.exists() for f in files) and bool(self._read(self.done, self.rows_of(shard)).all())
+    def arrays(self) -> list[zarr.Array]:
+        """Return every array; `done` last, which is the order of writing."""
+        return [*self._data_arrays(), self.done]
 
-    def pending(self) -> list[int]:
-        """Return the shards that are still to be written."""
-        return [shard for shard in range(self.n_shards) if not self.complete(shard)]
+    @cached_property
+    def _plain(self) -> dict[str, PlainShards]:
+        """Where the bytes of each array lie; only of stores whose arrays all have the layout that we write."""
+        found = {a.basename: PlainShards.of(self.path, a) for a in self.arrays()}
+        return {
+            name: plain
+            for name, plain in found.items()
+            if plain is not None and plain.shard_rows == self.shard_records and None not in found.values()
+        }
+
+    def shard_files(self, shard: int) -> list[Path]:
+        """Return the files of a shard, `done` last; none for a store that another tool cut in another way."""
+        return [shard_file(self.path, a, shard) for a in self.arrays()] if self._plain else []
+
+    def complete(self, shard: int) -> bool:
+        """Whether a shard counts: all its files are there and its rows are marked done.
+
+        Damaged flags do not count; whether the vectors read as written, only reading (or `verify`) tells.
+        """
+        if not self._plain:
+            return bool(self._read(self.done, self.rows_of(shard)).all())
+        *data, done = self.shard_files(shard)
+        return self._marked(done, shard) and all(os.path.exists(file) for file in data)
+
+    @cached_property
+    def _flags(self) -> dict[tuple[int, bytes], bool]:
+        """Bytes of `done` shards seen so far: they are all alike, so that thousands need no decoding."""
+        return {}
+
+    def _marked(self, file: Path, shard: int) -> bool:
+        rows = self.rows_of(shard)
+        try:
+            key = (rows.stop - rows.start, file.read_bytes())
+        except OSError:
+            return False
+        if key not in self._flags:
+            try:
+                self._flags[key] = bool(self._read(self.done, rows).all())
+            except StoreError:
+                return False
+        return self._flags[key]
+
+    def pending(self, shards: Iterable[int] | None = None) -> list[int]:
+        """Return which shards (of those named) are still to be written."""
+        return [shard for shard in (range(self.n_shards) if shards is None else shards) if not self.complete(shard)]
 
     def write(self, shard: int, content: Shard) -> None:
-        """Write one whole shard; its `done` flags go last."""
+        """Write one whole shard; its `done` flags go last.
+
+        Raises
+        ------
+        StoreError
+            Content of another shape, a value that does not fit, or a store of another tool's layout.
+        OSError
+            The disk refused; nothing of the shard counts then.
+        """
         rows = self.rows_of(shard)
         n = rows.stop - rows.start
-        parts: list[tuple[zarr.Array, np.ndarray | None]] = [
-            (self.layers, content.layers),
-            (self.embedding, content.embedding),
-        ]
-        if self.output is not None:
-            parts.append((self.output, content.output))
-        for array, values in parts:
+        if not self._plain:
+            raise StoreError(f"{self.path}: was written by another tool and can only be read")
+        parts = {"layers": content.layers, "embedding": content.embedding, "output": content.output}
+        for array in self._data_arrays():
+            values = parts[array.basename]
             if values is None or values.shape != (n, *array.shape[1:]):
                 got = None if values is None else values.shape
                 raise StoreError(
                     f"{self.path}: {array.basename} of shard {shard} is {got}, expected {(n, *array.shape[1:])}"
                 )
-            write_shard(self.path, array, shard, self.shard_records, _narrow(self.path, values, array.dtype))
-        write_shard(self.path, self.done, shard, self.shard_records, np.ones(n, dtype=bool))
+            self._write(array, shard, _narrow(self.path, values, array.dtype))
+        self._write(self.done, shard, np.ones(n, dtype=bool))
 
-    def _read(self, array: zarr.Array, selection: Any) -> np.ndarray:
+    def _write(self, array: zarr.Array, shard: int, values: np.ndarray) -> None:
+        plain = self._plain[array.basename]
+        grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
+        write_durably(
+            shard_file(self.path, array, shard),
+            self.path / array.basename,
+            plain.pieces(np.ascontiguousarray(grouped)),
+        )
+
+    def read(self, name: str, rows: slice) -> np.ndarray:
+        """Read contiguous rows of `layers`, `embedding`, `output` or `done`, whole."""
+        return self._read(get_array(self.group, name), rows)
+
+    def drop(self, shard: int) -> None:
+        """Remove a shard, its flags first, so that it is embedded again."""
+        for file in reversed(self.shard_files(shard)):
+            file.unlink(missing_ok=True)
+
+    def _read(self, array: zarr.Array, rows: slice, layer: int | None = None) -> np.ndarray:
+        plain = self._plain.get(array.basename)
+        selection = rows if layer is None else (rows, layer)
         try:
-            return np.asarray(array[selection])
+            return np.asarray(array[selection]) if plain is None else self._read_plain(array, plain, rows, layer)
         except ZARR_ERRORS as error:
             raise StoreError(
-                f"{self.path}: {array.basename} is damaged ({str(error).splitlines()[0]}); embed it again"
+                f"{self.path}: {array.basename} is damaged ({_first_line(error)}); run `ensemble cache repair`, "
+                "then embed again"
             ) from error
+
+    def _read_plain(self, array: zarr.Array, plain: PlainShards, rows: slice, layer: int | None) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        out = np.empty((max(0, stop - start), plain.groups if layer is None else 1, plain.width), dtype=plain.dtype)
+        size = plain.shard_rows
+        for shard in range(start // size, -(-stop // size)) if stop > start else ():
+            low, high = max(start, shard * size), min(stop, (shard + 1) * size)
+            inside = slice(low - shard * size, high - shard * size)
+            try:
+                plain.read(shard_file(self.path, array, shard), inside, layer, out[low - start : high - start])
+            except (OSError, ValueError) as error:
+                raise ValueError(f"shard {shard}: {getattr(error, 'strerror', None) or error}") from error
+        return out.reshape(len(out), *array.shape[1:]) if layer is None else out[:, 0]
 
     def require_complete(self) -> None:
         """Refuse a store with rows that were never written (they would read as NaN)."""
@@ -191,20 +301,13 @@ class EmbeddingStore:
         if name not in self.layer_names:
             raise StoreError(f"{self.path}: has no layer '{name}'; it has: {', '.join(self.layer_names)}")
         index = self.layer_names.index(name)
-        return self._read(self.layers, (rows, index, slice(0, self.layer_dims[index])))
+        return self._read(self.layers, rows, index)[:, : self.layer_dims[index]]
 
     def read_output(self, rows: slice = slice(None)) -> np.ndarray:
         """Read the expert's own head output, [rows, output_dim]."""
         if self.output is None:
             raise StoreError(f"{self.path}: expert '{self.attributes.get('expert')}' has no output of its own")
         return self._read(self.output, rows)
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    found = group[name]
-    if not isinstance(found, zarr.Array):
-        raise KeyError(name)
-    return found
 
 
 def _narrow(path: Path, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -216,63 +319,11 @@ def _narrow(path: Path, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return narrowed
 
 
-def create_embeddings(path: str | Path, layout: Layout, identity: Identity) -> EmbeddingStore:
-    """Make an empty store (replacing one that stands there)."""
-    path = Path(path)
-    attributes = {
-        "schema_version": SCHEMA_VERSION,
-        **identity.expert,
-        **identity.facts,
-        "layer_names": list(layout.layer_names),
-        "layer_dims": list(layout.layer_dims),
-        "signals_digest": identity.signals_digest,
-        "records_digest": identity.records_digest,
-        "fingerprint": identity.fingerprint,
-    }
-    n, shard = layout.n_records, layout.shard_records
-    rows = min(CHUNK_RECORDS, shard)
-
-    def fill(group: zarr.Group) -> None:
-        width = max(layout.layer_dims)
-        sizes = {"layers": (len(layout.layer_names), width), "embedding": (layout.embedding_dim,)}
-        if layout.output_dim:
-            sizes["output"] = (layout.output_dim,)
-        for name, size in sizes.items():
-            # One layer a chunk: reading one layer of every record touches only its bytes.
-            chunks = (rows, 1, width) if name == "layers" else (rows, *size)
-            add_array(group, name, (n, *size), chunks, shard_rows=shard, dtype=layout.dtype, fill_value=np.nan)
-        add_array(group, "done", (n,), (shard,), shard_rows=shard, dtype="bool", fill_value=False)
-
-    create_group(path, attributes, fill)
-    return open_embeddings(path, mode="r+")
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_embeddings(path: str | Path, mode: str = "r") -> EmbeddingStore:
     """Open one expert's store; read-only unless `mode` is "r+"."""
     path = Path(path)
     return EmbeddingStore(path, open_group(path, made_by=f"ensemble embed --expert {path.stem}", mode=mode))
-
-
-def resume_or_create(path: str | Path, layout: Layout, identity: Identity) -> tuple[EmbeddingStore, str]:
-    """Open the store where it stopped if it was made from the same things; otherwise start afresh.
-
-    Returns
-    -------
-    The store, and why it was started afresh ("" when resumed).
-    """
-    path = Path(path)
-    if not path.exists():
-        return create_embeddings(path, layout, identity), "no store yet"
-    try:
-        store = open_embeddings(path, mode="r+")
-    except StoreError as error:
-        return create_embeddings(path, layout, identity), str(error)
-    if store.fingerprint == identity.fingerprint and store.shard_records == layout.shard_records:
-        return store, ""
-    return create_embeddings(path, layout, identity), _difference(store, identity)
-
-
-def _difference(store: EmbeddingStore, identity: Identity) -> str:
-    wanted = {**identity.expert, "signals_digest": identity.signals_digest, "records_digest": identity.records_digest}
-    changed = [name for name, value in wanted.items() if store.attributes.get(name) != value]
-    return "changed: " + (", ".join(changed) or "shard size")

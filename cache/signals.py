@@ -95,13 +95,34 @@ class SignalStore:
             self.path, self.digest, shard, self.shard_records, np.stack([row_digest(row) for row in signals_uv])
         )
 
+    def drop(self, shard: int) -> None:
+        """Remove a shard, its digests first, so that it is read from the records again."""
+        for array in (self.digest, self.valid, self.signals):
+            shard_file(self.path, array, shard).unlink(missing_ok=True)
+
+    def all_missing(self, digests: np.ndarray) -> bool:
+        """Whether these rows' digests are all that of a record without a single sample."""
+        return bool((digests == row_digest(np.full(self.signals.shape[1:], MISSING, dtype=np.int16))).all())
+
+    def _require_files(self, rows: slice) -> None:
+        """Refuse a shard whose file is lost: it would read as missing samples, as one of unreadable records does."""
+        start, stop, _ = rows.indices(len(self))
+        for shard in range(start // self.shard_records, -(-stop // self.shard_records)):
+            if shard_file(self.path, self.signals, shard).exists():
+                continue
+            digests = self._digests(self.rows_of(shard))
+            if digests.any() and not self.all_missing(digests):
+                raise ValueError(f"shard {shard} is missing")
+
     def read_uv(self, rows: slice) -> np.ndarray:
         """Read contiguous rows as int16 microvolts [rows, 12, 5000]."""
         try:
+            self._require_files(rows)
             return np.asarray(self.signals[rows])
         except ZARR_ERRORS as error:
             raise StoreError(
-                f"{self.path}: records {rows.start}..{rows.stop} are damaged ({error}); run `ensemble ingest` again"
+                f"{self.path}: records {rows.start}..{rows.stop} are damaged ({error}); run "
+                "`ensemble cache repair`, then `ensemble ingest`"
             ) from error
 
     def read_mv(self, rows: slice) -> np.ndarray:
@@ -141,7 +162,7 @@ def create_signals(path: str | Path, n_records: int, shard_records: int = SHARD_
     path = Path(path)
     attributes = {"schema_version": SCHEMA_VERSION, "leads": list(LEADS), "sampling_rate_hz": RATE_HZ, "unit": "uV"}
 
-    def fill(group: zarr.Group) -> None:
+    def fill(group: zarr.Group, _: Path) -> None:
         shape, chunks = (n_records, len(LEADS), N_SAMPLES), (CHUNK_RECORDS, len(LEADS), N_SAMPLES)
         # Takes real ECGs to half; zstd would save another fifth, but packs and unpacks two to three times slower.
         codec = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")

@@ -5,6 +5,7 @@ A run that was killed goes on where it stopped; one that was made from something
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 
 from cache.claims import Claims
-from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings, resume_or_create
-from cache.errors import EnsembleError, StoreError
+from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
+from cache.errors import MissingFileError, StoreError
 from cache.records import open_records, records_digest
+from cache.resume import difference, grew_from, resume_or_create
 from cache.signals import open_signals
 from stages.embed.line import Line, Progress, size_of
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
@@ -26,7 +28,9 @@ from stages.experts import Expert, expert_class, load_expert
 from stages.experts._run import set_precision
 from stages.experts._weights import find_weights, sha256_of
 
-__all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder", "describe", "load_for"]
+__all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder", "describe", "identity_of", "load_for"]
+
+_LOG = logging.getLogger(__name__)
 
 WAIT_S = 0.5
 """Pause before looking again at shards that other processes hold."""
@@ -45,6 +49,19 @@ def describe(settings: EmbedSettings) -> dict[str, Any]:
         "precision": settings.precision,
         "dtype": settings.dtype or spec.store_dtype,
     }
+
+
+def identity_of(settings: EmbedSettings, signals_digest: str, rows_digest: str) -> Identity:
+    """Return what vectors of these settings and records are made from; needs the weights file, but not the network."""
+    cls, variant = expert_class(settings.expert)
+    spec = cls.published_spec(variant)
+    facts = {
+        "licence": spec.licence,
+        "weights_source": spec.weights.repo_id if spec.weights else "",
+        "weights_revision": spec.weights.revision if spec.weights else "",
+        "pretrained_on": list(spec.pretrained_on),
+    }
+    return Identity(describe(settings), signals_digest, rows_digest, facts)
 
 
 def load_for(settings: EmbedSettings) -> Expert:
@@ -69,6 +86,7 @@ class Embedder:
 
     def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
         self.settings, self.paths = settings, paths
+        self._told = False
         self.records, self.signals = open_records(paths.records), open_signals(paths.signals)
         if len(self.records) != len(self.signals):
             raise StoreError(
@@ -79,16 +97,11 @@ class Embedder:
     @cached_property
     def identity(self) -> Identity:
         """What the vectors are made from; needs the weights file, but not the network."""
-        cls, variant = expert_class(self.settings.expert)
-        spec = cls.published_spec(variant)
-        facts = {
-            "licence": spec.licence,
-            "weights_source": spec.weights.repo_id if spec.weights else "",
-            "weights_revision": spec.weights.revision if spec.weights else "",
-            "pretrained_on": list(spec.pretrained_on),
-        }
-        rows = records_digest(self.records["record_id"].tolist())
-        return Identity(describe(self.settings), self.signals.content_digest(), rows, facts)
+        return identity_of(self.settings, *self._digests(len(self.records)))
+
+    def _digests(self, n: int) -> tuple[str, str]:
+        """Return the signals digest and the records digest of the first `n` rows."""
+        return self.signals.content_digest(n), records_digest(self.records["record_id"].iloc[:n].tolist())
 
     @cached_property
     def expert(self) -> Expert:
@@ -98,18 +111,23 @@ class Embedder:
     def plan(self) -> EmbedSummary:
         """Return what a run would do (`n_embedded` = records still to do), touching nothing."""
         summary = self._summary()
-        summary.n_embedded = len(self.records)
+        summary.n_resumed, summary.fresh_because = self._kept()
+        summary.n_embedded = len(self.records) - summary.n_resumed
+        return summary
+
+    def _kept(self) -> tuple[int, str]:
+        """Return how many records a run would find embedded, and why none where it would start afresh."""
         try:
             store = open_embeddings(self.paths.store)
-        except EnsembleError as error:
-            summary.fresh_because = str(error)
-            return summary
-        if store.fingerprint != self.identity.fingerprint:
-            summary.fresh_because = "made from other weights, settings or records"
-            return summary
-        summary.n_embedded = _count(store, store.pending())
-        summary.n_resumed = len(self.records) - summary.n_embedded
-        return summary
+        except MissingFileError:
+            return 0, "no store yet"
+        done = [shard for shard in range(store.n_shards) if store.complete(shard)]
+        if store.fingerprint == self.identity.fingerprint:
+            return _count(store, done), ""
+        if grew_from(store, self.identity, len(self.records), self._digests):
+            whole = len(store) // store.shard_records
+            return _count(store, [shard for shard in done if shard < whole]), ""
+        return 0, difference(store, self.identity)
 
     def run(self, shards: Sequence[int] | None = None, progress: Progress | None = None) -> EmbedSummary:
         """Embed what is missing of `shards` (None: of all), and return what was done.
@@ -121,17 +139,24 @@ class Embedder:
         summary = self._summary()
         with closing(Claims(self.paths.store, self.paths.state)) as claims, _torch_threads(self.settings.threads):
             store, summary.fresh_because = self._store(claims)
-            while pending := _wanted(store, shards):
-                summary.n_resumed = len(self.records) - _count(store, store.pending()) - summary.n_embedded
-                before = summary.n_embedded
-                Line(self.expert, self.settings, self.records, self.signals, store, claims, summary, progress).embed(
-                    pending
+            line = None
+            while pending := store.pending(shards):
+                line = line or Line(
+                    self.expert, self.settings, self.records, self.signals, store, claims, summary, progress
                 )
+                before = summary.n_embedded
+                line.embed(pending)
                 if summary.n_embedded == before:
-                    time.sleep(WAIT_S)
-        summary.n_resumed = len(self.records) - _count(store, store.pending()) - summary.n_embedded
+                    self._wait(pending)
+        summary.n_resumed = len(self.records) - summary.n_embedded
         summary.seconds["total"] = time.perf_counter() - started
         return summary
+
+    def _wait(self, pending: Sequence[int]) -> None:
+        if not self._told:
+            _LOG.warning("%s: waiting for %d shards that other processes hold", self.paths.store, len(pending))
+            self._told = True
+        time.sleep(WAIT_S)
 
     def finish(self, summary: EmbedSummary) -> EmbedSummary:
         """Count the records of the finished store that have no vector."""
@@ -155,14 +180,14 @@ class Embedder:
             return store, ""
         layout = self._layout()
         claims.own()
-        fresh = resume_or_create(self.paths.store, layout, self.identity)
+        fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests)
         claims.share()
         return fresh
 
     def _matching(self) -> EmbeddingStore | None:
         try:
             store = open_embeddings(self.paths.store, mode="r+")
-        except EnsembleError:
+        except MissingFileError:
             return None
         return store if store.fingerprint == self.identity.fingerprint else None
 
@@ -187,11 +212,6 @@ def _torch_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _wanted(store: EmbeddingStore, shards: Sequence[int] | None) -> list[int]:
-    pending = store.pending()
-    return pending if shards is None else [shard for shard in pending if shard in shards]
 
 
 def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:
