@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cache.errors import MissingFileError, UsageError
-from pipeline.params import DEFAULT_WEIGHTS, ExpertParams, Params, read_params
+from pipeline.params import DEFAULT_WEIGHTS, PARAMS_FILE, Cohort, ExpertParams, Params, read_params
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,34 @@ class Study:
     def cohort_path(self) -> Path:
         """Folder with the raw records."""
         return self.folder / Path(self.params.cohort.path).expanduser()
+
+    @property
+    def seed(self) -> int:
+        """The study's seed; 0 where there is no params.yaml."""
+        return self.params.seed if self._has_params() else 0
+
+    def cohort(self, source: str | None = None, path: Path | None = None, labels: Path | None = None) -> Cohort:
+        """Join params.yaml with what the options say.
+
+        With both `source` and `path` no params.yaml is needed. Another source than params.yaml's has a path of its own
+        and none of its options.
+        """
+        if source is not None and path is not None and not self._has_params():
+            chosen = Cohort(source=source, path=str(path))
+        else:
+            chosen = self.params.cohort
+            if source is not None and source != chosen.source:
+                if path is None:
+                    raise UsageError(f"--source {source}: say where its records are, with --path")
+                chosen = Cohort(source=source, path=str(path))
+            elif path is not None:
+                chosen = chosen.model_copy(update={"path": str(path)})
+        if labels is not None:
+            chosen = chosen.model_copy(update={"options": {**chosen.options, "labels": str(labels)}})
+        return chosen
+
+    def _has_params(self) -> bool:
+        return (self.folder / PARAMS_FILE).is_file()
 
     def expert_params(self, name: str) -> ExpertParams:
         """Parameters of one expert; an expert that params.yaml does not name has the defaults."""

@@ -43,22 +43,17 @@ def ingest(
     from stages.ingest import ingest as run_ingest
 
     study = Study()
-    cohort = study.params.cohort if source is None or path is None else None
-    if source is None and cohort is not None:
-        source = cohort.source
-    options = dict(cohort.options) if cohort is not None and cohort.source == source else {}
-    if labels is not None:
-        options["labels"] = str(labels)
+    chosen = study.cohort(source, path, labels)
     with progress("ingest") as update:
         summary = run_ingest(
-            str(source),
-            path.expanduser() if path is not None else study.cohort_path(),
-            options,
+            chosen.source,
+            study.folder / Path(chosen.path).expanduser(),
+            chosen.options,
             records_path=study.records,
             signals_path=study.signals,
-            limit=limit or (cohort.limit if cohort else None),
-            workers=workers or (cohort.workers if cohort else 1),
-            seed=study.params.seed if cohort else 0,
+            limit=limit or chosen.limit,
+            workers=workers or chosen.workers,
+            seed=study.seed,
             progress=update,
         )
     for note in summary.notes:
@@ -66,7 +61,7 @@ def ingest(
     typer.echo(f"{summary.n_records} records, {summary.n_bad} bad -> {study.records}, {study.signals}")
     for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1]):
         typer.echo(f"  {count} x {reason}")
-    write_run(study.state, "ingest", {"source": source, "records": summary.n_records, "bad": summary.n_bad})
+    write_run(study.state, "ingest", {"source": chosen.source, "records": summary.n_records, "bad": summary.n_bad})
 
 
 def embed(
