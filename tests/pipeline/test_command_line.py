@@ -1,0 +1,104 @@
+"""What a person sees of the command line: help, tables, doctor, and errors in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import cli
+
+
+@pytest.fixture
+def ensemble(monkeypatch, capsys, tmp_path):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def commands() -> list[list[str]]:
+    groups = [[], ["cache"], ["weights"]]
+    import typer.main
+
+    found = []
+    for group in groups:
+        command = typer.main.get_command(cli.app)
+        for name in group:
+            command = command.commands[name]
+        found += [[*group, name] for name in command.commands if name not in ("cache", "weights")]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_the_help_of_each_command_has_an_example(ensemble, command):
+    code, out, _ = ensemble(*command, "--help")
+    assert code == 0
+    assert "Example: " in " ".join(out.split())
+
+
+def test_experts_lists_every_expert_with_its_licence(ensemble):
+    code, out, _ = ensemble("experts")
+    assert code == 0
+    for name in ("ecgfm", "moment-large", "tempo", "rocket", "morphology"):
+        assert f" {name} " in out
+    assert "non-commercial" in out
+
+
+def test_one_expert_in_full_says_how_to_get_its_weights(ensemble):
+    code, out, _ = ensemble("experts", "ecgfm")
+    assert code == 0
+    assert "ensemble weights fetch ecgfm (hub wanglab/ecg-fm" in out
+    assert "mimic-iv-ecg" in out
+
+
+def test_doctor_gives_a_verdict_on_each_line(ensemble):
+    code, out, _ = ensemble("doctor", "--offline")
+    assert code == 0, out
+    assert {line.split()[0] for line in out.splitlines()} <= {"PASS", "WARN"}
+    assert "ensemble init FOLDER" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["ingest"], "make a study with `ensemble init FOLDER`", 1),
+        (["ingest", "--source", "ptbxl", "--path", "nowhere"], "nowhere is not a folder", 1),
+        (["ingest", "--source", "ptb", "--path", "."], "unknown source 'ptb'; there are: ", 2),
+        (["fit-heads"], "ensemble init FOLDER", 1),
+        (["evaluate"], "run `ensemble fit-heads` first", 1),
+        (["report", "--show"], "run `ensemble evaluate` first", 1),
+        (["predict", "nowhere"], "nowhere: no WFDB record", 1),
+        (["experts", "ecg-fm"], "unknown expert 'ecg-fm'; there are: ", 2),
+        (["weights", "fetch", "stmem"], "has no weights on the model hub", 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_without_traceback(ensemble, arguments, message, code):
+    exit_code, _, err = ensemble(*arguments)
+    assert (exit_code, err.count("\n")) == (code, 1), err
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_debug_shows_the_traceback_before_or_after_the_command(ensemble):
+    for arguments in (["--debug", "ingest"], ["ingest", "--debug"]):
+        assert "Traceback" in ensemble(*arguments)[2]
+
+
+def test_an_unknown_option_is_wrong_usage(ensemble):
+    assert ensemble("embed", "--expert", "rocket", "--presicion", "fp32")[0] == 2
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m pipeline.cli experts | head -n 1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr

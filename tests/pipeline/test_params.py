@@ -1,0 +1,69 @@
+import pytest
+import yaml
+
+from cache.errors import MissingFileError, UsageError
+from pipeline.params import read_params
+from pipeline.study import Study
+
+MINIMAL = {"cohort": {"source": "ptbxl", "path": "records"}, "experts": {"rocket": None}}
+
+
+def write(folder, content):
+    (folder / "params.yaml").write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return folder
+
+
+def test_what_is_not_said_has_a_default(tmp_path):
+    params = read_params(write(tmp_path, MINIMAL))
+    assert params.experts["rocket"].weights == "weights/default"
+    assert (params.tasks, params.fit_heads.folds, params.evaluate.bootstrap) == ("all", "split", 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expert": {}}, "unknown key 'expert'; did you mean 'experts'?"),
+        ({"embed": {"batchsize": 4}}, "unknown key 'embed.batchsize'; did you mean 'batch_size'?"),
+        ({"experts": {"rocket": {"wheights": "x"}}}, "unknown key 'experts.rocket.wheights'; did you mean 'weights'?"),
+        ({"evaluate": {"bootstrap": 5}}, "evaluate.bootstrap: input should be greater than or equal to 100, got 5"),
+        ({"embed": {"device": "tpu"}}, "embed.device: string should match pattern"),
+        ({"cohort": {"source": "ptbxl"}}, "cohort.path: field required"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_in_one_line(tmp_path, change, message):
+    with pytest.raises(UsageError) as stop:
+        read_params(write(tmp_path, {**MINIMAL, **change}))
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- a list", "", "\x00"])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, content):
+    with pytest.raises(UsageError, match=r"params\.yaml"):
+        read_params(write(tmp_path, content))
+
+
+def test_a_folder_without_params_says_how_to_make_a_study(tmp_path):
+    with pytest.raises(MissingFileError, match="ensemble init FOLDER"):
+        read_params(tmp_path)
+
+
+def test_source_and_path_need_no_params_file(tmp_path):
+    study = Study(tmp_path)
+    chosen = study.cohort("wfdb", tmp_path / "records", tmp_path / "labels.csv")
+    assert (chosen.source, chosen.path, study.seed) == ("wfdb", str(tmp_path / "records"), 0)
+    assert chosen.options == {"labels": str(tmp_path / "labels.csv")}
+
+
+def test_another_source_does_not_inherit_the_options(tmp_path):
+    params = {**MINIMAL, "cohort": {"source": "ptbxl", "path": "records", "options": {"rate_hz": 100}}}
+    study = Study(write(tmp_path, params))
+    assert study.cohort("ptbxl").options == {"rate_hz": 100}
+    assert study.cohort("wfdb", tmp_path).options == {}
+    with pytest.raises(UsageError, match="with --path"):
+        study.cohort("wfdb")
+
+
+def test_an_expert_that_is_not_in_the_study_is_answered_with_those_that_are(tmp_path):
+    with pytest.raises(UsageError, match=r"'ecgfm' is not in params\.yaml; there are: rocket"):
+        Study(write(tmp_path, MINIMAL)).check_experts(["ecgfm"])

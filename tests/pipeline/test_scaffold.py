@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cache.errors import MissingFileError, UsageError
+from pipeline.params import read_params
+from pipeline.scaffold import make_study
+
+
+@pytest.fixture
+def ptbxl(tmp_path):
+    folder = tmp_path / "ptb xl: copy"
+    folder.mkdir()
+    for name in ("ptbxl_database.csv", "scp_statements.csv"):
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_study_is_ready_for_dvc(tmp_path, ptbxl):
+    make_study(tmp_path / "study", "ptbxl", ptbxl)
+    params = read_params(tmp_path / "study")
+    assert (params.cohort.source, params.cohort.path) == ("ptbxl", str(ptbxl))
+    stages = yaml.safe_load((tmp_path / "study/dvc.yaml").read_text())["stages"]
+    assert stages["ingest"]["deps"] == [str(ptbxl / "ptbxl_database.csv"), str(ptbxl / "scp_statements.csv")]
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=tmp_path / "study",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"ingest", "embed@rocket", "embed@morphology", "fit-heads", "evaluate", "report"} <= set(done.stdout.split())
+
+
+def test_a_study_inside_a_git_repository_is_a_project_of_its_own(tmp_path, ptbxl):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    make_study(tmp_path / "inner/study", "ptbxl", ptbxl)
+    assert (tmp_path / "inner/study/.dvc/config").is_file()
+
+
+def test_nothing_is_overwritten(tmp_path, ptbxl):
+    make_study(tmp_path / "study", "ptbxl", ptbxl)
+    with pytest.raises(UsageError, match=r"holds params\.yaml already"):
+        make_study(tmp_path / "study", "ptbxl", ptbxl)
+
+
+def test_a_missing_folder_or_source_makes_nothing(tmp_path, ptbxl):
+    with pytest.raises(MissingFileError, match="nowhere"):
+        make_study(tmp_path / "study", "ptbxl", tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="unknown source 'ptb'; there are: "):
+        make_study(tmp_path / "study", "ptb", ptbxl)
+    assert not (tmp_path / "study").exists()
