@@ -82,6 +82,8 @@ def write_cohort(folder: Path, n_records: int, seed: int = 0) -> None:
     frame["fold"] = [(i // 2) % 10 for i in range(n_records)]
     frame["split"] = ["test" if fold == 9 else "val" if fold == 8 else "train" for fold in frame["fold"]]
     frame["status"], frame["source"], frame["sampling_rate_hz"], frame["n_samples"] = "ok", "toy", 500.0, 5000
+    frame["nan_fraction"], frame["clipped_fraction"] = 0.0, 0.0
+    frame["flat_leads"], frame["missing_leads"] = [[[] for _ in range(n_records)] for _ in range(2)]
     frame.loc[3, ["status", "reason"]] = ["bad", "truncated"]
     sex, age = rng.integers(0, 2, n_records), rng.uniform(20, 90, n_records)
     frame["sex"], frame["age"] = sex, age
