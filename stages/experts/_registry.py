@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache.errors import UsageError, WeightsError
-from stages.experts._base import Expert
+from stages.experts._base import Expert, ExpertSpec
 from stages.experts._weights import read_state
 
 ENTRY_POINT_GROUP = "ensemble.experts"
@@ -114,7 +114,8 @@ def _load_third_party(point: EntryPoint) -> type[Expert]:
         if not issubclass(cls, Expert):
             raise TypeError(f"{point.value} is no subclass of stages.experts.Expert")
         for variant in cls.variants or (None,):
-            cls.published_spec(variant)
+            if not isinstance(cls.published_spec(variant), ExpertSpec):
+                raise TypeError(f"{point.value}.published_spec gives no ExpertSpec")
     except Exception as error:  # somebody else's code: anything may happen
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(

@@ -29,7 +29,7 @@ small_expert = cache(new_expert)
 
 
 def draw_parameters(module: nn.Module) -> None:
-    """Fill a network out of PCG64's raw stream, by the parameters' names: matrices of variance 1/fan-in, gains near 1."""
+    """Fill a network out of PCG64's raw stream, in the order of names: matrices of variance 1/fan-in, gains near 1."""
     for seed, (key, parameter) in enumerate(sorted(module.named_parameters())):
         values = 2 * uniform(seed, *parameter.shape) - 1
         if parameter.ndim > 1:

@@ -1,4 +1,4 @@
-"""What every registered expert keeps to. A new expert is covered by existing; its small network is its `small_config`."""
+"""What every registered expert keeps to. A new one is covered by existing; its small network is its `small_config`."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,8 @@ from stages.experts._base import STANDARD_LEADS
 from stages.experts._run import run_expert, set_precision
 from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, new_expert, prepared, records, small_expert
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
-]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=NO_CUDA)]
 
 
 def equal(one, other, atol=0.0):
