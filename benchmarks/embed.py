@@ -37,7 +37,8 @@ from stages.experts._reference import reference_signals
 from stages.experts._run import run_expert, set_precision
 
 SHARD = 256
-LOOP_RECORDS = 8
+LOOP_RECORDS, LOOP_S = 8, 3.0
+"""The loop takes so many records at least, and goes on for so many seconds while there are records."""
 MATRIX = 8192
 BUSY = ("read_s", "prepare_s", "forward_s", "write_s")
 COLUMNS = ("expert", "records/s", *BUSY, "forward%", "loop/s", "x_loop", "x_forward")
@@ -137,9 +138,12 @@ def measure(name: str, folder: Path, options: argparse.Namespace, peak: float) -
 
 def per_record_loop(expert: Expert, signals: Any, options: argparse.Namespace) -> tuple[float, float]:
     """Read, prepare and encode one record after the other; seconds a record, whole and of the forward pass."""
-    n, forward = min(LOOP_RECORDS if options.device == "cpu" else 128, options.records), 0.0
+    n, forward = 0, 0.0
     started = time.perf_counter()
-    for i in range(n):
+    for i in range(options.records):
+        if i >= LOOP_RECORDS and time.perf_counter() - started > LOOP_S:
+            break
+        n += 1
         x = expert.prepare(signals.read_mv(slice(i, i + 1)), RATE_HZ)
         before = time.perf_counter()
         run_expert(expert, x, options.precision)
