@@ -13,7 +13,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "concat": ("concatenation", "all experts' embeddings side by side, one logistic or ridge regression"),
     "stacking": ("stacking", "a logistic or ridge regression on the experts' own predictions for unseen patients"),
     "mean": ("uniform mean", "the plain average of the experts' answers, every expert counted alike"),
-    "trivial": ("trivial baseline", "no ECG at all: the training set's mean, or its class shares"),
+    "trivial": (
+        "trivial baseline",
+        "no ECG at all: the training set's mean, or its class shares (over pooled folds its AUROC can fall below 0.5)",
+    ),
 }
 
 TERMS: tuple[tuple[str, str], ...] = (
