@@ -26,18 +26,22 @@ def create_group(path: Path, attributes: Mapping[str, Any], fill: Callable[[zarr
 
     `fill` is given the group and its folder. One that stands at `path` is moved aside first, and then removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
-        fresh = Path(folder) / path.name
-        fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)), fresh)
-        seal(fresh)
-        aside = _aside(path)
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-        fresh.rename(path)
-    sync(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
+            fresh = Path(folder) / path.name
+            fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)), fresh)
+            seal(fresh)
+            if path.exists():
+                shutil.rmtree(_aside(path), ignore_errors=True)
+                path.rename(_aside(path))
+            fresh.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be made ({error.strerror}); make room or give access, and run again"
+        ) from error
+    shutil.rmtree(_aside(path), ignore_errors=True)
 
 
 def _aside(path: Path) -> Path:

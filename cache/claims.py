@@ -55,14 +55,12 @@ class Claims:
         """Say that this process works in the store; waits while another one makes or replaces it."""
         self._lock(fcntl.LOCK_SH, 0)
 
-    def own(self) -> None:
-        """Take the whole store, to make or replace it; waits until nobody works in it."""
-        # Given back first: two processes that both upgraded a shared lock would wait for each other.
+    def leave(self) -> None:
+        """Say that this process no longer works in the store."""
         self._lock(fcntl.LOCK_UN, 0)
-        self._lock(fcntl.LOCK_EX, 0)
 
     def try_own(self) -> bool:
-        """Take the whole store if nobody works in it; gives whether it is ours. Never waits."""
+        """Take the whole store, to make or replace it, if nobody works in it; gives whether it is ours. Never waits."""
         return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, 0)
 
     def _lock(self, kind: int, byte: int) -> bool:

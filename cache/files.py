@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,18 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a file a second name, or a copy where the disk has no links; makes the folders above `target`.
+
+    Only for files that are replaced and never written into.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)
 
 
 def write_text(path: Path, text: str) -> None:

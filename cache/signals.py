@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from zarr.codecs import BloscCodec
 
 from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
 from cache.errors import StoreError
+from cache.files import link_or_copy
 from cache.fingerprint import DIGEST_BYTES, row_digest
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -21,6 +23,7 @@ LIMIT_UV = 32767
 SCHEMA_VERSION = 1
 SHARD_RECORDS = 512
 CHUNK_RECORDS = 16
+_ATTRIBUTES = {"schema_version": SCHEMA_VERSION, "leads": list(LEADS), "sampling_rate_hz": RATE_HZ, "unit": "uV"}
 
 
 def to_microvolts(signals_mv: np.ndarray) -> np.ndarray:
@@ -160,27 +163,46 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 def create_signals(path: str | Path, n_records: int, shard_records: int = SHARD_RECORDS) -> SignalStore:
     """Make an empty store (replacing one that stands there)."""
     path = Path(path)
-    attributes = {"schema_version": SCHEMA_VERSION, "leads": list(LEADS), "sampling_rate_hz": RATE_HZ, "unit": "uV"}
+    create_group(path, _ATTRIBUTES, lambda group, _: _add_arrays(group, n_records, shard_records))
+    return open_signals(path, mode="r+")
 
-    def fill(group: zarr.Group, _: Path) -> None:
-        shape, chunks = (n_records, len(LEADS), N_SAMPLES), (CHUNK_RECORDS, len(LEADS), N_SAMPLES)
-        # Takes real ECGs to half; zstd would save another fifth, but packs and unpacks two to three times slower.
-        codec = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")
-        add_array(
-            group,
-            "signals",
-            shape,
-            chunks,
-            shard_rows=shard_records,
-            dtype="int16",
-            fill_value=MISSING,
-            compressors=codec,
-        )
-        add_array(group, "valid", (n_records,), (shard_records,), shard_rows=shard_records, dtype="int32", fill_value=0)
-        digest_shape, digest_chunks = (n_records, DIGEST_BYTES), (shard_records, DIGEST_BYTES)
-        add_array(group, "digest", digest_shape, digest_chunks, shard_rows=shard_records, dtype="uint8", fill_value=0)
 
-    create_group(path, attributes, fill)
+def _add_arrays(group: zarr.Group, n_records: int, shard: int) -> None:
+    shape, chunks = (n_records, len(LEADS), N_SAMPLES), (CHUNK_RECORDS, len(LEADS), N_SAMPLES)
+    # Takes real ECGs to half; zstd would save another fifth, but packs and unpacks two to three times slower.
+    codec = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")
+    add_array(group, "signals", shape, chunks, shard_rows=shard, dtype="int16", fill_value=MISSING, compressors=codec)
+    add_array(group, "valid", (n_records,), (shard,), shard_rows=shard, dtype="int32", fill_value=0)
+    digest_shape, digest_chunks = (n_records, DIGEST_BYTES), (shard, DIGEST_BYTES)
+    add_array(group, "digest", digest_shape, digest_chunks, shard_rows=shard, dtype="uint8", fill_value=0)
+
+
+def grow_signals(path: str | Path, n_kept: int, n_records: int) -> SignalStore:
+    """Give a store more rows behind its first `n_kept`; all or nothing.
+
+    The shards that hold those stay as they are (linked, not copied). The last of them, if it is not full, has to be
+    written again, with its old rows first.
+
+    Raises
+    ------
+    StoreError
+        The first `n_kept` rows are not all written.
+    """
+    path = Path(path)
+    store = open_signals(path)
+    store.content_digest(n_kept)
+    n_shards = -(-n_kept // store.shard_records)
+    arrays = (store.signals, store.valid, store.digest)
+    files = [shard_file(path, array, shard) for shard in range(n_shards) for array in arrays]
+
+    def fill(group: zarr.Group, folder: Path) -> None:
+        _add_arrays(group, n_records, store.shard_records)
+        for file in files:
+            if file.exists():  # there is none of a shard without a single readable record
+                link_or_copy(file, folder / file.relative_to(path))
+        os.sync()
+
+    create_group(path, _ATTRIBUTES, fill)
     return open_signals(path, mode="r+")
 
 

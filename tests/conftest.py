@@ -1,6 +1,7 @@
 """Fixtures every test may use: real ECGs and official outputs (where this machine has them), and small studies."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ def write_cohort(folder: Path, n_records: int, seed: int = 0) -> None:
         rows = store.rows_of(shard)
         valid = np.where(np.arange(rows.start, rows.stop) == 3, 0, 5000)
         store.write_shard(shard, to_microvolts(signals[rows]), valid)
+
+
+@pytest.fixture(scope="session")
+def make_cohort() -> Callable[..., None]:
+    """`write_cohort`, for tests that want another size."""
+    return write_cohort
 
 
 @pytest.fixture

@@ -146,15 +146,15 @@ class Embedder:
                 )
                 before = summary.n_embedded
                 line.embed(pending)
-                if summary.n_embedded == before:
-                    self._wait(pending)
+                if summary.n_embedded == before and (held := store.pending(shards)):
+                    self._wait(f"for {len(held)} shards that other processes hold")
         summary.n_resumed = len(self.records) - summary.n_embedded
         summary.seconds["total"] = time.perf_counter() - started
         return summary
 
-    def _wait(self, pending: Sequence[int]) -> None:
+    def _wait(self, what: str) -> None:
         if not self._told:
-            _LOG.warning("%s: waiting for %d shards that other processes hold", self.paths.store, len(pending))
+            _LOG.warning("%s: waiting %s", self.paths.store, what)
             self._told = True
         time.sleep(WAIT_S)
 
@@ -174,15 +174,18 @@ class Embedder:
         return EmbedSummary(self.settings.expert, str(self.paths.store), len(self.records))
 
     def _store(self, claims: Claims) -> tuple[EmbeddingStore, str]:
-        claims.share()
-        store = self._matching()
-        if store is not None and (store.shard_records == self.settings.shard_records or not store.pending()):
-            return store, ""
-        layout = self._layout()
-        claims.own()
-        fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests)
-        claims.share()
-        return fresh
+        while True:
+            claims.share()
+            store = self._matching()
+            if store is not None and (store.shard_records == self.settings.shard_records or not store.pending()):
+                return store, ""
+            layout = self._layout()
+            claims.leave()
+            if claims.try_own():
+                fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests)
+                claims.share()
+                return fresh
+            self._wait("until no other run works in it")  # it may also make the very store that is wanted here
 
     def _matching(self) -> EmbeddingStore | None:
         try:
