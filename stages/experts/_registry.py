@@ -16,6 +16,7 @@ import torch
 
 from cache.errors import UsageError, WeightsError
 from stages.experts._base import Expert, ExpertSpec
+from stages.experts._versions import is_version, list_versions, version_class
 from stages.experts._weights import read_state
 
 ENTRY_POINT_GROUP = "ensemble.experts"
@@ -46,7 +47,7 @@ def _third_party() -> dict[str, EntryPoint]:
 
 
 def list_experts() -> list[str]:
-    """Names of every expert that `load_expert` knows, sizes included (`moment`, `moment-base`, ...).
+    """Names of every expert that `load_expert` knows: sizes (`moment-base`) and this study's versions included.
 
     An installed package whose expert cannot be imported is left out, with one line of warning.
     """
@@ -59,7 +60,7 @@ def list_experts() -> list[str]:
             continue
         names.append(name)
         names += [f"{name}-{variant}" for variant in cls.variants[1:]]
-    return names
+    return names + list_versions()
 
 
 @cache
@@ -75,6 +76,8 @@ def expert_class(name: str) -> tuple[type[Expert], str | None]:
     UsageError
         No such expert; the message lists those that exist. Or one of another package that cannot be imported.
     """
+    if is_version(name):
+        return version_class(name, expert_class)
     known = {*_built_in(), *_third_party()}
     for base, variant in _readings(name):
         if base in known:
@@ -132,8 +135,9 @@ def load_expert(
     *,
     preprocessing: str | None = None,
     random_weights: bool = False,
+    trainable: bool = False,
 ) -> Expert:
-    """Load one expert, frozen, in eval mode, on `device`.
+    """Load one expert on `device`, frozen and in eval mode unless it is to be trained.
 
     Parameters
     ----------
@@ -149,6 +153,8 @@ def load_expert(
         One of the expert's `preprocessing_variants`.
     random_weights
         Take random weights (torch's current seed) instead of published ones: for tests and benchmarks only.
+    trainable
+        Leave the parameters to an optimiser, and the layers as they were built.
 
     Raises
     ------
@@ -173,7 +179,9 @@ def load_expert(
         )
     expert = cls.build(config, state, variant=variant, preprocessing=preprocessing)
     expert.device = torch.device(device)
-    if expert.module is not None:
+    if expert.module is not None and trainable:
+        expert.module.to(expert.device)
+    elif expert.module is not None:
         expert.module.to(expert.device).eval().requires_grad_(False)
         if expert.device.type == "cpu":
             from stages.experts._onednn import use_onednn

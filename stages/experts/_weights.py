@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cache.errors import MissingFileError, WeightsError
 from stages.experts._base import ExpertSpec
+from stages.experts._versions import is_version, version_folder
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRAMEWORKS = ("fairseq", "fairseq_signals", "omegaconf", "hydra", "pytorch_lightning", "lightning", "typing")
@@ -40,6 +41,8 @@ def sha256_of(path: Path) -> str:
 
 def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
     """Return the checkpoint file that `weights` (a file, a folder, or None for the model hub) means."""
+    if weights is None and is_version(spec.name):
+        weights = version_folder(spec.name)
     if weights is None:
         from stages.experts._hub import fetch
 

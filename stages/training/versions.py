@@ -1,0 +1,109 @@
+"""Writing a named expert version, and telling whose records it has seen.
+
+Lives here: the folder's content. Not here: finding and loading versions (`stages.experts._versions`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cache.fingerprint import canonical_json, file_digest, text_digest
+from stages.experts._base import ExpertSpec
+from stages.experts._versions import FACTS_FILE, SCHEMA_VERSION, SPEC_FACTS, WEIGHTS_FILE, read_version, version_folder
+
+SEEN_FILE = "seen_patients.npy"
+"""uint64, ascending: digests of the patients that the version was trained or selected on."""
+
+
+def cohort_facts(records: pd.DataFrame, rows: np.ndarray, signals_digest: str) -> dict[str, Any]:
+    """Say which records made a version: cohorts, counts, and digests of the signals and of the split."""
+    chosen = records.iloc[rows]
+    pairs = zip(records["record_id"], records["split"], strict=True)
+    return {
+        "sources": sorted(set(chosen["source"].astype(str))),
+        "n_records": len(chosen),
+        "n_patients": int(chosen["patient_id"].nunique()),
+        "signals_digest": signals_digest,
+        "split_digest": text_digest([f"{name}\t{split}" for name, split in pairs]),
+    }
+
+
+def patient_digests(records: pd.DataFrame) -> np.ndarray:
+    """Return one digest a patient, uint64 ascending; names of patients are not kept."""
+    names = {f"{source}\t{patient}" for source, patient in zip(records["source"], records["patient_id"], strict=True)}
+    raw = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.unique(np.frombuffer(raw, dtype="<u8"))
+
+
+def test_patients_seen(name: str, records: pd.DataFrame) -> int:
+    """Count the patients of the test split that version `name` was trained or selected on."""
+    seen = np.load(read_version(name).folder / SEEN_FILE, allow_pickle=False)
+    return int(np.isin(patient_digests(records[records["split"] == "test"]), seen).sum())
+
+
+def write_version(
+    name: str,
+    *,
+    base: str,
+    spec: ExpertSpec,
+    config: Mapping[str, Any],
+    preprocessing: str | None,
+    state: Mapping[str, Tensor],
+    seen: pd.DataFrame,
+    facts: Mapping[str, Any],
+    fill: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write the folder of a version, replacing one of that name, all or nothing.
+
+    Parameters
+    ----------
+    spec
+        Of the built expert.
+    state
+        Under the official keys.
+    seen
+        The records that it was trained or selected on.
+    facts
+        What else version.json tells: made_by, cohort, parameters, losses, licence, pretrained_on ...
+    fill
+        Writes further files into the folder.
+    """
+    folder = version_folder(name)
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "base": base,
+        "config": dict(config),
+        "preprocessing": preprocessing,
+        "spec": {key: value for key, value in asdict(spec).items() if key in SPEC_FACTS},
+        **facts,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / name
+        fresh.mkdir()
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        # One key alone: safetensors keeps several in no fixed order.
+        save_file(tensors, fresh / WEIGHTS_FILE, metadata={"ensemble": canonical_json(content)})
+        (fresh / WEIGHTS_FILE).chmod(0o644)
+        digest = {"weights_sha256": file_digest(fresh / WEIGHTS_FILE)}
+        (fresh / FACTS_FILE).write_text(json.dumps({**content, **digest}, indent=1) + "\n", encoding="utf-8")
+        np.save(fresh / SEEN_FILE, patient_digests(seen), allow_pickle=False)
+        if fill is not None:
+            fill(fresh)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    return folder
