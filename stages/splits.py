@@ -5,7 +5,7 @@ A patient in two folds is impossible by construction: folds are dealt to patient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,12 @@ _MAX_CATEGORIES = 2
 
 
 def assign_folds(
-    patients: Sequence[str], strata: Sequence[str] | None = None, *, n_folds: int, seed: int
+    patients: Sequence[str],
+    strata: Sequence[str] | None = None,
+    *,
+    n_folds: int,
+    seed: int,
+    kept: Mapping[str, int] | None = None,
 ) -> np.ndarray:
     """Deal patients to folds; int64 [record].
 
@@ -30,6 +35,8 @@ def assign_folds(
         Per record.
     strata
         Per record; None = all alike.
+    kept
+        Patient -> the fold it has already, and keeps.
     """
     names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     alike = [""] * len(patients)
@@ -41,8 +48,11 @@ def assign_folds(
     # Large patients first: a late one would unbalance what is already dealt.
     order = order[np.argsort(-sizes[order], kind="stable")]
     held, total = np.zeros((len(kinds), n_folds), dtype=np.int64), np.zeros(n_folds, dtype=np.int64)
-    fold = np.zeros(len(names), dtype=np.int64)
-    for p in order:
+    fold = np.array([(kept or {}).get(str(name), -1) for name in names], dtype=np.int64)
+    there = fold >= 0
+    np.add.at(held, (stratum[there], fold[there]), sizes[there])
+    np.add.at(total, fold[there], sizes[there])
+    for p in order[~there[order]]:
         row = held[stratum[p]]
         chosen = int(np.lexsort((total, row))[0])
         fold[p] = chosen

@@ -34,6 +34,7 @@ def ingest(
     labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N records.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add what is new; what is there stays as it is.")] = False,
 ) -> None:
     """Read a cohort into records.parquet and signals.zarr.
 
@@ -54,6 +55,7 @@ def ingest(
             limit=limit or chosen.limit,
             workers=workers or chosen.workers,
             seed=study.seed,
+            append=append,
             progress=update,
         )
     for note in summary.notes:

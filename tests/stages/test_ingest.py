@@ -10,8 +10,8 @@ import pytest
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError, UsageError
 from cache.signals import MISSING
-from stages import ingest as stage
 from stages.ingest import ingest
+from stages.ingest import shards as stage
 from stages.synthetic import generate
 
 

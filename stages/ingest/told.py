@@ -1,0 +1,89 @@
+"""What ingest leaves for a person: records.parquet, bad_records.csv, and a summary by reason.
+
+Not here: how a record is judged (stages/readers).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cache.files import write_text
+from cache.records import BASE_COLUMNS, write_records
+from stages.ingest.shards import QUALITY
+from stages.ingest.table import Rows
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What came of it.
+
+    Attributes
+    ----------
+    reasons
+        Kind of reason -> bad records, most frequent first; bad_records.csv names each record.
+    labels
+        Target -> records that have it.
+    splits
+        train, val, test -> records.
+    notes
+        What the source left out of the labels and why.
+    n_new
+        Records that were not there before.
+    """
+
+    n_records: int
+    n_bad: int
+    n_patients: int
+    reasons: dict[str, int]
+    labels: dict[str, int]
+    splits: dict[str, int]
+    notes: list[str]
+    n_new: int
+
+
+def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
+    """Put the quality columns of the rows that were there and of the new ones into the table."""
+    for name, column in new.items():
+        if rows.kept is None:
+            rows.frame[name] = column
+        else:
+            parts = [rows.kept[name].astype(QUALITY[name]), column]
+            rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def write_tables(records_path: Path, rows: Rows) -> None:
+    """Write records.parquet, and bad_records.csv beside it."""
+    frame = rows.frame
+    write_records(records_path, frame[[*BASE_COLUMNS, *(t.name for t in rows.targets)]], rows.targets)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["record_id", "patient_id", "path", "reason"])
+    bad = frame[frame["status"] == "bad"]
+    writer.writerows(zip(bad["record_id"], bad["patient_id"], bad["path"], bad["reason"], strict=True))
+    write_text(records_path.with_name("bad_records.csv"), text.getvalue())
+
+
+def summary_of(rows: Rows) -> IngestSummary:
+    """Count what a person wants to know."""
+    frame = rows.frame
+    bad = frame.loc[frame["status"] == "bad", "reason"]
+    # What differs from record to record (names, numbers) does not make another kind of reason.
+    kinds = Counter(re.sub(r"\S*\d\S*", "*", reason) for reason in bad)
+    counts = frame["split"].value_counts()
+    return IngestSummary(
+        n_records=len(frame),
+        n_bad=len(bad),
+        n_patients=int(frame["patient_id"].nunique()),
+        reasons=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
+        splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
+        notes=rows.notes,
+        n_new=len(frame) - rows.n_kept,
+    )
