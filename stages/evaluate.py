@@ -138,10 +138,8 @@ def _predictors(
 def _make(name: str, heads: EnsembleHeads) -> Any:
     """Construct a reference method with what it shares with the heads: the fit itself, layer mixing, seed."""
     factory = METHODS[name]
-    if name == "mean":
+    if name in ("mean", "stacking"):
         return factory(heads=heads)
-    if name == "stacking":  # reads out-of-sample logits of the training rows, which a saved fit does not keep
-        return factory(heads=EnsembleHeads(**heads.get_params()))
     return factory() if name == "trivial" else factory(seed=heads.seed)
 
 

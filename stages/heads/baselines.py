@@ -12,13 +12,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from cache.errors import InputError
 from stages.heads.calibration import fit_temperatures
 from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.ensemble import EnsembleHeads
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import to_means
-from stages.heads.fitting import read_targets
+from stages.heads.fitting import Targets, read_targets
 from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
 from stages.heads.stack import HeadOptions, choose_strength
 from stages.heads.tasks import TaskSpec, infer_tasks, layout
@@ -136,7 +137,7 @@ class _OnHeads(Reference):
     ) -> Self:
         """Take the given fit if it is one, else fit."""
         self.heads_ = self.heads if self.heads is not None else EnsembleHeads()
-        if not hasattr(self.heads_, "fitted_"):
+        if not hasattr(self.heads_, "models_"):
             self.heads_.fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
         self.tasks_, self.n_folds_ = self.heads_.tasks_, len(self.heads_.models_)
         return self
@@ -181,13 +182,15 @@ class Stacking(_OnHeads):
     ) -> Self:
         """Fit the experts' heads if need be, then the stack."""
         super().fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
-        fitted, blocks = self.heads_.fitted_, self.heads_.blocks_
-        data, masks = fitted.gate_data, fitted.gate_masks
+        read, found = read_features(features), self.heads_.out_of_sample_
+        data = self._targets(targets, splits, groups, len(next(iter(read.values()))))
+        blocks, masks = self.heads_.blocks_, found.masks
+        present = torch.from_numpy(np.stack([read[name].present for name in self.heads_.experts_], 1)).float()
         options = HeadOptions(tuple(self.heads_.strengths), None, True, self.heads_.seed)
         self.weights_, self.rotations_, logits = [], [], torch.empty_like(data.y)
         for block in blocks:
             c = block.columns
-            x = self._inputs(data.outputs, data.present, c).numpy()
+            x = self._inputs(found.outputs, present, c).numpy()
             rows = [m[0] > 0 for m in masks.train.numpy()]
             rotations = [Rotation.fit(x[f][r]) for f, r in enumerate(rows)]
             z = pad_stack([r.transform(x[f]) for f, r in enumerate(rotations)])
@@ -200,6 +203,17 @@ class Stacking(_OnHeads):
         self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
         self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
         return self
+
+    def _targets(
+        self, targets: Mapping[str, Any], splits: Sequence[Sequence[Any]] | None, groups: Any, n: int
+    ) -> Targets:
+        """Read the targets as the heads did; refuses other records than those of a given fit."""
+        fitted_on = self.heads_.out_of_sample_.judge.shape[1]
+        if n != fitted_on:
+            raise InputError(f"stacking: the heads were fitted on {fitted_on} records, but {n} are given")
+        folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, check_groups(groups, n))
+        balanced = self.heads_.balanced
+        return read_targets(dict(targets), self.heads_.tasks_, folds, n, skip_unusable=False, balanced=balanced)
 
     @staticmethod
     def _inputs(outputs: torch.Tensor, present: torch.Tensor, columns: slice) -> torch.Tensor:

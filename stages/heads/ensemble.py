@@ -22,9 +22,11 @@ from stages.heads.fitting import fit_all, inner_fold_count, read_targets
 from stages.heads.gate import GateOptions
 from stages.heads.gate_input import parse_sources
 from stages.heads.lora import LoraOptions
+from stages.heads.out_of_sample import OutOfSample
 from stages.heads.probe import STRENGTHS
 from stages.heads.stack import HeadOptions
 from stages.heads.tasks import Block, TaskSpec, infer_tasks
+from stages.heads.threads import fit_threads
 
 
 class EnsembleHeads(Estimator):
@@ -70,10 +72,14 @@ class EnsembleHeads(Estimator):
 
     Attributes
     ----------
-    tasks_, experts_, skipped_, n_trainable_, history_, seconds_, provenance_
+    tasks_, experts_, skipped_, n_trainable_, history_, seconds_, expert_seconds_, provenance_
         Tasks and experts in order; reasons of skipped tasks; trainable parameters of one fold; per stage what was
-        chosen and the out-of-sample losses per epoch; seconds of `fit`; the caller's own dict, saved with the fit.
+        chosen and the out-of-sample losses per epoch; seconds of `fit`, and of each expert's heads; the caller's own
+        dict, saved with the fit.
     """
+
+    _folder: Path
+    """Of a loaded fit."""
 
     def __init__(
         self,
@@ -186,18 +192,19 @@ class EnsembleHeads(Estimator):
             self.mixers_ = train_mixers(read, data, folds, self.seed)
         matrices = {name: self._matrices(name, value, len(folds)) for name, value in read.items()}
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)
-        fitted = fit_all(
-            matrices,
-            present,
-            data,
-            folds,
-            group_ids,
-            gate_signal,
-            n_inner=n_inner,
-            head_options=self._head_options(),
-            gate_options=self._gate_options(),
-            sources=sources,
-        )
+        with fit_threads(len(folds) * sum(x[0].size for x in matrices.values())):
+            fitted = fit_all(
+                matrices,
+                present,
+                data,
+                folds,
+                group_ids,
+                gate_signal,
+                n_inner=n_inner,
+                head_options=self._head_options(),
+                gate_options=self._gate_options(),
+                sources=sources,
+            )
         self.blocks_: tuple[Block, ...] = data.blocks
         self.tasks_ = tuple(block.task for block in data.blocks)
         self.experts_ = tuple(read)
@@ -216,9 +223,18 @@ class EnsembleHeads(Estimator):
             },
             "inner_folds": n_inner,
         }
-        self.fitted_ = fitted
+        self._out_of_sample: OutOfSample | None = OutOfSample(fitted.gate_data.outputs, fitted.gate_masks.judge)
+        self.expert_seconds_ = fitted.seconds
         self.seconds_ = perf_counter() - started
         return self
+
+    @property
+    def out_of_sample_(self) -> OutOfSample:
+        """The experts' logits of records that they were not trained on; read from the fit's folder when asked for."""
+        self._fitted()
+        if self._out_of_sample is None:
+            self._out_of_sample = OutOfSample.load(self._folder)
+        return self._out_of_sample
 
     def _matrices(self, name: str, value: ExpertFeatures, n_folds: int) -> list[np.ndarray]:
         """One feature matrix per fold; the very same array where nothing about it was trained."""
@@ -382,7 +398,7 @@ class EnsembleHeads(Estimator):
         return mean_score(self.tasks_, predicted, targets)
 
     def save(self, folder: str | Path) -> Path:
-        """Write config.json, heads.safetensors and, where LoRA was trained, adapter/ in peft's format."""
+        """Write config.json, heads.safetensors, out_of_sample.safetensors and, with LoRA, adapter/ in peft's format."""
         from stages.heads.persist import save
 
         return save(self, Path(folder))

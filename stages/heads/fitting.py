@@ -7,6 +7,7 @@ Lives here: the order of the stages and the arrays they hand on. Not here: each 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,8 @@ class Fitted:
     gate_masks: Masks
     gate_data: GateData
     """The experts' out-of-sample outputs, for methods that combine them otherwise (stacking)."""
+    seconds: dict[str, float]
+    """Of fitting each expert's heads."""
 
 
 def fit_all(
@@ -162,10 +165,12 @@ def fit_all(
     """
     n_records, seed = len(present), head_options.seed
     masks = make_masks(splits, n_records, groups, n_inner, seed)
-    heads = {
-        name: fit_expert(name, x, present[:, e] > 0, (targets.y, targets.weight), masks, targets.blocks, head_options)
-        for e, (name, x) in enumerate(matrices.items())
-    }
+    heads, seconds = {}, {}
+    for e, (name, x) in enumerate(matrices.items()):
+        started = perf_counter()
+        seen = present[:, e] > 0
+        heads[name] = fit_expert(name, x, seen, (targets.y, targets.weight), masks, targets.blocks, head_options)
+        seconds[name] = perf_counter() - started
     summary = None if signal is None or "signal" not in sources else signal_summary(signal)
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
     data = _gate_data(heads, present, targets, sources, summary, scales)
@@ -188,7 +193,7 @@ def fit_all(
         )
         for f in range(len(splits))
     ]
-    return Fitted(models, heads, gate, gate_masks, data)
+    return Fitted(models, heads, gate, gate_masks, data, seconds)
 
 
 def _gate_data(

@@ -31,9 +31,15 @@ def activate(logits: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def residuals(logits: Tensor, y: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Gradient of the column losses with respect to the logits (squared error for regression), [..., C]."""
-    return activate(logits, blocks) - y
+def residuals_(logits: Tensor, y: Tensor, blocks: tuple[Block, ...]) -> None:
+    """Turn logits [..., C], in place, into the gradient of the column losses there (squared error for regression)."""
+    for block in blocks:
+        part = logits[..., block.columns]
+        if block.task.kind == "multiclass":
+            part.copy_(part.softmax(-1))
+        elif block.task.kind != "regression":
+            part.sigmoid_()
+    logits.sub_(y)
 
 
 def curvature_bounds(blocks: tuple[Block, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The files of a fit: config.json, heads.safetensors, adapter/ (peft).
+"""The files of a fit: config.json, heads.safetensors, out_of_sample.safetensors, adapter/ (peft).
 
 Lives here: writing and reading them, and the torch module that the adapter belongs to. Nothing is pickled; base weights
 are in heads.safetensors beside the adapters, so that loading needs no random state and no peft.
@@ -48,6 +48,7 @@ def save(heads: EnsembleHeads, folder: Path) -> Path:
         for f, mixer in enumerate(mixers):
             arrays |= {f"fold{f}/mixer/{name}/{k}": v.numpy() for k, v in mixer.state_dict().items()}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "heads.safetensors")
+    heads.out_of_sample_.save(folder)
     if heads.lora:
         _save_adapter(heads, folder / "adapter")
     (folder / "config.json").write_text(json.dumps(_config(heads), indent=2, sort_keys=True) + "\n")
@@ -97,6 +98,7 @@ def load(cls: type[E], folder: Path) -> E:
     heads.experts_ = tuple(config["experts"])
     heads.skipped_, heads.history_ = config["skipped"], config["history"]
     heads.provenance_, heads.mixers_ = config["provenance"], {}
+    heads._out_of_sample, heads._folder = None, folder
     try:
         heads.models_ = [
             _model(_below(arrays, f"fold{f}/"), heads.experts_, float(config["scaling"]), heads.top_k)

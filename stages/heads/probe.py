@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.heads.losses import curvature_bounds, residuals
+from stages.heads.losses import curvature_bounds, residuals_
 from stages.heads.tasks import Block, n_columns
 
 MAX_RANK = 1536
@@ -148,33 +148,37 @@ def fit_path(
     """
     n_folds, n_cols = problem.train.shape[0], n_columns(problem.blocks)
     strengths = strengths.reshape(1, -1, 1) if strengths.ndim == 1 else strengths
-    bound = _bound(problem, strengths.expand(n_folds, -1, n_cols))
+    strengths = strengths.expand(n_folds, -1, n_cols)
+    bound, penalty = _bound(problem, strengths), _penalty(strengths, problem.z.shape[2] + 1)
     if start is None:
-        start = torch.zeros_like(bound)
-        start[..., -1, :] = prior_logits(problem)[:, :, None]
-    penalty = strengths[:, None, :, None].expand_as(bound).clone()
-    penalty[..., -1, :] = 0
+        shape = (n_folds, bound.shape[1], problem.train.shape[1], strengths.shape[1], n_cols)
+        out = torch.zeros(shape)
+        out[:, -1] = prior_logits(problem)[:, :, None]
+    else:
+        out = start.permute(0, 3, 1, 2, 4).contiguous()
     # a column without both classes cannot be learnt: it keeps its prior
-    still = _frozen_columns(problem)[:, :, None, None].expand_as(bound[..., :1, :])
+    still = _frozen_columns(problem)[:, None, :, None].expand_as(out[:, :1])
     limit = tolerance * max(1.0, problem.z.shape[1] / 1000)
-    out, alive = start.clone(), torch.arange(bound.shape[2])
-    state = _State(start, start, torch.ones_like(bound[..., :1, :]), still)
+    alive = torch.arange(strengths.shape[1])
+    state = _State(out.clone(), out.clone(), torch.ones_like(out[:, :1]), still)
     for step in range(max_steps):
         state = _advance(problem, state, bound, penalty, limit)
         if (step + 1) % 8 == 0 or step + 1 == max_steps:
-            out[:, :, alive] = state.w
-            unsolved = ~state.still.all(-1).all(-1).flatten(0, 1).all(0)
+            unsolved = ~state.still.all(-1).flatten(0, 2).all(0)
+            if step + 1 == max_steps or not bool(unsolved.all()):
+                out[:, :, :, alive] = state.w
             if not bool(unsolved.any()):
                 break
-            # strong penalties are solved long before weak ones: go on with those that are left
-            alive, bound, penalty = alive[unsolved], bound[:, :, unsolved], penalty[:, :, unsolved]
-            state = _State(*(t[:, :, unsolved] for t in (state.w, state.v, state.momentum, state.still)))
-    return out
+            if not bool(unsolved.all()):
+                # strong penalties are solved long before weak ones: go on with those that are left
+                alive, bound, penalty = alive[unsolved], bound[:, :, :, unsolved], penalty[:, :, :, unsolved]
+                state = _State(*(t[:, :, :, unsolved] for t in (state.w, state.v, state.momentum, state.still)))
+    return out.permute(0, 2, 3, 1, 4)
 
 
 @dataclass(frozen=True)
 class _State:
-    """Weights, extrapolated weights, momentum and solved problems of one step; [F, M, S, r + 1 or 1, C]."""
+    """Weights, extrapolated weights, momentum and solved problems of one step; [F, r + 1 or 1, M, S, C]."""
 
     w: Tensor
     v: Tensor
@@ -183,28 +187,39 @@ class _State:
 
 
 def _advance(problem: Problem, state: _State, bound: Tensor, penalty: Tensor, limit: float) -> _State:
-    """Take one accelerated step; a solved problem stands still, so that no solution depends on its neighbours."""
-    gradient = torch.where(state.still, 0.0, _gradient(problem, state.v) + penalty * state.v)
+    """Take one accelerated step; a solved problem stands still, so that no solution depends on its neighbours.
+
+    Reuses the memory of `state`, which is no longer valid afterwards: the step is limited by memory traffic.
+    """
+    gradient = _gradient(problem, state.v).addcmul_(penalty, state.v).masked_fill_(state.still, 0.0)
     step = gradient / bound
-    still = state.still | ((gradient * step).sum(-2, keepdim=True) < limit)
-    new = torch.where(still, state.w, state.v - step)
-    uphill = ((state.v - new) * bound * (new - state.w)).sum(-2, keepdim=True) > 0
+    decrease = torch.linalg.vecdot(gradient, step, dim=1).unsqueeze(1)
+    new = state.v.sub_(step)
+    change = torch.sub(new, state.w, out=state.w)
+    uphill = torch.linalg.vecdot(gradient, change, dim=1).unsqueeze(1) > 0
+    still = state.still | (decrease < limit)
     momentum = torch.where(uphill, 1.0, state.momentum)
     following = 0.5 * (1 + (1 + 4 * momentum**2).sqrt())
-    v = new + torch.where(uphill | still, 0.0, (momentum - 1) / following) * (new - state.w)
-    return _State(new, v, following, still)
+    factor = torch.where(uphill | still, 0.0, (momentum - 1) / following)
+    return _State(new, change.mul_(factor).add_(new), following, still)
+
+
+def _penalty(strengths: Tensor, width: int) -> Tensor:
+    """Strength of every coordinate, [F, r + 1, 1, S, C]; the intercept, which is last, has none."""
+    penalty = strengths[:, None, None].repeat(1, width, 1, 1, 1)
+    penalty[:, -1] = 0
+    return penalty
 
 
 def _bound(problem: Problem, strengths: Tensor) -> Tensor:
-    """Diagonal majoriser of the Hessian, [F, M, S, r + 1, C]."""
+    """Diagonal majoriser of the Hessian, [F, r + 1, 1, S, C]."""
     train = problem.train[:, 0]
     square = torch.einsum("fn,fnr->fr", train, problem.z**2)
     square = torch.cat([square, train.sum(1, keepdim=True)], 1)
     largest = (problem.weight * train[..., None]).amax(1).clamp_min(1e-6)
     curve = curvature_bounds(problem.blocks).to(square) * largest
-    curve = square[:, None, :, None] * curve[:, None, None, :] + strengths[:, :, None, :]
-    n_models = problem.train.shape[1]
-    return (curve.clamp_min(1e-9)).unsqueeze(1).expand(-1, n_models, -1, -1, -1).contiguous()
+    curve = square[:, :, None, None] * curve[:, None, None, :] + strengths[:, None]
+    return curve.clamp_min(1e-9).unsqueeze(2)
 
 
 def _frozen_columns(problem: Problem) -> Tensor:
@@ -220,22 +235,23 @@ def _frozen_columns(problem: Problem) -> Tensor:
 
 
 def _gradient(problem: Problem, w: Tensor) -> Tensor:
-    """Gradient of the summed loss, in chunks of records so that memory stays bounded."""
-    n_folds, n_models, n_strengths, width, n_cols = w.shape
-    flat = w.permute(0, 3, 1, 2, 4).reshape(n_folds, width, -1)
+    """Gradient of the summed loss at [F, r + 1, M, S, C], in chunks of records so that memory stays bounded."""
+    n_folds, width, n_models, n_strengths, n_cols = w.shape
+    flat = w.view(n_folds, width, -1)
     out = torch.zeros_like(flat)
     rows = max(1, CHUNK_ELEMENTS // max(1, n_folds * flat.shape[2]))
     for start in range(0, problem.z.shape[1], rows):
         part = slice(start, start + rows)
         z = problem.z[:, part]
-        logits = torch.baddbmm(flat[:, -1:], z, flat[:, :-1])
-        shape = (n_folds, z.shape[1], n_models, n_strengths, n_cols)
-        r = residuals(logits.view(shape), problem.y[:, part, None, None], problem.blocks)
-        r = r * problem.weight[:, part, None, None] * problem.train[:, :, part].transpose(1, 2)[:, :, :, None, None]
-        r = r.reshape(n_folds, z.shape[1], -1)
-        out[:, :-1] += z.transpose(1, 2) @ r
+        r = torch.baddbmm(flat[:, -1:], z, flat[:, :-1])
+        split = r.view(n_folds, z.shape[1], n_models, n_strengths, n_cols)
+        residuals_(split, problem.y[:, part, None, None], problem.blocks)
+        split.mul_(
+            (problem.weight[:, part, None] * problem.train[:, :, part].transpose(1, 2)[..., None])[:, :, :, None]
+        )
+        out[:, :-1].baddbmm_(z.transpose(1, 2), r)
         out[:, -1] += r.sum(1)
-    return out.view(n_folds, width, n_models, n_strengths, n_cols).permute(0, 2, 3, 1, 4)
+    return out.view_as(w)
 
 
 def probe_logits(z: Tensor, w: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The reference methods: one face, honest answers, chance where there is nothing to learn."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cache.errors import InputError
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.baselines import METHODS, SingleExpert
 
@@ -82,3 +84,19 @@ def test_methods_reuse_a_fit() -> None:
     np.testing.assert_array_equal(single.predict_proba(x)["age"], heads.expert_predictions(x)["b"]["age"])
     np.testing.assert_array_equal(mean.predict_proba(x)["age"], heads.uniform_mean(x)["age"])
     assert stack.score(x, y) > 0.6
+
+
+def test_stacking_on_a_loaded_fit_equals_stacking_on_the_fit_itself(tmp_path: Path) -> None:
+    x, y, _ = _study()
+    rows = np.arange(300)
+    x["b"][20:40] = np.nan
+    splits = [(rows[:160], rows[160:200], rows[200:]), (rows[100:], rows[60:100], rows[:60])]
+    heads = EnsembleHeads(lora=False, gate_epochs=0).fit(x, y, TASKS, splits=splits)
+    heads.save(tmp_path)
+    stacks = [
+        METHODS["stacking"](heads=fit).fit(x, y, TASKS, splits=splits) for fit in (heads, EnsembleHeads.load(tmp_path))
+    ]
+    for task, values in stacks[0].predict_proba(x, fold=1).items():
+        np.testing.assert_array_equal(values, stacks[1].predict_proba(x, fold=1)[task])
+    with pytest.raises(InputError, match="fitted on 300 records, but 299"):
+        METHODS["stacking"](heads=heads).fit({k: v[:299] for k, v in x.items()}, {k: v[:299] for k, v in y.items()})

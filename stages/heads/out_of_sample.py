@@ -1,0 +1,70 @@
+"""What the experts' heads say of records that they were not trained on: kept with a fit, for methods that combine them.
+
+Lives here: these logits and their file. Not here: how they come about (`crossfit`, `stack`), who reads them
+(`baselines.Stacking`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cache.errors import MissingFileError, StoreError
+from stages.heads.crossfit import Masks
+
+FILE = "out_of_sample.safetensors"
+
+
+@dataclass(frozen=True)
+class OutOfSample:
+    """Experts' out-of-sample logits, and who may judge what is fitted on them.
+
+    Attributes
+    ----------
+    outputs
+        [F, n, E, C] calibrated logits; 0 where `judge` is -1 or the expert is absent.
+    judge
+        int64 [F, n]: 1 to 5, the inner fold of the record; -1 where there is no out-of-sample value.
+    """
+
+    outputs: Tensor
+    judge: Tensor
+
+    @property
+    def masks(self) -> Masks:
+        """Model 0 is trained on every record with a value, models 1 to 5 each leave one inner fold out."""
+        models = torch.arange(6)[None, :, None]
+        known = (self.judge >= 0)[:, None]
+        return Masks((known & (self.judge[:, None] != models)).float(), self.judge)
+
+    def save(self, folder: Path) -> None:
+        """Write `FILE`: the rows with a value alone, fold after fold."""
+        arrays = {"outputs": self.outputs[self.judge >= 0].contiguous(), "judge": self.judge.to(torch.int8)}
+        save_file(arrays, folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `FILE`.
+
+        Raises
+        ------
+        MissingFileError, StoreError
+            Not there (a fit of an older version), or damaged.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise MissingFileError(f"{path}: is not there; run `ensemble fit-heads` again")
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise StoreError(f"{path}: damaged ({str(error).splitlines()[0]}); fit the heads again") from error
+        judge = arrays["judge"].long()
+        outputs = torch.zeros(*judge.shape, *arrays["outputs"].shape[1:])
+        outputs[judge >= 0] = arrays["outputs"]
+        return cls(outputs, judge)

@@ -1,0 +1,28 @@
+"""How many CPU threads a fit uses. Not here: devices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+SMALL = 1 << 22
+"""Fits of fewer feature values (records * features * folds) than this gain nothing from a second thread."""
+
+
+@contextlib.contextmanager
+def fit_threads(n_values: int) -> Iterator[None]:
+    """Use one thread for a small fit, else those torch has, but no more than the cores this process may use.
+
+    A fit is many short matrix products; threads that wait for each other at every one of them cost more than they
+    bring where the products are small or the cores are busy. The former number is put back afterwards.
+    """
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(1 if n_values < SMALL else min(before, cores))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
