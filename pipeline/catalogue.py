@@ -31,7 +31,7 @@ def experts_table() -> Table:
         spec = spec_of(name)
         table.add_row(
             name,
-            f"{len(spec.leads)} leads, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s",
+            f"{len(spec.leads)} lead{'s' if len(spec.leads) > 1 else ''}, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s",
             str(len(spec.layer_names)),
             str(spec.embedding_dim),
             f"{spec.published_parameters:,}",
@@ -49,6 +49,8 @@ def weights_state(spec: ExpertSpec) -> str:
         return "none needed"
     if _named_in_study(spec.name):
         return "params.yaml"
+    if "+" in spec.name:
+        return "made here"
     if cached(spec):
         return "in the hub cache"
     return "on the hub" if spec.weights and spec.weights.repo_id else "give a file"
@@ -94,6 +96,8 @@ def _how_to_get(spec: ExpertSpec) -> str:
         return "none needed"
     if source is None or not source.repo_id:
         note = source.note if source else ""
+        if "+" in spec.name:
+            return note
         return f"{note or spec.source}; then experts.{spec.name}.weights in params.yaml, or --weights FILE"
     digest = f", sha256 {source.sha256}" if source.sha256 else ", sha256 recorded at first use"
     return f"ensemble weights fetch {spec.name} (hub {source.repo_id}, {source.filename} at {source.revision}{digest})"
