@@ -31,7 +31,7 @@ def experts_table() -> Table:
         spec = spec_of(name)
         table.add_row(
             name,
-            f"{len(spec.leads)} lead{'s' if len(spec.leads) > 1 else ''}, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s",
+            _input(spec),
             str(len(spec.layer_names)),
             str(spec.embedding_dim),
             f"{spec.published_parameters:,}",
@@ -39,6 +39,11 @@ def experts_table() -> Table:
             weights_state(spec),
         )
     return table
+
+
+def _input(spec: ExpertSpec) -> str:
+    leads = "1 lead" if len(spec.leads) == 1 else f"{len(spec.leads)} leads"
+    return f"{leads}, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s"
 
 
 def weights_state(spec: ExpertSpec) -> str:
