@@ -289,6 +289,7 @@ def test_saving_twice_gives_the_same_bytes(
         "adapter/adapter_model.safetensors",
         "config.json",
         "heads.safetensors",
+        "out_of_sample.safetensors",
     ]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
