@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from cache.errors import EnsembleError
-from pipeline.commands import info, run, study
+from pipeline.commands import info, run, study, train
 
 INTERRUPTED = 130
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 study.add_to(app)
 run.add_to(app)
+train.add_to(app)
 info.add_to(app)
 
 

@@ -59,6 +59,33 @@ class Embed(_Section):
     max_bad: int | None = Field(default=None, ge=0)
 
 
+class Training(_Section):
+    """How a network is trained: what `pretrain` and `posttrain` share."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    seed: int | None = None
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    micro_batch: int | None = Field(default=None, ge=1)
+    gradient_checkpointing: bool = False
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    config: dict[str, Any] = {}
+
+
+class Pretrain(Training):
+    """One version to pretrain; see docs/pretraining.md."""
+
+    expert: Literal["stmem", "timesnet", "dlinear"] = "stmem"
+    variant: Literal["", "stmem", "ipastmem"] = ""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    preprocessing: Literal["soup", "authors"] = "soup"
+    leads: Literal["each", "joint"] = "each"
+    warmup_epochs: float | None = Field(default=None, ge=0)
+
+
 class FitHeads(_Section):
     """How heads and gate are trained; see docs/methods.md."""
 
@@ -79,6 +106,7 @@ class Params(_Section):
     generate: Generate = Generate()
     cohort: Cohort
     experts: dict[str, ExpertParams]
+    pretrain: dict[str, Pretrain] = {}
     embed: Embed = Embed()
     tasks: list[str] | Literal["all"] = "all"
     fit_heads: FitHeads = FitHeads()
@@ -122,11 +150,15 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
 
 
+_NAMED: dict[str, type[BaseModel]] = {"experts": ExpertParams, "pretrain": Pretrain}
+"""Sections whose keys are names of one's own."""
+
+
 def _suggestion(location: tuple[int | str, ...]) -> str:
     section: type[BaseModel] = Params
     for part in location[:-1]:
-        if section is Params and part == "experts":
-            section = ExpertParams
+        if section is Params and part in _NAMED:
+            section = _NAMED[str(part)]
         elif str(part) in section.model_fields:
             inner = section.model_fields[str(part)].annotation
             if isinstance(inner, type) and issubclass(inner, BaseModel):

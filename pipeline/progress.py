@@ -11,8 +11,8 @@ LINE_EVERY_S = 10.0
 
 
 @contextmanager
-def progress(title: str, unit: str = "records") -> Iterator[Callable[[int, int], None]]:
-    """Give a callback (done, total); where stderr is no terminal, a line is printed at most every ten seconds."""
+def progress(title: str, unit: str = "records") -> Iterator[Callable[..., None]]:
+    """Give a callback (done, total, note=""); without a terminal it prints a line at most every ten seconds."""
     if sys.stderr.isatty():
         with _bar(title, unit) as update:
             yield update
@@ -21,7 +21,7 @@ def progress(title: str, unit: str = "records") -> Iterator[Callable[[int, int],
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,8 +36,9 @@ def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         task = bar.add_task(title, total=None, rate="")
         meter = _Meter()
 
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, rate=f"{meter.rate(done):.1f} {unit}/s")
+        def update(done: int, total: int, note: str = "") -> None:
+            rate = f"{meter.rate(done):.1f} {unit}/s" + (f", {note}" if note else "")
+            bar.update(task, completed=done, total=total, rate=rate)
 
         yield update
 
@@ -61,11 +62,15 @@ class _Lines:
         self.title, self.unit, self.meter = title, unit, _Meter()
         self.printed = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         rate = self.meter.rate(done)
         now = time.monotonic()
         if now - self.printed < LINE_EVERY_S and done < total:
             return
         self.printed = now
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        print(f"{self.title}: {done}/{total} {self.unit}, {rate:.1f}/s{left}", file=sys.stderr, flush=True)
+        print(
+            f"{self.title}: {done}/{total} {self.unit}, {rate:.1f}/s{left}{f', {note}' if note else ''}",
+            file=sys.stderr,
+            flush=True,
+        )

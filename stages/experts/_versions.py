@@ -34,6 +34,8 @@ SPEC_FACTS = (
     "embedding_dim",
     "output_dim",
     "parameters",
+    "windows",
+    "missing_leads",
 )
 """What of a version's spec its configuration changes; kept in version.json so that the table needs no network."""
 

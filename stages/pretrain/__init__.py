@@ -174,7 +174,7 @@ def _write(
     facts = {
         "made_by": "pretrain",
         "parent": None,
-        "licence": "that of the records it was trained on",
+        "licence": "of its training records",
         "non_commercial": False,
         "pretrained_on": [],
         "cohort": cohort_facts(records, rows, signals.content_digest()),
