@@ -109,6 +109,9 @@ class Expert(ABC):
     preprocessing_variants: ClassVar[tuple[str, ...]] = ("authors",)
     """Named input paths; the first is the default. "enecg" is EnECG's own where it differs from the authors'."""
     preprocessing: str = "authors"
+    residual_branches: ClassVar[str] = ""
+    """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
+    they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
 
     def __init__(self, device: torch.device | str = "cpu", preprocessing: str | None = None) -> None:
         self.device = torch.device(device)

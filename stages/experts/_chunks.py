@@ -16,9 +16,9 @@ TOKENS_PER_CHUNK = 768
 def encode_in_chunks(
     encode: Callable[[Tensor, Tensor | None], Encoding], x: Tensor, mask: Tensor | None, tokens_per_record: int
 ) -> Encoding:
-    """Encode [batch, ...] a few records at a time on a CPU, all at once elsewhere; `encode` stacks its layers."""
+    """Encode [batch, ...] a few records at a time on a CPU; all at once elsewhere, and where gradients are kept."""
     records = max(1, TOKENS_PER_CHUNK // tokens_per_record)
-    if x.device.type != "cpu" or len(x) <= records:
+    if x.device.type != "cpu" or len(x) <= records or torch.is_grad_enabled():
         return encode(x, mask)
     masks = [None] * -(-len(x) // records) if mask is None else mask.split(records)
     parts = [encode(each, hidden) for each, hidden in zip(x.split(records), masks, strict=True)]

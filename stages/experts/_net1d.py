@@ -103,6 +103,7 @@ class Block(nn.Module):
         self.conv3 = SameConv1d(inner, width_out, 1)
         self.se_fc1 = nn.Linear(width_out, width_out // 2)
         self.se_fc2 = nn.Linear(width_out // 2, width_out)
+        self.gate = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, width_in, time] -> [batch, width_out, ceil(time / stride)]."""
@@ -110,7 +111,7 @@ class Block(nn.Module):
         y = self.conv1(y)
         y = self.conv2(self._activate(self.bn2, y))
         y = self.conv3(self._activate(self.bn3, y))
-        gate = self.se_fc2(F.silu(self.se_fc1(mean_time(y).to(y.dtype)))).sigmoid()
+        gate = self.gate(self.se_fc2(F.silu(self.se_fc1(mean_time(y).to(y.dtype)))))
         shortcut = same_max_pool(x, self.stride) if self.stride > 1 else x
         return torch.addcmul(pad_channels(shortcut, y.shape[1]), y, gate.unsqueeze(-1))
 

@@ -70,6 +70,7 @@ class EcgFm(Expert):
 
     variants = ("pretrained", "finetuned", "physionet")
     preprocessing_variants = ("authors", "enecg")
+    residual_branches = r"(?P<block>(encoder\.)?encoder\.layers\.\d+)\.(self_attn|fc2)"
     module: EcgFmBackbone | EcgFmClassifier
 
     @classmethod

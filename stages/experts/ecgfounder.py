@@ -47,6 +47,7 @@ class EcgFounder(Expert):
 
     variants = ("12lead", "1lead")
     preprocessing_variants = ("authors", "ptbxl_eval")
+    residual_branches = r"(?P<block>stage_list\.\d+\.block_list\.\d+)\.gate"
     module: Net1D
 
     @classmethod

@@ -87,6 +87,7 @@ class Hubert(Expert):
     """HuBERT-ECG (Coppola et al., medRxiv 2024.11.14.24317328; Edoar-do/HuBERT-ECG)."""
 
     variants = ("small", "base", "large")
+    residual_branches = r"(?P<block>encoder\.layers\.\d+)\.(attention|feed_forward)"
     module: HubertEcg
 
     @classmethod

@@ -40,6 +40,7 @@ _HEADS = {768: 16}
 class Jepa(Expert):
     """ECG-JEPA (Kim 2024, arXiv 2410.08559; sehunfromdaegu/ECG_JEPA)."""
 
+    residual_branches = r"(?P<block>encoder_blocks\.blocks\.\d+)\.(attn|mlp)"
     module: JepaEncoder
 
     @classmethod

@@ -173,6 +173,7 @@ class Moment(Expert):
 
     variants = ("small", "base", "large")
     preprocessing_variants = ("authors", "enecg", "beats")
+    residual_branches = r"(?P<block>encoder\.block\.\d+)\.layer\.\d+\.dropout"
     module: MomentNet
 
     @classmethod

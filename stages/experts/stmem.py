@@ -58,6 +58,7 @@ class StMem(Expert):
 
     variants = ("base", "small")
     preprocessing_variants = ("authors", "soup")
+    residual_branches = r"(?P<block>block\d+)\.(attn|ff)"
     module: StMemVit
 
     @classmethod

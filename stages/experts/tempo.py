@@ -44,6 +44,7 @@ class TempoExpert(Expert):
     """
 
     preprocessing_variants = ("authors", "enecg")
+    residual_branches = r"(?P<block>gpt2_trend\.base_model\.model\.h\.\d+)\.(attn|mlp)"
     module: Tempo
 
     @classmethod
