@@ -141,6 +141,38 @@ def test_a_dry_run_touches_nothing(toy_study, embed):
     assert not (toy_study / "embeddings").exists()
 
 
+def test_a_cohort_that_grew_embeds_only_the_new_records(toy_study, finished, embed):
+    from cache.records import open_records, write_records
+    from cache.signals import create_signals, open_signals
+
+    names = ("records.parquet", "signals.zarr")
+    for name in names:
+        (toy_study / name).rename(toy_study / f"later-{name}")
+    frame = open_records(toy_study / "later-records.parquet")
+    write_records(toy_study / "records.parquet", frame.iloc[:22], list(frame.attrs["targets"].values()))
+    later, first = open_signals(toy_study / "later-signals.zarr"), create_signals(toy_study / "signals.zarr", 22, 16)
+    for shard in range(first.n_shards):
+        rows = first.rows_of(shard)
+        first.write_shard(shard, later.read_uv(rows), later.valid[rows])
+    assert "22 records embedded" in embed(toy_study).stdout
+    for name in names:
+        (toy_study / name).rename(toy_study / f"earlier-{name}")
+        (toy_study / f"later-{name}").rename(toy_study / name)
+    assert "20 of 40 records to embed, 20 done already" in embed(toy_study, "--dry-run").stdout
+    assert "20 records embedded" in embed(toy_study).stdout  # 18 new ones and the 2 of the last, partly filled shard
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == finished
+
+
+def test_a_damaged_store_is_never_replaced_or_read(toy_study, embed):
+    embed(toy_study)
+    store = toy_study / "embeddings/ecgfm.zarr"
+    (store / "zarr.json").write_bytes((store / "zarr.json").read_bytes()[:-1])
+    done = embed(toy_study, "--precision", "bf16")
+    assert done.returncode == 1
+    assert "the metadata are damaged (zarr.json); run `ensemble cache repair`" in done.stderr
+    assert shards_done(store) == 10
+
+
 def test_other_settings_start_the_store_afresh(toy_study, embed):
     embed(toy_study)
     assert "40 done already" in embed(toy_study, "--dry-run").stdout
