@@ -149,7 +149,8 @@ def test_a_cohort_that_grew_embeds_only_the_new_records(toy_study, finished, emb
     for name in names:
         (toy_study / name).rename(toy_study / f"later-{name}")
     frame = open_records(toy_study / "later-records.parquet")
-    write_records(toy_study / "records.parquet", frame.iloc[:22], list(frame.attrs["targets"].values()))
+    targets, frame.attrs = list(frame.attrs["targets"].values()), {}
+    write_records(toy_study / "records.parquet", frame.iloc[:22], targets)
     later, first = open_signals(toy_study / "later-signals.zarr"), create_signals(toy_study / "signals.zarr", 22, 16)
     for shard in range(first.n_shards):
         rows = first.rows_of(shard)
