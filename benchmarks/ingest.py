@@ -2,16 +2,21 @@
 
     python benchmarks/ingest.py --records 5000
 
-Prints records a second and ratios; also the peak memory of `--memory N` records linked to the same files.
+Prints records a second and ratios; with `--memory 1000 100000` also the peak memory of ingesting lists of so many rows
+(of the same files over and over), each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +32,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=5000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--memory", type=int, default=0, help="also ingest a list of this many rows, and print the peak"
+        "--memory", type=int, nargs="*", default=[], help="also ingest lists of so many rows, and print the peaks"
     )
     parser.add_argument("--rounds", type=int, default=2, help="each way is timed this often; the fastest counts")
     options = parser.parse_args()
@@ -50,8 +55,8 @@ def main() -> None:
                 own = seconds[name][kind]
                 told = f"{loop / own:.1f} x as fast as wfdb.rdrecord, {own / copy:.2f} x np.fromfile + write"
                 print(f"{name}: {told}, {unit}")
-        if options.memory:
-            _memory(cohort, out, options.memory, paths)
+        for rows in options.memory:
+            _memory(cohort, Path(folder, "long"), out, rows)
 
 
 def _timed(way: Callable[[], object]) -> tuple[float, float]:
@@ -94,21 +99,27 @@ def _ingest(cohort: Path, out: Path, workers: int) -> None:
     )
 
 
-def _memory(cohort: Path, out: Path, rows: int, paths: list[str]) -> None:
-    before = _peak_mb()
-    listed = (cohort / "record_list.csv").read_text().splitlines()
-    repeated = [listed[0]]
-    for k in range(rows):
-        subject, _, name, when, path = listed[1 + k % len(paths)].split(",")
-        repeated.append(f"{subject},{k + 1},{name},{when},{path}")
-    (cohort / "record_list.csv").write_text("\n".join(repeated) + "\n")
-    del repeated
+def _memory(cohort: Path, long: Path, out: Path, rows: int) -> None:
+    """Ingest the cohort's files over and over under new ids; tables and files are linked, the two lists repeated."""
+    long.mkdir(exist_ok=True)
+    for name in ("files", "hosp"):
+        if not (long / name).exists():
+            shutil.copytree(cohort / name, long / name, copy_function=os.link)
+    for name in ("record_list.csv", "machine_measurements.csv"):
+        head, *lines = (cohort / name).read_text().splitlines()
+        with (long / name).open("w") as file:
+            file.write(head + "\n")
+            for k in range(rows):
+                subject, _, rest = lines[k % len(lines)].split(",", 2)
+                file.write(f"{subject},{k + 1},{rest}\n")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        taken, peak_mb = pool.submit(_peak_of_ingest, long, out).result()
+    print(f"{rows} rows: {rows / taken:.0f} records/s, peak memory {peak_mb} MB")
+
+
+def _peak_of_ingest(cohort: Path, out: Path) -> tuple[float, int]:
     taken, _ = _timed(lambda: _ingest(cohort, out, 1))
-    print(f"{rows} records: {rows / taken:.0f} records/s, peak memory {before} MB before, {_peak_mb()} MB after")
-
-
-def _peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

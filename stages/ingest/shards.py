@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from stages.readers import standardise
 
 Progress = Callable[[int, int], None]
 PROGRESS_EVERY = 32
+WRITERS = 2
 LONGEST_REASON = 300
 QUALITY = {
     "sampling_rate_hz": "float64",
@@ -126,18 +128,21 @@ class _Report:
 
 
 def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
-    """Read in this thread while others pack and write the shard before."""
-    writing: Future[None] | None = None
-    # Two for the whole run: asking the system for memory anew costs more than reading into it.
-    buffers = [_buffer(max((t.n_records for t in tasks), default=0)) for _ in range(min(2, len(tasks)))]
-    with ThreadPoolExecutor(1) as pool:
+    """Read in this thread while two others pack, digest and write the shards before."""
+    if not tasks:
+        return
+    store = open_signals(tasks[0].signals, mode="r+")
+    # Made once for the whole run: asking the system for memory anew costs more than reading into it.
+    buffers = [_buffer(max(t.n_records for t in tasks)) for _ in range(min(WRITERS + 1, len(tasks)))]
+    writing: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS) as pool:
         for turn, task in enumerate(tasks):
-            read = _read_shard(task, buffers[turn % 2], report)
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(_write_shard, task, read, work)
-        if writing is not None:
-            writing.result()
+            read = _read_shard(task, buffers[turn % len(buffers)], report)
+            if len(writing) == WRITERS:
+                writing.popleft().result()
+            writing.append(pool.submit(_write_shard, store, task, read, work))
+        for future in writing:
+            future.result()
 
 
 def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead: int) -> Iterator[Task]:
@@ -197,13 +202,14 @@ def _copy_kept(task: Task, signals_uv: np.ndarray, valid: np.ndarray) -> None:
         signals_uv[: task.n_kept], valid[: task.n_kept] = store.read_uv(rows), np.asarray(store.valid[rows])
 
 
-def _write_shard(task: Task, read: _Read, work: Path) -> None:
-    open_signals(task.signals, mode="r+").write_shard(task.shard, read.signals_uv, read.valid)
+def _write_shard(store: SignalStore, task: Task, read: _Read, work: Path) -> None:
+    store.write_shard(task.shard, read.signals_uv, read.valid)
     write_text(_told(work, task.shard), json.dumps(read.told))
 
 
 def _read_and_write(task: Task, work: Path) -> None:
-    _write_shard(task, _read_shard(task, _buffer(task.n_records)), work)
+    store = open_signals(task.signals, mode="r+")
+    _write_shard(store, task, _read_shard(task, _buffer(task.n_records)), work)
 
 
 @lru_cache(maxsize=4)

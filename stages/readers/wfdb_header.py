@@ -57,12 +57,17 @@ class SignalLine(NamedTuple):
         InputError
             If the lead is not calibrated, or not in volts.
         """
-        if self.gain == 0 or not math.isfinite(self.gain):
-            raise InputError(f"lead {self.lead} has gain 0: it is not calibrated")
-        scale = _MILLIVOLTS_PER_UNIT.get(self.units.lower())
-        if scale is None:
-            raise InputError(f"lead {self.lead} is in '{self.units}', which is no voltage")
-        return self.gain / scale
+        return _per_mv(self.gain, self.units, self.lead)
+
+
+@lru_cache(maxsize=4096)
+def _per_mv(gain: float, units: str, lead: str) -> float:
+    if gain == 0 or not math.isfinite(gain):
+        raise InputError(f"lead {lead} has gain 0: it is not calibrated")
+    scale = _MILLIVOLTS_PER_UNIT.get(units.lower())
+    if scale is None:
+        raise InputError(f"lead {lead} is in '{units}', which is no voltage")
+    return gain / scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +129,18 @@ def _signal(line: str) -> SignalLine:
     if len(cells) == 9 and cells[5].isascii() and cells[6].isascii():
         # The lines of a collection differ in file name, first value and checksum alone: the rest is parsed once.
         with contextlib.suppress(ValueError):
-            file, initial, checksum = cells[0], int(cells[5]), int(cells[6])
-            like = _like((*cells[1:5], cells[7], cells[8]))
+            file, fmt, gain, bits, zero, initial, checksum, block, lead = cells
+            like = _like(fmt, gain, bits, zero, block, lead)
             if like is not None:
-                return like._replace(file_name=file, initial=initial, checksum=checksum)
+                return SignalLine(file, *like[1:8], int(initial), int(checksum), like[10])
     return _parsed(line)
 
 
 @lru_cache(maxsize=4096)
-def _like(cells: tuple[str, ...]) -> SignalLine | None:
+def _like(fmt: str, gain: str, bits: str, zero: str, block: str, lead: str) -> SignalLine | None:
     """Return what all lines that have these cells share; None where they need a closer look."""
     try:
-        return _parsed(" ".join(("file", *cells[:4], "0", "0", *cells[4:])))
+        return _parsed(f"file {fmt} {gain} {bits} {zero} 0 0 {block} {lead}")
     except InputError:
         return None
 
