@@ -89,8 +89,13 @@ class Pretrain(Training):
 class FitHeads(_Section):
     """How heads and gate are trained; see docs/methods.md."""
 
-    folds: Literal["split", "all"] | Annotated[int, Field(ge=3)] = "split"
+    preset: Literal["default", "enecg"] = "default"
+    folds: Literal["split", "all"] | Annotated[int, Field(ge=3)] | None = None
     options: dict[str, Any] = {}
+
+    def folds_for(self, preset: str) -> str | int:
+        """Return the folds asked for: by default the table's split, and with the enecg preset three folds."""
+        return self.folds if self.folds is not None else 3 if preset == "enecg" else "split"
 
 
 class Evaluate(_Section):

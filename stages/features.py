@@ -85,6 +85,12 @@ def read_data(records_path: Path, stores: Mapping[str, Path], tasks: Sequence[st
     )
 
 
+def read_outputs(stores: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Expert -> output of its own head [n, width], of those that have one."""
+    opened = {name: open_embeddings(path) for name, path in stores.items()}
+    return {name: store.read_output() for name, store in opened.items() if store.output is not None}
+
+
 IDENTITY_KEYS = ("expert", "version", "weights_sha256", "config", "preprocessing", "precision", "dtype")
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import UsageError
-from stages.features import make_splits, read_data, task_specs
-from stages.fits import read_gate_signal
+from stages.features import Data, Split, make_splits, read_data, read_outputs, task_specs
+from stages.fits import ENECG_FOLDER, read_enecg_lead, read_gate_signal
 from stages.heads import EnsembleHeads
+from stages.heads.enecg_preset import EnecgHeads
+from stages.memory import PeakMemory
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class FitSummary:
     n_folds: int
     n_trainable: int
     seconds: float
+    expert_seconds: dict[str, float]
+    peak_memory_mb: float | None
+    enecg: dict[str, Any] | None = None
+    """Of the enecg preset: parameters, seconds, peak_memory_mb, skipped, metrics (mean and std over folds)."""
 
 
 def fit_heads(
@@ -35,6 +41,7 @@ def fit_heads(
     *,
     signals_path: Path,
     tasks: Sequence[str] | None = None,
+    preset: str = "default",
     folds: str | int = "split",
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -47,6 +54,8 @@ def fit_heads(
         Expert -> its store.
     tasks
         Target columns; None: all that records.parquet has, leaving out (with the reason) those that cannot be learnt.
+    preset
+        "enecg": fit the published recipe as well, on the same folds, into the folder's `enecg/`.
     options
         Of `stages.heads.EnsembleHeads`.
 
@@ -58,23 +67,55 @@ def fit_heads(
     data = read_data(records_path, stores, tasks)
     heads = make_heads(options or {}, seed, skip=tasks is None)
     splits = make_splits(data, folds)
-    heads.fit(
-        data.features,
-        data.targets,
-        task_specs(data.tasks),
-        splits=splits,
-        groups=data.patients,
-        gate_signal=read_gate_signal(heads, signals_path),
-        provenance={
-            "fingerprints": data.fingerprints,
-            "identities": data.identities,
-            "dtypes": data.dtypes,
-            "folds": folds,
-        },
+    with PeakMemory() as memory:
+        heads.fit(
+            data.features,
+            data.targets,
+            task_specs(data.tasks),
+            splits=splits,
+            groups=data.patients,
+            gate_signal=read_gate_signal(heads, signals_path),
+            provenance={
+                "fingerprints": data.fingerprints,
+                "identities": data.identities,
+                "dtypes": data.dtypes,
+                "folds": folds,
+            },
+        )
+    enecg, costs = None, None
+    if preset == "enecg":
+        enecg, costs = _fit_enecg(data, heads, stores, signals_path, splits)
+    _save(heads, enecg, heads_folder)
+    return FitSummary(
+        tuple(task.name for task in heads.tasks_),
+        heads.skipped_,
+        heads.experts_,
+        len(splits),
+        heads.n_trainable_,
+        heads.seconds_,
+        heads.expert_seconds_,
+        memory.mb,
+        costs,
     )
-    _save(heads, heads_folder)
-    names = tuple(task.name for task in heads.tasks_)
-    return FitSummary(names, heads.skipped_, heads.experts_, len(splits), heads.n_trainable_, heads.seconds_)
+
+
+def _fit_enecg(
+    data: Data, heads: EnsembleHeads, stores: Mapping[str, Path], signals_path: Path, splits: list[Split]
+) -> tuple[EnecgHeads, dict[str, Any]]:
+    """Fit the published recipe on the default fit's tasks and folds."""
+    embeddings = {name: parts["embedding"] for name, parts in data.features.items()}
+    with PeakMemory() as memory:
+        enecg = EnecgHeads().fit(
+            read_outputs(stores),
+            embeddings,
+            read_enecg_lead(signals_path),
+            data.targets,
+            heads.tasks_,
+            splits,
+            data.patients,
+        )
+    costs = {"parameters": enecg.n_trainable_, "seconds": enecg.seconds_, "peak_memory_mb": memory.mb}
+    return enecg, {**costs, "skipped": enecg.skipped_, "metrics": enecg.metrics_}
 
 
 def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> EnsembleHeads:
@@ -86,11 +127,13 @@ def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> Ensemble
     return EnsembleHeads(**options, seed=seed, on_unusable="skip" if skip else "error")
 
 
-def _save(heads: EnsembleHeads, folder: Path) -> None:
+def _save(heads: EnsembleHeads, enecg: EnecgHeads | None, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         heads.save(fresh)
+        if enecg is not None:
+            enecg.save(fresh / ENECG_FOLDER)
         if folder.exists():
             shutil.rmtree(folder)
         fresh.rename(folder)

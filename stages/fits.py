@@ -16,6 +16,10 @@ GATE_LEADS = ("II",)
 """What a gate that reads the signal sees: lead II, as EnECG's does."""
 
 
+ENECG_FOLDER = "enecg"
+"""Of the enecg preset, inside the folder of the fit."""
+
+
 def gate_leads(signals_mv: np.ndarray) -> np.ndarray:
     """Choose the gate's leads out of [n, 12, time]; missing stays NaN."""
     return signals_mv[:, [LEADS.index(lead) for lead in GATE_LEADS]]
@@ -36,6 +40,28 @@ def read_gate_signal(heads: EnsembleHeads, signals_path: Path) -> np.ndarray | N
         rows = store.rows_of(shard)
         signal[rows] = gate_leads(store.read_mv(rows))
     return signal
+
+
+def read_enecg_lead(signals_path: Path) -> np.ndarray:
+    """Read lead II as EnECG's gate sees it, float32 [n, 5000].
+
+    Missing samples are 0, then ONE z-score over all leads and time of a record (population standard deviation), as the
+    official data loader does it; a record without any variation is 0.
+    """
+    store = open_signals(signals_path)
+    lead = np.empty((len(store), N_SAMPLES), np.float32)
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        lead[rows] = enecg_lead(store.read_mv(rows))
+    return lead
+
+
+def enecg_lead(signals_mv: np.ndarray) -> np.ndarray:
+    """EnECG's global z-score of [n, 12, time], lead II of it, [n, time]."""
+    x = np.nan_to_num(signals_mv.astype(np.float64), posinf=0.0, neginf=0.0)
+    mean, sd = x.mean(axis=(1, 2)), x.std(axis=(1, 2))
+    lead = x[:, LEADS.index("II")] - mean[:, None]
+    return np.divide(lead, sd[:, None], out=np.zeros_like(lead), where=sd[:, None] > 0)
 
 
 def load_heads(folder: Path, data: Data) -> EnsembleHeads:

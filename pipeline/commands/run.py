@@ -106,23 +106,28 @@ def embed(
 def fit_heads(
     tasks: Annotated[str | None, typer.Option(help="Target columns, a,b; params.yaml's if not given.")] = None,
     experts: Annotated[str | None, typer.Option(help="Experts, a,b; params.yaml's if not given.")] = None,
+    preset: Annotated[str | None, typer.Option(help="default, or enecg: the published recipe as well.")] = None,
 ) -> None:
     """Fit LoRA heads per expert and a gate per task, on cached embeddings only.
 
-    Example: `ensemble fit-heads --tasks age,sex`
+    Example: `ensemble fit-heads --tasks age,sex --preset enecg`
     """
     from pipeline.runs import write_run
     from stages.fit_heads import fit_heads as run_fit
 
     study = Study()
     names = study.check_experts(_names(experts) or list(study.params.experts))
+    preset = preset or study.params.fit_heads.preset
+    if preset not in ("default", "enecg"):
+        raise UsageError(f"--preset {preset}: expected default or enecg")
     summary = run_fit(
         study.records,
         {name: study.embedding(name) for name in names},
         study.heads,
         signals_path=study.signals,
         tasks=_names(tasks) or (None if study.params.tasks == "all" else list(study.params.tasks)),
-        folds=study.params.fit_heads.folds,
+        preset=preset,
+        folds=study.params.fit_heads.folds_for(preset),
         options=study.params.fit_heads.options,
         seed=study.params.seed,
     )
@@ -132,6 +137,18 @@ def fit_heads(
         f"{summary.n_folds} fold(s), {summary.n_trainable:,} trained parameters, {summary.seconds:.1f} s"
     )
     for task, reason in summary.skipped.items():
+        typer.echo(f"  left out: {task}: {reason}")
+    if summary.enecg:
+        _print_enecg(summary.enecg)
+
+
+def _print_enecg(found: dict[str, Any]) -> None:
+    """Print the published metrics, mean and standard deviation over the folds."""
+    typer.echo(f"enecg preset: {found['parameters']:,} trained parameters, {found['seconds']:.1f} s")
+    for task, metrics in found["metrics"].items():
+        told = ", ".join(f"{name} {m['mean']:.4g} ± {m['std']:.2g}" for name, m in metrics.items())
+        typer.echo(f"  {task}: {told}")
+    for task, reason in found["skipped"].items():
         typer.echo(f"  left out: {task}: {reason}")
 
 

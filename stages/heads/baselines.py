@@ -286,9 +286,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "mean": UniformMean,
     "stacking": Stacking,
     "concat": Concatenated,
-    "full-rank": _full_rank,
-    "ppa": lambda **options: EnsembleHeads(layer_mix="ppa", **options),
-    "pma": lambda **options: EnsembleHeads(layer_mix="pma", **options),
+    "full_rank": _full_rank,
+    "ppa": lambda **options: EnsembleHeads(**{**options, "layer_mix": "ppa"}),
+    "pma": lambda **options: EnsembleHeads(**{**options, "layer_mix": "pma"}),
     "gate": EnsembleHeads,
 }
 """Name in metrics.json -> factory. `mean` and `stacking` take `heads=` a fitted `EnsembleHeads` to reuse."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from cache.errors import InputError, MissingFileError
 from stages.heads.crossfit import check_splits
 from stages.heads.enecg import LEAD_II_SAMPLES, EnECG, EnecgTask
+from stages.heads.persist import tidy_adapter
 from stages.heads.tasks import TaskSpec, encode
 
 LEARNING_RATE, BATCH_SIZE, EPOCHS, SEED = 1e-4, 16, 5, 42
@@ -193,6 +194,7 @@ def save_enecg(model: EnECG, folder: str | Path) -> Path:
     metadata = {"task": model.task, "n_out": str(model.n_out)}
     save_file(state, folder / "enecg.safetensors", metadata=metadata)
     model.peft_model.save_pretrained(str(folder / "adapter"))
+    tidy_adapter(folder / "adapter")
     return folder
 
 

@@ -220,6 +220,11 @@ def _save_adapter(heads: EnsembleHeads, folder: Path) -> None:
                 layer.lora_A["default"].weight.data = torch.from_numpy(head.lora_a[t].copy())
                 layer.lora_B["default"].weight.data = torch.from_numpy(head.lora_b[block.columns].copy())
     model.save_pretrained(str(folder))
+    tidy_adapter(folder)
+
+
+def tidy_adapter(folder: Path) -> None:
+    """Make a folder that peft wrote the same for the same adapter."""
     (folder / "README.md").unlink(missing_ok=True)
     # peft writes a set in the order of this process's string hashes
     written = folder / "adapter_config.json"
