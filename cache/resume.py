@@ -6,7 +6,6 @@ One rule: vectors made from different things never stand in one store.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import zarr
 
 from cache._zarr import add_array, create_group, recover_group
 from cache.embeddings import SCHEMA_VERSION, EmbeddingStore, Identity, Layout, open_embeddings
+from cache.files import link_or_copy
 
 CHUNK_RECORDS = 256
 
@@ -63,12 +63,7 @@ def _link_whole_shards(kept: EmbeddingStore, folder: Path) -> None:
     """Give a new store the full shards of an older one, without copying where the disk allows it."""
     for shard in range(len(kept) // kept.shard_records):
         for file in kept.shard_files(shard) if kept.complete(shard) else ():
-            target = folder / file.relative_to(kept.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(file, target)
-            except OSError:
-                shutil.copy2(file, target)
+            link_or_copy(file, folder / file.relative_to(kept.path))
     os.sync()
 
 
