@@ -23,7 +23,8 @@ def report_facts(study: Study) -> dict[str, Any]:
         "commands": COMMANDS,
         "versions": versions(),
         "experts": experts,
-        "methods": {name: {"parameters": int(cost["parameters"])} for name, cost in _costs(study).items()},
+        "methods": _costs(study),
+        "learning_curve": _run(study, "evaluate").get("learning_curve", {}),
     }
 
 
@@ -56,6 +57,20 @@ def _overlaps(experts: list[dict[str, Any]], sources: list[str]) -> list[str]:
     ]
 
 
-def _costs(study: Study) -> dict[str, Any]:
-    path = study.state / "runs" / "evaluate.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))["costs"]) if path.is_file() else {}
+def _costs(study: Study) -> dict[str, dict[str, float]]:
+    """Return method -> trainable parameters, seconds and peak memory, as far as the runs have told them."""
+    costs = {name: dict(told) for name, told in _run(study, "evaluate").get("costs", {}).items()}
+    fit = _run(study, "fit-heads")
+    if "gate" in costs:
+        costs["gate"] |= {key: fit.get(key) for key in ("seconds", "peak_memory_mb")}
+    if "enecg" in costs and fit.get("enecg"):
+        costs["enecg"] |= {key: fit["enecg"].get(key) for key in ("seconds", "peak_memory_mb")}
+    for name, seconds in fit.get("expert_seconds", {}).items():
+        if f"expert:{name}" in costs:
+            costs[f"expert:{name}"]["seconds"] = seconds
+    return {name: {key: value for key, value in told.items() if value is not None} for name, told in costs.items()}
+
+
+def _run(study: Study, name: str) -> dict[str, Any]:
+    path = study.state / "runs" / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from cache.errors import InputError
+from stages.compared import ENECG, Costs, FoldPredictions, Memory, Setting, fitted_method, state_key
+from stages.evaluation.comparison import EXPERT_PREFIX, Draws
 from stages.evaluation.gate_weights import GateWeightWriter, writing_gate_weights
 from stages.evaluation.predictions import PredictionWriter, open_predictions, writing_predictions
 from stages.evaluation.summary import headline, summarise, write_metrics
-from stages.features import Data, Split, make_splits, read_data, task_specs
-from stages.fits import load_heads, read_gate_signal
+from stages.features import Data, Split, make_splits, read_data
+from stages.fits import ENECG_FOLDER, load_heads, read_gate_signal
 from stages.heads import EnsembleHeads
-from stages.heads.baselines import METHODS
+from stages.label_efficiency import fit_predictions, learning_curve, write_block
 
 DEFAULT_METHODS = ("mean", "concat", "stacking", "trivial")
 """Reference methods that every evaluation reports beside the gate and the single experts."""
-
-Predict = Callable[[int], Mapping[str, np.ndarray]]
-"""Fold -> task -> predictions for all rows."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class EvaluationPaths:
     metrics: Path
     headline: Path
     """The first metric of each task and method: short enough for `dvc metrics show`."""
+    memory: Path
+    """Folder of finished methods, from which a killed evaluation goes on."""
 
 
 @dataclass
@@ -44,8 +45,12 @@ class Evaluation:
     """What an evaluation found."""
 
     metrics: dict[str, Any]
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Method -> trainable parameters and seconds of fitting."""
+    costs: dict[str, Costs] = field(default_factory=dict)
+    """Method -> trainable parameters of one fold, seconds of fitting, peak memory in MB; None where unknown."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Method -> why it could not be fitted on these data."""
+    learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Task -> points {"fraction", "method", "metric", "value", "low", "high"}."""
 
 
 def evaluate(
@@ -53,6 +58,7 @@ def evaluate(
     stores: Mapping[str, Path],
     *,
     methods: tuple[str, ...] = DEFAULT_METHODS,
+    fractions: tuple[float, ...] = (),
     n_resamples: int = 1000,
     seed: int = 0,
     on_method: Callable[[str], None] | None = None,
@@ -64,11 +70,14 @@ def evaluate(
     stores
         Expert -> its store; those that the heads were fitted on.
     methods
-        Reference methods of `stages.heads.baselines.METHODS`, fitted here on the same splits.
+        Reference methods of `stages.compared.COMPARED`, fitted here on the same splits. `enecg` is added where the fit
+        holds the preset.
+    fractions
+        Shares of the training and validation patients for the learning curve; none, no curve.
     n_resamples
         Patient resamples behind each 95 % interval.
     on_method
-        Called with each method's name before it is fitted.
+        Called with each method's name before it is fitted; a method that is remembered is not fitted.
 
     Raises
     ------
@@ -80,17 +89,23 @@ def evaluate(
     data = _only(data, heads)
     splits = make_splits(data, heads.provenance_["folds"])
     signal = read_gate_signal(heads, paths.signals)
+    setting = Setting(data, heads, splits, signal, stores, paths.signals, paths.heads)
+    memory = Memory(paths.memory, state_key(paths.heads, paths.records))
+    if (paths.heads / ENECG_FOLDER).is_dir() and ENECG not in methods:
+        methods = (*methods, ENECG)
     found = Evaluation({})
+    report = on_method or (lambda name: None)
     with writing_predictions(paths.predictions, {t.name: t for t in data.tasks}) as table:
-        for method, predict in _predictors(
-            data, heads, splits, signal, methods, found, on_method or (lambda name: None)
-        ):
-            _write(table, data, splits, method, predict)
+        for method, predictions in _predictors(setting, memory, methods, found, report):
+            _write(table, data, splits, method, predictions)
     with writing_gate_weights(paths.gate_weights) as weights:
         _write_gate(weights, data, heads, splits, signal)
     found.metrics = summarise(open_predictions(paths.predictions), data.records, n_resamples, seed)
     write_metrics(paths.metrics, found.metrics)
     write_metrics(paths.headline, headline(found.metrics))
+    if fractions:
+        draws = Draws(n_resamples, seed)
+        found.learning_curve = learning_curve(setting, memory.folder, fractions, found.metrics, draws, report)
     return found
 
 
@@ -106,62 +121,34 @@ def _only(data: Data, heads: EnsembleHeads) -> Data:
 
 
 def _predictors(
-    data: Data,
-    heads: EnsembleHeads,
-    splits: list[Split],
-    signal: np.ndarray | None,
-    methods: tuple[str, ...],
-    found: Evaluation,
-    on_method: Callable[[str], None],
-) -> Iterator[tuple[str, Predict]]:
-    found.costs["gate"] = {"parameters": heads.n_trainable_}
-    yield "gate", lambda fold: heads.predict_proba(data.features, gate_signal=signal, fold=fold)
-    single = {f: heads.expert_predictions(data.features, gate_signal=signal, fold=f) for f in range(len(splits))}
-    for name in heads.experts_:
-        yield f"expert:{name}", lambda fold, name=name: single[fold][name]  # type: ignore[misc]
+    setting: Setting, memory: Memory, methods: tuple[str, ...], found: Evaluation, on_method: Callable[[str], None]
+) -> Iterator[tuple[str, FoldPredictions]]:
+    for name, predictions in fit_predictions(setting).items():
+        found.costs[name] = {"parameters": _n_parameters(setting.heads, name)}
+        yield name, predictions
     for name in methods:
-        on_method(name)
-        started = time.perf_counter()
-        method = _make(name, heads)
-        method.fit(
-            data.features,
-            data.targets,
-            task_specs(data.tasks),
-            splits=splits,
-            groups=data.patients,
-            gate_signal=signal,
-        )
-        found.costs[name] = {"parameters": method.n_trainable_, "seconds": time.perf_counter() - started}
-        yield name, lambda fold, method=method: method.predict_proba(data.features, gate_signal=signal, fold=fold)  # type: ignore[misc]
+        try:
+            predictions, found.costs[name] = fitted_method(name, setting, memory, on_method)
+        except InputError as error:
+            found.left_out[name] = str(error)
+            continue
+        yield name, predictions
 
 
-def _make(name: str, heads: EnsembleHeads) -> Any:
-    """Construct a reference method with what it shares with the heads: the fit itself, layer mixing, seed."""
-    factory = METHODS[name]
-    if name in ("mean", "stacking"):
-        return factory(heads=heads)
-    return factory() if name == "trivial" else factory(seed=heads.seed)
+def _n_parameters(heads: EnsembleHeads, method: str) -> int:
+    """Trainable parameters of one fold: of all, or of one expert's heads."""
+    if method == "gate":
+        return heads.n_trainable_
+    head = heads.models_[0].heads[method.removeprefix(EXPERT_PREFIX)]
+    return int(head.weight.size + head.bias.size + head.lora_a.size + head.lora_b.size)
 
 
-def _write(table: PredictionWriter, data: Data, splits: list[Split], method: str, predict: Predict) -> None:
-    ids, patients = data.records["record_id"].to_numpy(), data.patients
+def _write(table: PredictionWriter, data: Data, splits: list[Split], method: str, predictions: FoldPredictions) -> None:
     for fold, (_, val, test) in enumerate(splits):
-        predicted = predict(fold)
-        for task in data.tasks:
-            y_pred = np.asarray(predicted[task.name])
-            known = np.isfinite(y_pred.reshape(len(y_pred), -1)).all(axis=1)  # an absent expert says nothing
-            for split, part in (("val", val), ("test", test)):
-                rows = part[known[part]]
-                table.add(
-                    task.name,
-                    method,
-                    split,
-                    fold,
-                    record_ids=ids[rows],
-                    patient_ids=patients[rows],
-                    y_true=data.targets[task.name][rows],
-                    y_pred=y_pred[rows],
-                )
+        # the published recipe has no validation set: it is trained on those rows
+        parts = {"test": test} if method == ENECG else {"val": val, "test": test}
+        for split, rows in parts.items():
+            write_block(table, data, method, split, fold, rows, predictions[fold])
 
 
 def _write_gate(

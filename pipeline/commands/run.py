@@ -35,6 +35,9 @@ def ingest(
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N records.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add what is new; what is there stays as it is.")] = False,
+    derive_leads: Annotated[
+        bool, typer.Option("--derive-leads", help="Compute limb leads that a file lacks from I and II.")
+    ] = False,
 ) -> None:
     """Read a cohort into records.parquet and signals.zarr.
 
@@ -56,6 +59,7 @@ def ingest(
             workers=workers or chosen.workers,
             seed=study.seed,
             append=append,
+            derive_leads=derive_leads,
             progress=update,
         )
     for note in summary.notes:
@@ -154,30 +158,48 @@ def _print_enecg(found: dict[str, Any]) -> None:
 
 def evaluate(
     compare: Annotated[bool, typer.Option("--compare", help="Also fit every other method there is.")] = False,
+    fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
 
-    Example: `ensemble evaluate`
+    A killed comparison goes on with the method where it stopped.
+
+    Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
     from pipeline.runs import write_run
+    from stages.compared import COMPARED
     from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
     from stages.evaluate import evaluate as run_evaluation
-    from stages.heads.baselines import METHODS
 
     study = Study()
+    shares = _fractions(fractions)
     paths = EvaluationPaths(
-        study.records, study.signals, study.heads, study.predictions, study.gate_weights, study.metrics, study.headline
+        study.records,
+        study.signals,
+        study.heads,
+        study.predictions,
+        study.gate_weights,
+        study.metrics,
+        study.headline,
+        study.state / "compared",
     )
     found = run_evaluation(
         paths,
         {name: study.embedding(name) for name in study.fitted_experts()},
-        methods=tuple(name for name in METHODS if name != "gate") if compare else DEFAULT_METHODS,
+        methods=COMPARED if compare else DEFAULT_METHODS,
+        fractions=shares,
         n_resamples=study.params.evaluate.bootstrap,
         seed=study.params.seed,
         on_method=lambda name: typer.echo(f"fitting {name}", err=True),
     )
-    write_run(study.state, "evaluate", {"costs": found.costs})
+    write_run(
+        study.state,
+        "evaluate",
+        {"costs": found.costs, "left_out": found.left_out, "learning_curve": found.learning_curve},
+    )
     _print_metrics(found.metrics)
+    for method, reason in found.left_out.items():
+        typer.echo(f"left out: {method}: {reason}")
 
 
 def report(
@@ -195,10 +217,11 @@ def report(
 
     study = Study()
     if not show:
-        write_report(
-            study.metrics, study.predictions, study.gate_weights, study.records, study.report, report_facts(study)
+        facts = report_facts(study)
+        write_report(study.metrics, study.predictions, study.gate_weights, study.records, study.report, facts)
+        write_plots(
+            open_predictions(study.predictions), read_metrics(study.metrics), study.plots, facts["learning_curve"]
         )
-        write_plots(open_predictions(study.predictions), read_metrics(study.metrics), study.plots)
     else:
         _print_metrics(read_metrics(study.metrics))
     typer.echo(f"report: {study.report.resolve()}")
@@ -243,6 +266,13 @@ def _names(text: str | None) -> list[str] | None:
     """Split a,b; None where nothing was given."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     return names or None
+
+
+def _fractions(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(name) for name in _names(text) or ())
+    except ValueError as error:
+        raise UsageError(f"--fractions {text}: expected numbers such as 0.1,0.3,1.0") from error
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -26,24 +26,33 @@ from stages.evaluation.curves import (
 )
 from stages.evaluation.predictions import Block, Predictions
 
-FOLDERS = ("calibration", "confusion", "methods", "pr", "predicted_vs_true", "roc")
+FOLDERS = ("calibration", "confusion", "learning_curve", "methods", "pr", "predicted_vs_true", "roc")
 MAX_SCATTER = 2000
 MAX_CONFUSION = 5000
 
 
-def write_plots(predictions: Predictions, metrics: dict[str, Any], folder: str | Path) -> list[Path]:
+def write_plots(
+    predictions: Predictions,
+    metrics: dict[str, Any],
+    folder: str | Path,
+    learning_curve: dict[str, list[dict[str, Any]]] | None = None,
+) -> list[Path]:
     """Write FOLDER/<picture>/<task>.csv and return the files; files of tasks that are gone are removed.
 
     Parameters
     ----------
     metrics
         Content of metrics.json, for `methods/`.
+    learning_curve
+        Task -> points of `stages.label_efficiency.learning_curve`, where one was asked for.
     """
     folder, written = Path(folder), []
     for task, found in metrics["tasks"].items():
         target = predictions.tasks[task]
         block = labelled_test_block(predictions, task, main_method(predictions.methods(task)))
         pictures = {"methods": _methods(found), **_pictures(target, block)}
+        if points := (learning_curve or {}).get(task):
+            pictures["learning_curve"] = pd.DataFrame(points)
         for picture, frame in pictures.items():
             path = folder / picture / f"{file_name(task)}.csv"
             write_text(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -1,0 +1,175 @@
+"""Reference methods on a study's data: constructed, fitted once, their predictions remembered until anything changes.
+
+Lives here: what `evaluate --compare` resumes from, and what each method cost. Not here: the methods
+(`stages.heads.baselines`), metrics (`stages.evaluation`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stages.heads
+from cache.errors import InputError
+from cache.files import replacing
+from cache.fingerprint import file_digest, fingerprint
+from stages.features import Data, Split, read_outputs
+from stages.fits import ENECG_FOLDER, read_enecg_lead
+from stages.heads import EnsembleHeads
+from stages.heads.baselines import METHODS
+from stages.heads.enecg_preset import EnecgHeads
+from stages.memory import PeakMemory
+
+ENECG = "enecg"
+COMPARED = (*(name for name in METHODS if name != "gate"), ENECG)
+"""Every method there is beside the gate and the single experts, in the order of fitting."""
+
+Costs = dict[str, float | None]
+FoldPredictions = list[dict[str, np.ndarray]]
+"""Fold -> task -> predictions for all rows."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method is fitted on: the same data, folds and gate signal."""
+
+    data: Data
+    heads: EnsembleHeads
+    splits: list[Split]
+    signal: np.ndarray | None
+    stores: Mapping[str, Path]
+    signals_path: Path
+    heads_folder: Path
+
+
+class Memory:
+    """Predictions of finished methods on disk, so that a killed comparison goes on where it stopped.
+
+    Parameters
+    ----------
+    folder
+        Kept for one state of fit, labels and program; what belongs to another state is removed.
+    key
+        Digest of that state, from `state_key`.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / key[:16]
+        for stale in folder.glob("*") if folder.is_dir() else ():
+            if stale != self.folder:
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def get(self, name: str) -> tuple[FoldPredictions, Costs] | None:
+        """Return a method's predictions and costs, or None where it has not finished."""
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            told = json.loads(str(stored["about"]))
+            found = [{task: stored[f"{f}/{task}"] for task in told["tasks"]} for f in range(told["folds"])]
+            return found, told["costs"]
+
+    def put(self, name: str, predictions: FoldPredictions, costs: Costs) -> None:
+        """Keep a finished method."""
+        about = json.dumps({"tasks": list(predictions[0]), "folds": len(predictions), "costs": costs})
+        arrays: dict[str, Any] = {
+            f"{f}/{task}": values for f, found in enumerate(predictions) for task, values in found.items()
+        }
+        with replacing(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, about=np.array(about), **arrays)
+
+
+def state_key(heads_folder: Path, records_path: Path) -> str:
+    """Digest of everything that changes a method's predictions: the fit, the labels, the code of the heads."""
+    code = sorted(Path(stages.heads.__path__[0]).glob("*.py"))
+    fit = [path for path in sorted(heads_folder.rglob("*")) if path.is_file()]
+    return fingerprint(
+        {
+            "fit": {str(path.relative_to(heads_folder)): file_digest(path) for path in fit},
+            "records": file_digest(records_path),
+            "code": {path.name: file_digest(path) for path in code},
+        }
+    )
+
+
+def fitted_method(
+    name: str, setting: Setting, memory: Memory, on_fit: Callable[[str], None]
+) -> tuple[FoldPredictions, Costs]:
+    """Fit a method and predict with it, or remember both.
+
+    Parameters
+    ----------
+    on_fit
+        Called with the name where it has to be fitted.
+
+    Raises
+    ------
+    InputError
+        The method cannot be fitted on these data; the message says why.
+    """
+    remembered = memory.get(name)
+    if remembered is not None:
+        return remembered
+    on_fit(name)
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        predict, costs = (_enecg if name == ENECG else _reference)(name, setting)
+        costs["seconds"] = costs.get("seconds", time.perf_counter() - started)
+    predictions = [predict(fold) for fold in range(len(setting.splits))]
+    costs["peak_memory_mb"] = peak.mb
+    memory.put(name, predictions, costs)
+    return predictions, costs
+
+
+Fit = tuple[Callable[[int], dict[str, np.ndarray]], Costs]
+
+
+def _reference(name: str, setting: Setting) -> Fit:
+    data, signal = setting.data, setting.signal
+    method = make_method(name, setting.heads)
+    method.fit(
+        data.features,
+        data.targets,
+        setting.heads.tasks_,
+        splits=setting.splits,
+        groups=data.patients,
+        gate_signal=signal,
+    )
+    return lambda fold: method.predict_proba(data.features, gate_signal=signal, fold=fold), {
+        "parameters": method.n_trainable_
+    }
+
+
+def make_method(name: str, heads: EnsembleHeads) -> Any:
+    """Construct a reference method with what it shares with the heads: the fit itself, options, seed."""
+    factory = METHODS[name]
+    if name in ("mean", "stacking"):
+        return factory(heads=heads)
+    if name in ("ppa", "pma"):
+        return factory(**heads.get_params())
+    return factory() if name == "trivial" else factory(seed=heads.seed)
+
+
+def _enecg(name: str, setting: Setting) -> Fit:
+    """Load the preset's fit where `fit-heads` has made one, else fit it here."""
+    data, folder = setting.data, setting.heads_folder / ENECG_FOLDER
+    outputs, lead = read_outputs(setting.stores), read_enecg_lead(setting.signals_path)
+    costs: Costs = {}
+    embeddings = {expert: parts["embedding"] for expert, parts in data.features.items()}
+    if folder.is_dir():
+        fit, costs["seconds"] = EnecgHeads.load(folder), None  # that of `fit-heads`, not of loading
+    else:
+        tasks = setting.heads.tasks_
+        fit = EnecgHeads().fit(outputs, embeddings, lead, data.targets, tasks, setting.splits, data.patients)
+        costs["seconds"] = fit.seconds_
+    if not fit.tasks_:
+        raise InputError("; ".join(f"{task}: {reason}" for task, reason in fit.skipped_.items()))
+    costs["parameters"] = fit.n_trainable_
+    return lambda fold: fit.predict_proba(outputs, embeddings, lead, fold=fold), costs
