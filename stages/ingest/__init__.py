@@ -39,6 +39,7 @@ def ingest(
     workers: int = 1,
     seed: int = 0,
     append: bool = False,
+    derive_leads: bool = False,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Read a cohort into the stores. The same input gives the same bytes, whatever `workers`.
@@ -59,6 +60,8 @@ def ingest(
         Of the folds, where the cohort has none.
     append
         Add the records that the stores do not have behind those they have, which stay as they are, folds included.
+    derive_leads
+        Compute III, aVR, aVL and aVF from I and II where a file lacks them; the column `derived_leads` names them.
     progress
         Called with (records done, records in all).
 
@@ -87,8 +90,8 @@ def ingest(
             else new_rows(entries, source, limit, seed)
         )
         del entries
-        store = _store(signals_path, work, cohort, rows)
-        run(pending_tasks(cohort, store, rows, work), work, workers, len(rows.frame), progress)
+        store = _store(signals_path, work, rows, _identity(cohort, rows, derive_leads))
+        run(pending_tasks(cohort, store, rows, work, derive_leads), work, workers, len(rows.frame), progress)
         add_quality(rows, quality_of_new(work, store, rows.n_kept))
         write_tables(records_path, rows)
         shutil.rmtree(work)
@@ -101,7 +104,7 @@ def _check_usage(limit: int | None, workers: int) -> None:
             raise UsageError(f"{name} is {value}; give a number from 1 up")
 
 
-def _identity(cohort: Cohort, rows: Rows) -> str:
+def _identity(cohort: Cohort, rows: Rows, derive_leads: bool) -> str:
     """Say what an interrupted run was reading; only the same is gone on with."""
     ids = text_digest(f"{i}\0{p}" for i, p in zip(rows.frame["record_id"], rows.frame["path"], strict=True))
     content = {
@@ -111,13 +114,14 @@ def _identity(cohort: Cohort, rows: Rows) -> str:
         "options": cohort.options.model_dump(mode="json"),
         "rows": ids,
         "kept": rows.n_kept,
+        "derive_leads": derive_leads,
     }
     return fingerprint(content)
 
 
-def _store(path: Path, work: Path, cohort: Cohort, rows: Rows) -> SignalStore:
+def _store(path: Path, work: Path, rows: Rows, identity: str) -> SignalStore:
     """Open the store where an interrupted run left it, or make it, or make it grow."""
-    told, identity = work / "identity", _identity(cohort, rows)
+    told = work / "identity"
     if path.exists() and told.is_file() and told.read_text(encoding="utf-8") == identity:
         return open_signals(path, mode="r+")
     interrupted = told.is_file()

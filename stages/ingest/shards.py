@@ -26,6 +26,7 @@ from cache.signals import LEADS, MISSING, N_SAMPLES, SignalStore, open_signals
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.table import Rows
 from stages.readers import standardise
+from stages.readers.limbs import derive_limb_leads, limb_suspicions
 
 Progress = Callable[[int, int], None]
 PROGRESS_EVERY = 32
@@ -40,6 +41,8 @@ QUALITY = {
     "clipped_fraction": "float64",
     "status": "object",
     "reason": "object",
+    "derived_leads": "object",
+    "limb_swap": "object",
 }
 """Columns that reading a record gives."""
 
@@ -56,6 +59,7 @@ class Task:
     n_kept: int
     paths: tuple[str, ...]
     refused: dict[int, str]
+    derive_leads: bool
 
     @property
     def n_records(self) -> int:
@@ -63,7 +67,7 @@ class Task:
         return self.n_kept + len(self.paths)
 
 
-def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path) -> list[Task]:
+def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, derive_leads: bool) -> list[Task]:
     """Return the shards that are not complete."""
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
     paths, tasks = rows.frame["path"].tolist(), []
@@ -73,7 +77,9 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path) ->
         if first < held.stop and not _done(store, work, shard):
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
             place = (cohort.name, str(cohort.folder), options, store.path, shard, first - held.start)
-            tasks.append(Task(*place, paths=tuple(paths[first : held.stop]), refused=refused))
+            tasks.append(
+                Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, derive_leads=derive_leads)
+            )
     return tasks
 
 
@@ -184,9 +190,11 @@ def _read_shard(task: Task, buffer: np.ndarray, report: Callable[[int], None] | 
     for k, path in enumerate(task.paths):
         row = task.n_kept + k
         judged = _read_record(cohort, path, task.refused.get(k), signals_uv[row])
+        if task.derive_leads and judged["missing_leads"]:
+            judged["derived_leads"] = derive_limb_leads(signals_uv[row], judged["missing_leads"])
         valid[row] = judged.pop("valid")
         for name in QUALITY:
-            told[name].append(judged[name])
+            told[name].append(judged.get(name))
         if report is not None and (k + 1) % PROGRESS_EVERY == 0:
             report(PROGRESS_EVERY)
     if report is not None:
@@ -203,6 +211,7 @@ def _copy_kept(task: Task, signals_uv: np.ndarray, valid: np.ndarray) -> None:
 
 
 def _write_shard(store: SignalStore, task: Task, read: _Read, work: Path) -> None:
+    read.told["limb_swap"] = limb_suspicions(read.signals_uv[task.n_kept :])
     store.write_shard(task.shard, read.signals_uv, read.valid)
     write_text(_told(work, task.shard), json.dumps(read.told))
 
@@ -221,12 +230,12 @@ def _read_record(cohort: Cohort, path: str, refused: str | None, out: np.ndarray
     reason = refused
     if reason is None:
         try:
-            return {**vars(standardise(cohort.read(path), out)), "status": "ok", "reason": None}
+            judged = vars(standardise(cohort.read(path), out))
+            return {**judged, "status": "ok", "reason": None, "derived_leads": ()}
         except InputError as error:
             reason = str(error)
         # One record must not stop the run, whatever is wrong with it; the reason names what happened.
         except Exception as error:
             reason = f"unforeseen {type(error).__name__}: {error}"
     out.fill(MISSING)
-    judged: dict[str, Any] = dict.fromkeys(QUALITY)
-    return {**judged, "valid": 0, "status": "bad", "reason": " ".join(reason.split())[:LONGEST_REASON]}
+    return {**dict.fromkeys(QUALITY), "valid": 0, "status": "bad", "reason": " ".join(reason.split())[:LONGEST_REASON]}

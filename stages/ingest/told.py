@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
 from stages.ingest.shards import QUALITY
 from stages.ingest.table import Rows
+
+EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string()}
+"""Columns beside the base ones: limb leads computed from I and II, and a suspicion that limb leads were exchanged."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,16 @@ def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
         if rows.kept is None:
             rows.frame[name] = column
         else:
-            parts = [rows.kept[name].astype(QUALITY[name]), column]
+            there = rows.kept[name] if name in rows.kept else pd.Series([None] * rows.n_kept)
+            parts = [there.astype(QUALITY[name]), column]
             rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def write_tables(records_path: Path, rows: Rows) -> None:
     """Write records.parquet, and bad_records.csv beside it."""
     frame = rows.frame
-    write_records(records_path, frame[[*BASE_COLUMNS, *(t.name for t in rows.targets)]], rows.targets)
+    columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
+    write_records(records_path, frame[columns], rows.targets, EXTRA)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["record_id", "patient_id", "path", "reason"])
@@ -84,6 +90,19 @@ def summary_of(rows: Rows) -> IngestSummary:
         reasons=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
         labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
         splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
-        notes=rows.notes,
+        notes=[*rows.notes, *_of_limbs(frame)],
         n_new=len(frame) - rows.n_kept,
     )
+
+
+def _of_limbs(frame: pd.DataFrame) -> list[str]:
+    """Say how many records have computed limb leads, or limb leads that look exchanged."""
+    notes = []
+    derived = int((frame["derived_leads"].str.len() > 0).sum())
+    if derived:
+        notes.append(f"derived_leads: {derived} records have limb leads computed from I and II")
+    kinds = Counter(frame["limb_swap"].dropna())
+    if kinds:
+        told = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({told})")
+    return notes

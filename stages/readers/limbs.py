@@ -1,0 +1,130 @@
+"""The limb leads of a row of signals.zarr: computing those a file lacks, and suspecting that electrodes were exchanged.
+
+Six limb leads are made of two differences (Einthoven 1912, Goldberger 1942): III = II - I, aVR = -(I + II) / 2,
+aVL = I - II / 2, aVF = II - I / 2. Not here: what makes a recording a row (standardise.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from cache.signals import LEADS, LIMIT_UV, MISSING
+
+LIMBS = LEADS[:6]
+DERIVED = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+"""Lead -> its shares of I and II."""
+
+BLOCK_ROWS = 64
+STEP, LAG = 2, 4
+"""Slopes are taken at 250 Hz over 16 ms, where the QRS complex is steep and baseline wander is not."""
+INVERTED, UPRIGHT = -0.3, 0.0
+FLAT = 0.1
+INCONSISTENT, FITS_BETTER = 0.05, 10.0
+
+
+def derive_limb_leads(row: np.ndarray, missing_leads: tuple[str, ...]) -> tuple[str, ...]:
+    """Fill limb leads that a row lacks from I and II, in place, and say which; none where I or II is missing too.
+
+    Parameters
+    ----------
+    row
+        int16 microvolts [12, time]; a sample without I or II stays missing.
+    missing_leads
+        Those the file does not have.
+    """
+    wanted = tuple(name for name in DERIVED if name in missing_leads)
+    if not wanted or "I" in missing_leads or "II" in missing_leads:
+        return ()
+    gap = (row[:2] == MISSING).any(axis=0)
+    for name in wanted:
+        wave = np.rint(np.array(DERIVED[name]) @ row[:2].astype(np.float64))
+        row[LEADS.index(name)] = np.where(gap, MISSING, np.clip(wave, -LIMIT_UV, LIMIT_UV)).astype(np.int16)
+    return wanted
+
+
+def limb_suspicions(signals_uv: np.ndarray) -> list[str | None]:
+    """Say of each row whether limb leads look exchanged; None = no suspicion, or leads that would tell are missing.
+
+    Parameters
+    ----------
+    signals_uv
+        int16 [row, 12, time].
+
+    Returns
+    -------
+    "labels A/B"
+        The leads break Einthoven's and Goldberger's equations, and would keep them were the names A and B exchanged.
+    "arms"
+        I runs against V6 and aVR with it: left and right arm exchanged (or dextrocardia).
+    "leg"
+        II or III is next to nothing: the electrode of the right leg exchanged with that of an arm.
+    """
+    found: list[str | None] = []
+    for start in range(0, len(signals_uv), BLOCK_ROWS):
+        found += [_suspicion(products) for products in _products(signals_uv[start : start + BLOCK_ROWS])]
+    return found
+
+
+def _products(signals_uv: np.ndarray) -> np.ndarray:
+    """Return the products of the slopes of the limb leads and V6 with each other, float64 [row, 7, 7]."""
+    waves = signals_uv[:, [0, 1, 2, 3, 4, 5, 11], ::STEP]
+    missing = waves == MISSING
+    slopes = waves[:, :, LAG:].astype(np.float32) - waves[:, :, :-LAG]
+    if missing.any():
+        absent = missing.all(axis=2)
+        # Where one lead has a gap all are left out: the equations hold of samples of one moment only.
+        gap = (missing & ~absent[:, :, None]).any(axis=1)
+        slopes[np.broadcast_to((gap[:, LAG:] | gap[:, :-LAG])[:, None], slopes.shape)] = 0
+        slopes[absent] = 0
+    return (slopes @ slopes.transpose(0, 2, 1)).astype(np.float64)
+
+
+def _equations() -> np.ndarray:
+    """Return the four equations as rows of shares of I, II, III, aVR, aVL, aVF that add up to nothing."""
+    rows = np.zeros((len(DERIVED), len(LIMBS)))
+    for row, (name, shares) in zip(rows, DERIVED.items(), strict=True):
+        row[:2] = [-share for share in shares]
+        row[LIMBS.index(name)] = 1
+    return rows
+
+
+_EQUATIONS = _equations()
+_SWAPS = list(itertools.combinations(range(len(LIMBS)), 2))
+
+
+def _suspicion(products: np.ndarray) -> str | None:
+    power = np.diag(products)
+    there = power > 0
+    if there[:6].all():
+        named = _exchanged_labels(products[:6, :6])
+        if named is not None:
+            return named
+    if there[[0, 3, 6]].all():
+        against_v6 = products[6] / np.sqrt(np.maximum(power * power[6], 1))
+        if against_v6[0] < INVERTED and against_v6[3] > UPRIGHT:
+            return "arms"
+    if there[:3].all() and min(power[1], power[2]) < FLAT**2 * power[0]:
+        return "leg"
+    return None
+
+
+def _exchanged_labels(products: np.ndarray) -> str | None:
+    broken = _residual(products)
+    if broken < INCONSISTENT:
+        return None
+    swapped = {pair: _residual(_swap(products, pair)) for pair in _SWAPS}
+    best = min(swapped, key=lambda pair: swapped[pair])
+    return f"labels {LIMBS[best[0]]}/{LIMBS[best[1]]}" if swapped[best] * FITS_BETTER < broken else None
+
+
+def _residual(products: np.ndarray) -> float:
+    """Return how far the equations are from holding, as a share of the leads' power."""
+    return float(np.einsum("ei,ij,ej->", _EQUATIONS, products, _EQUATIONS) / np.trace(products))
+
+
+def _swap(products: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+    order = list(range(len(LIMBS)))
+    order[pair[0]], order[pair[1]] = pair[1], pair[0]
+    return products[np.ix_(order, order)]
