@@ -86,6 +86,26 @@ class Pretrain(Training):
     warmup_epochs: float | None = Field(default=None, ge=0)
 
 
+class Posttrain(Training):
+    """One version to post-train; see docs/pretraining.md."""
+
+    expert: str = ""
+    task: str = ""
+    weights: str | None = None
+    preprocessing: str | None = None
+    batch_size: int = Field(default=64, ge=1)
+    min_learning_rate: float | None = Field(default=None, ge=0)
+    probing: bool = True
+    drop_path: float = Field(default=0.5, ge=0, lt=1)
+    drop_path_schedule: Literal["constant", "linear"] = "constant"
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    select: Literal["best", "last"] = "best"
+    fractions: list[float] = [1.0]
+    seeds: list[int] | None = None
+
+
 class FitHeads(_Section):
     """How heads and gate are trained; see docs/methods.md."""
 
@@ -112,6 +132,7 @@ class Params(_Section):
     cohort: Cohort
     experts: dict[str, ExpertParams]
     pretrain: dict[str, Pretrain] = {}
+    posttrain: dict[str, Posttrain] = {}
     embed: Embed = Embed()
     tasks: list[str] | Literal["all"] = "all"
     fit_heads: FitHeads = FitHeads()
@@ -155,7 +176,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
 
 
-_NAMED: dict[str, type[BaseModel]] = {"experts": ExpertParams, "pretrain": Pretrain}
+_NAMED: dict[str, type[BaseModel]] = {"experts": ExpertParams, "pretrain": Pretrain, "posttrain": Posttrain}
 """Sections whose keys are names of one's own."""
 
 

@@ -1,9 +1,9 @@
-"""Commands that train a backbone, giving a named expert version: pretrain."""
+"""Commands that train a backbone, giving a named expert version: pretrain, posttrain."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,9 +12,14 @@ from pipeline.progress import progress
 from pipeline.study import Study
 
 if TYPE_CHECKING:
-    from pipeline.params import Pretrain, Training
+    from pathlib import Path
+
+    from pipeline.params import Posttrain, Pretrain, Training
+    from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
     from stages.training.loop import LoopSettings
+
+Section = TypeVar("Section", bound="Training")
 
 STMEM_RATE = 1.2e-3
 """Published learning rate for a batch of 256; it grows with the batch."""
@@ -23,6 +28,7 @@ STMEM_RATE = 1.2e-3
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(pretrain)
+    app.command()(posttrain)
 
 
 def pretrain(
@@ -72,13 +78,14 @@ def pretrain(
 
 def pretrain_settings(study: Study, expert: str | None, name: str | None, options: dict[str, Any]) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
+    from pipeline.params import Pretrain
     from stages.pretrain import PretrainSettings
 
     expert = expert or (study.params.pretrain[name].expert if name in study.params.pretrain else None)
     if expert is None:
         raise UsageError("--expert: which one? stmem, timesnet or dlinear; or --name of an entry under `pretrain`")
     name = name or f"{expert}+{options['variant'] or 'pretrained'}"
-    params = _overridden(study.params.pretrain.get(name), {**options, "expert": expert})
+    params = _overridden(Pretrain, study.params.pretrain.get(name), {**options, "expert": expert})
     return PretrainSettings(
         name=name,
         expert=params.expert,
@@ -92,14 +99,13 @@ def pretrain_settings(study: Study, expert: str | None, name: str | None, option
     )
 
 
-def _overridden(params: Pretrain | None, options: dict[str, Any]) -> Pretrain:
+def _overridden(kind: type[Section], params: Section | None, options: dict[str, Any]) -> Section:
+    """Lay the options that were given over a section of params.yaml, checked."""
     from pydantic import ValidationError
-
-    from pipeline.params import Pretrain
 
     given = {key: value for key, value in options.items() if value is not None}
     try:
-        return Pretrain.model_validate({**(params.model_dump() if params else {}), **given})
+        return kind.model_validate({**(params.model_dump() if params else {}), **given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
@@ -120,6 +126,134 @@ def _pretrain_loop(params: Pretrain, seed: int) -> LoopSettings:
         betas=(0.9, 0.95) if masked else (0.9, 0.999),
         warmup_epochs=warmup if warmup is not None else (epochs / 20 if masked else 0.0),
     )
+
+
+def posttrain(
+    expert: Annotated[str | None, typer.Option(help="An expert with residual blocks, or a version of one.")] = None,
+    task: Annotated[str | None, typer.Option(help="Target column to adapt to.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the version; EXPERT+TASK if not given.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint to start from, instead of params.yaml's.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Baseline: neither probing nor stochastic depth.")] = False,
+    no_probing: Annotated[bool, typer.Option("--no-probing", help="Start from a fresh head.")] = False,
+    no_drop_path: Annotated[bool, typer.Option("--no-drop-path", help="Without stochastic depth.")] = False,
+    drop_path: Annotated[float | None, typer.Option(help="Rate of stochastic depth.")] = None,
+    fractions: Annotated[str | None, typer.Option(help="Shares of the training patients, 0.1,0.3,1.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One run each, 0,1,2; the first makes the version.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of fine-tuning.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Records a step.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Records a forward pass; gradients add up.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="At its peak.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+) -> None:
+    """Adapt a backbone to a task: preview linear probing, then fine-tuning with stochastic depth.
+
+    Example: `ensemble posttrain --expert ecgfm --task superclass --fractions 0.3,1 --seeds 0,1,2`
+    """
+    from pipeline.runs import write_run
+    from stages.posttrain import PosttrainPaths
+    from stages.posttrain import posttrain as run_posttrain
+    from stages.posttrain.run import summary_lines
+
+    study = Study()
+    chosen: dict[str, Any] = {"task": task, "weights": weights, "drop_path": drop_path, "epochs": epochs}
+    chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}
+    chosen |= {"device": device, "precision": precision}
+    chosen |= {"fractions": _numbers("--fractions", fractions), "seeds": _numbers("--seeds", seeds)}
+    chosen |= {"probing": False} if plain or no_probing else {}
+    chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
+    settings = posttrain_settings(study, expert, name, chosen)
+    paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
+    typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
+    with progress(f"posttrain {settings.name}", "steps") as update:
+        summary = run_posttrain(settings, paths, _with_loss(update))
+    write_run(study.state, f"posttrain-{settings.name}", {"settings": asdict(settings), "runs": summary.runs})
+    for line in summary_lines(summary):
+        typer.echo(line)
+    typer.echo(
+        f"-> {summary.folder}; next: name '{summary.name}' under `experts` in params.yaml, then `ensemble embed`"
+    )
+
+
+def posttrain_settings(
+    study: Study, expert: str | None, name: str | None, options: dict[str, Any]
+) -> PosttrainSettings:
+    """Join params.yaml and the options into the settings of one run, checked."""
+    from pipeline.commands.run import embed_settings
+    from pipeline.params import Posttrain
+    from stages.posttrain import PosttrainSettings
+
+    entry = study.params.posttrain.get(name or f"{expert}+{options['task']}")
+    params = _overridden(Posttrain, entry, {**options, "expert": expert})
+    if not params.expert or not params.task:
+        raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
+    own = embed_settings(study, params.expert, device="cpu")
+    seeds = params.seeds or [study.params.seed if params.seed is None else params.seed]
+    return PosttrainSettings(
+        name=name or f"{params.expert}+{params.task}",
+        expert=params.expert,
+        task=params.task,
+        loop=_posttrain_loop(params, seeds[0]),
+        weights=params.weights or (str(own.weights) if own.weights else None),
+        config={**(own.config or {}), **params.config},
+        preprocessing=params.preprocessing or own.preprocessing,
+        probing=params.probing,
+        drop_path=params.drop_path,
+        drop_path_schedule=params.drop_path_schedule,
+        layer_decay=params.layer_decay,
+        dropout=params.dropout,
+        gradient_checkpointing=params.gradient_checkpointing,
+        select=params.select,
+        fractions=tuple(params.fractions),
+        seeds=tuple(seeds),
+    )
+
+
+def _posttrain_loop(params: Posttrain, seed: int) -> LoopSettings:
+    """Fill in what is not given, as a re-implementation has it (docs/pretraining.md): AdamW 5e-4, cosine to 1e-5."""
+    rate = params.learning_rate or 5e-4
+    return loop_settings(
+        params,
+        seed,
+        epochs=params.epochs or 30,
+        learning_rate=rate,
+        min_learning_rate=params.min_learning_rate if params.min_learning_rate is not None else rate / 50,
+        weight_decay=params.weight_decay if params.weight_decay is not None else 0.05,
+        ema=params.ema,
+    )
+
+
+def _current_store(study: Study, settings: PosttrainSettings) -> Path | None:
+    """Return the expert's store, if it was made from these weights and records."""
+    from dataclasses import replace
+
+    from cache import open_embeddings, open_records, open_signals, records_digest
+    from cache.errors import MissingFileError
+    from pipeline.commands.run import embed_settings
+    from stages.embed import identity_of
+
+    path = study.embedding(settings.expert)
+    own = embed_settings(study, settings.expert, device="cpu", accept_license=True)
+    asked = replace(own, weights=settings.weights, config=dict(settings.config) or None)
+    try:
+        store = open_embeddings(path)
+    except MissingFileError:
+        return None
+    rows = records_digest(open_records(study.records)["record_id"].tolist())
+    identity = identity_of(
+        replace(asked, preprocessing=settings.preprocessing), open_signals(study.signals).content_digest(), rows
+    )
+    return path if store.fingerprint == identity.fingerprint and not store.pending() else None
+
+
+def _numbers(option: str, text: str | None) -> list[str] | None:
+    """Split a,b; what the parts mean is checked with the rest."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"{option} {text!r}: expected numbers separated by commas")
+    return parts
 
 
 def loop_settings(params: Training, seed: int, **more: Any) -> LoopSettings:

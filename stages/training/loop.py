@@ -94,6 +94,9 @@ class Training:
         Takes what `batches.fetch` gives, returns the mean loss over these records.
     groups
         Parameter groups for AdamW, each with its own `scale` of the learning rate; None: one of all parameters.
+    keep_best
+        Entry of `after_epoch` whose lowest value chooses the result, the weights before the first step included; empty:
+        the last epoch's.
     checkpoint
         File to resume from and write to; None: neither. `identity` says what a checkpoint must have been made from.
     """
@@ -110,12 +113,14 @@ class Training:
         group: Group | None = None,
         progress: Callable[[int, int, float], None] | None = None,
         after_epoch: AfterEpoch | None = None,
+        keep_best: str = "",
     ) -> None:
         self.settings, self.batches, self.model = settings, batches, model
         self.group = group or Group()
         self.device = torch.device(settings.device)
         self.checkpoint, self.identity = checkpoint, identity
-        self.progress, self.after_epoch = progress, after_epoch
+        self.progress, self.after_epoch, self.keep_best = progress, after_epoch, keep_best
+        self.best: dict[str, Any] | None = None
         self.history = History()
         self.batch = self._batch_size()
         self.steps_per_epoch = max(1, len(batches) // self.batch)
@@ -147,6 +152,8 @@ class Training:
         """Train to the end, and return the result: the model, or its moving average. Both are left in eval mode."""
         devices = [self.device] if self.device.type == "cuda" else []
         written = time.monotonic()
+        if self.step == 0 and self.keep_best:
+            self._measure({"epoch": 0})
         with torch.random.fork_rng(devices):
             while self.step < self.steps:
                 self._one_step()
@@ -157,7 +164,10 @@ class Training:
                     self._write()
                     written = time.monotonic()
         self._write()
-        return self.result()
+        result = self.result()
+        if self.best is not None:
+            result.load_state_dict(self.best["state"])
+        return result
 
     def result(self) -> nn.Module:
         """Return what was trained so far, in eval mode."""
@@ -247,8 +257,16 @@ class Training:
     def _end_epoch(self) -> None:
         epoch = self.step // self.steps_per_epoch
         entry = {"epoch": epoch, "loss": float(np.mean(self.history.losses[-self.steps_per_epoch :]))}
+        self._measure(entry)
+
+    def _measure(self, entry: dict[str, float]) -> None:
+        """Let `after_epoch` judge the weights, and keep them if they are the best so far."""
+        result = self.result()
         if self.after_epoch is not None:
-            entry |= self.after_epoch(self.result(), epoch)
+            entry |= self.after_epoch(result, int(entry["epoch"]))
+        if self.keep_best and (self.best is None or entry[self.keep_best] < self.best["value"]):
+            state = {key: value.detach().cpu().clone() for key, value in result.state_dict().items()}
+            self.best = {"value": entry[self.keep_best], "epoch": entry["epoch"], "state": state}
         self.history.epochs.append(entry)
 
     def _write(self) -> None:
@@ -263,6 +281,7 @@ class Training:
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "best": self.best,
             "history": asdict(self.history),
         }
 
@@ -275,6 +294,7 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.best = state["best"]
         self.history = History(**state["history"])
         self.history.resumed_at = state["step"]
         return int(state["step"])

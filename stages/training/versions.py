@@ -21,7 +21,15 @@ from torch import Tensor
 
 from cache.fingerprint import canonical_json, file_digest, text_digest
 from stages.experts._base import ExpertSpec
-from stages.experts._versions import FACTS_FILE, SCHEMA_VERSION, SPEC_FACTS, WEIGHTS_FILE, read_version, version_folder
+from stages.experts._versions import (
+    FACTS_FILE,
+    SCHEMA_VERSION,
+    SPEC_FACTS,
+    WEIGHTS_FILE,
+    is_version,
+    read_version,
+    version_folder,
+)
 
 SEEN_FILE = "seen_patients.npy"
 """uint64, ascending: digests of the patients that the version was trained or selected on."""
@@ -51,6 +59,13 @@ def test_patients_seen(name: str, records: pd.DataFrame) -> int:
     """Count the patients of the test split that version `name` was trained or selected on."""
     seen = np.load(read_version(name).folder / SEEN_FILE, allow_pickle=False)
     return int(np.isin(patient_digests(records[records["split"] == "test"]), seen).sum())
+
+
+def _seen_by(parent: str | None) -> np.ndarray:
+    """Return the digests of the patients that a version's parent has seen, where that was made here."""
+    if parent is None or not is_version(parent):
+        return np.zeros(0, np.uint64)
+    return np.load(read_version(parent).folder / SEEN_FILE, allow_pickle=False)
 
 
 def write_version(
@@ -100,7 +115,7 @@ def write_version(
         (fresh / WEIGHTS_FILE).chmod(0o644)
         digest = {"weights_sha256": file_digest(fresh / WEIGHTS_FILE)}
         (fresh / FACTS_FILE).write_text(json.dumps({**content, **digest}, indent=1) + "\n", encoding="utf-8")
-        np.save(fresh / SEEN_FILE, patient_digests(seen), allow_pickle=False)
+        np.save(fresh / SEEN_FILE, np.union1d(patient_digests(seen), _seen_by(facts["parent"])), allow_pickle=False)
         if fill is not None:
             fill(fresh)
         if folder.exists():

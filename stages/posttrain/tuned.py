@@ -1,0 +1,102 @@
+"""A backbone with the head of one task, to be fine-tuned: forward, features, groups of learning rates.
+
+Not here: the loop (`stages.training`), the order of the stages (`run`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.experts import Expert
+from stages.heads.losses import activate
+from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.probing import Head
+
+
+class Tuned(nn.Module):
+    """Expert and head; takes prepared input [batch, windows, ...], the mean over windows of the embedding is scored."""
+
+    def __init__(self, expert: Expert, head: Head, depth: StochasticDepth | None) -> None:
+        super().__init__()
+        residual_blocks(expert)  # refuses an expert without a network
+        self.expert, self.depth = expert, depth
+        self.backbone: Any = expert.module
+        self.head = head
+
+    def features(self, x: Tensor) -> Tensor:
+        """[batch, windows, ...] -> float32 [batch, width]."""
+        if self.depth is not None:
+            self.depth.n_records = len(x)
+        embedding = self.expert.encode(x.flatten(0, 1)).embedding.float()
+        return embedding.unflatten(0, x.shape[:2]).mean(1)
+
+    def forward(self, x: Tensor, y: Tensor, known: Tensor) -> Tensor:
+        """Loss of prepared input [batch, windows, ...] on targets [batch, columns]."""
+        return self.head.loss(self.head(self.features(x)), y, known)
+
+    @torch.no_grad()
+    def frozen_features(self, x: np.ndarray, batch: int) -> Tensor:
+        """Return the features of all records, in eval mode, on the CPU."""
+        was_training, device = self.training, next(self.parameters()).device
+        self.eval()
+        parts = [
+            self.features(torch.from_numpy(np.array(x[start : start + batch])).to(device)).cpu()
+            for start in range(0, len(x), batch)
+        ]
+        self.train(was_training)
+        return torch.cat(parts)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probabilities (regression: standardised values) [n, columns] of features, on the CPU."""
+        with torch.no_grad():
+            return activate(self.head(features.to(self.head.mean.device)).float(), self.head.blocks).cpu()
+
+
+def rate_groups(tuned: Tuned, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls by `layer_decay` from block to block towards the input.
+
+    What stands before the first block counts as one block more; the head and what follows the last have the full rate.
+    """
+    paths = [f"{path}." for path, _ in residual_blocks(tuned.expert)]
+    groups: dict[int, list[nn.Parameter]] = {}
+    reached = -1
+    for name, parameter in tuned.backbone.named_parameters():
+        inside = next((index for index, path in enumerate(paths) if name.startswith(path)), None)
+        reached = max(reached, -1 if inside is None else inside)
+        behind = len(paths) if reached == len(paths) - 1 else -1
+        if parameter.requires_grad:
+            groups.setdefault(behind if inside is None else inside, []).append(parameter)
+    groups.setdefault(len(paths), []).extend(tuned.head.parameters())
+    return [
+        {"params": parameters, "scale": layer_decay ** (len(paths) - index)}
+        for index, parameters in sorted(groups.items())
+    ]
+
+
+class TaskBatches:
+    """Labelled records as the loop fetches them."""
+
+    def __init__(self, inputs: np.ndarray, positions: np.ndarray, y: Tensor, known: Tensor) -> None:
+        self.inputs, self.positions, self.y, self.known = inputs, positions, y, known
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.positions)
+
+    def fetch(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, ...]:
+        """Return input, targets and label weights of records `rows`."""
+        del generator
+        x = torch.from_numpy(np.ascontiguousarray(self.inputs[self.positions[rows]]))
+        chosen = torch.from_numpy(self.positions[rows])
+        return x, self.y[chosen], self.known[chosen]
+
+
+def set_dropout(module: nn.Module, rate: float | None) -> None:
+    """Set every dropout layer's rate; None leaves the expert's own."""
+    for layer in module.modules():
+        if rate is not None and isinstance(layer, nn.Dropout):
+            layer.p = rate
