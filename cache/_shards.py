@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,34 @@ def _is_plain(metadata: Any) -> bool:
     )
 
 
-def write_durably(file: Path, top: Path, pieces: Iterator[np.ndarray | bytes]) -> None:
+Pieces = Iterable[np.ndarray | bytes]
+
+
+def write_durably(file: Path, top: Path, pieces: Pieces) -> None:
     """Write a file all or nothing and flush it, its name and the folders up to `top` to the disk.
 
     What a killed writer left beside it is removed first.
     """
-    for left in file.parent.glob(f"{file.name}.*.partial"):
-        left.unlink(missing_ok=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    write_all_durably([(file, top, pieces)])
+
+
+def write_all_durably(parts: Sequence[tuple[Path, Path, Pieces]]) -> None:
+    """Do what `write_durably` does for several files; the folders are flushed together, which is most of the cost."""
+    folders: dict[Path, None] = {}
+    for file, top, pieces in parts:
+        for left in file.parent.glob(f"{file.name}.*.partial"):
+            left.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(file, pieces)
+        folder = file.parent
+        while folder != top:
+            folders[folder] = None
+            folder = folder.parent
+    for folder in folders:
+        sync(folder)
+
+
+def _write_and_rename(file: Path, pieces: Pieces) -> None:
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("wb") as handle:
@@ -189,7 +209,3 @@ def write_durably(file: Path, top: Path, pieces: Iterator[np.ndarray | bytes]) -
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = file.parent
-    while folder != top:
-        sync(folder)
-        folder = folder.parent
