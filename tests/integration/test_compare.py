@@ -1,0 +1,137 @@
+"""fit-heads --preset enecg and evaluate --compare on a small study: everything of the table, resumed after a kill."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import open_embeddings, open_records
+from cache.embeddings import Identity, Layout, Shard
+from cache.errors import FingerprintError, UsageError
+from cache.records import records_digest
+from cache.resume import create_embeddings
+from stages import compared
+from stages.evaluate import EvaluationPaths, evaluate
+from stages.evaluation.predictions import open_predictions
+from stages.features import make_splits, read_data, read_outputs, task_specs
+from stages.fit_heads import fit_heads
+from stages.fits import enecg_lead, read_enecg_lead
+from stages.heads.enecg_preset import EnecgHeads
+
+N = 90
+OPTIONS = {"lora_epochs": 2, "gate_epochs": 2}
+
+
+def _write_store(path: Path, records: list[str], vectors: np.ndarray, *, output: bool) -> None:
+    layout = Layout(len(records), ("embed", "block_1", "block_2"), (6, 6, 6), 6, 1 if output else 0, "float32", 32)
+    identity = Identity({"expert": path.stem, "version": "1"}, "signals", records_digest(records))
+    store = create_embeddings(path, layout, identity)
+    layers = np.stack([vectors[:, :6], vectors[:, 3:9], vectors[:, 6:]], 1).astype(np.float32)
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        part = vectors[rows].astype(np.float32)
+        store.write(shard, Shard(layers[rows], part[:, :6], part[:, :1] if output else None))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, make_cohort) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    make_cohort(folder, N)
+    records = open_records(folder / "records.parquet")
+    told = np.stack([records["sex"].to_numpy(float) * 2, records["age"].to_numpy(float) / 20], 1)
+    rng = np.random.default_rng(0)
+    for name, output in (("dlinear", True), ("mine", False)):
+        vectors = told @ rng.normal(size=(2, 12)) + 0.5 * rng.normal(size=(N, 12))
+        vectors[3] = np.nan
+        _write_store(folder / f"{name}.zarr", records["record_id"].tolist(), vectors, output=output)
+    fit_heads(
+        folder / "records.parquet",
+        _stores(folder),
+        folder / "heads",
+        signals_path=folder / "signals.zarr",
+        preset="enecg",
+        folds=3,
+        options=OPTIONS,
+    )
+    return folder
+
+
+def _stores(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}.zarr" for name in ("mine", "dlinear")}
+
+
+def _evaluate(folder: Path, **options):
+    names = ("records.parquet", "signals.zarr", "heads", "predictions.parquet", "gate_weights.parquet")
+    paths = EvaluationPaths(*(folder / n for n in (*names, "metrics.json", "headline.json", "remembered")))
+    fitted: list[str] = []
+    found = evaluate(paths, _stores(folder), n_resamples=100, on_method=fitted.append, **options)
+    return found, fitted
+
+
+def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
+    whole = compared._reference
+
+    def killed(name, setting):
+        if name == "full_rank":
+            raise KeyboardInterrupt
+        return whole(name, setting)
+
+    monkeypatch.setattr(compared, "_reference", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _evaluate(study, methods=compared.COMPARED)
+    monkeypatch.setattr(compared, "_reference", whole)
+    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.5, 1.0))
+    assert fitted == ["full_rank", "ppa", "pma", "enecg", "gate on 50% of the patients"]
+    expected = {"gate", "expert:mine", "expert:dlinear", *compared.COMPARED}
+    assert set(found.metrics["tasks"]["sex"]["methods"]) == expected
+    assert set(found.costs) == expected
+    assert all(cost["parameters"] >= 0 for cost in found.costs.values())
+    assert found.left_out == {}
+    first = (study / "metrics.json").read_bytes()
+    assert "seconds" not in first.decode()
+    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.5, 1.0))
+    assert fitted == []
+    assert (study / "metrics.json").read_bytes() == first
+    points = found.learning_curve["age"]
+    assert {p["fraction"] for p in points if p["method"] == "gate"} == {0.5, 1.0}
+    with pytest.raises(UsageError, match=r"--fractions 1\.5"):
+        _evaluate(study, fractions=(1.5,))
+
+
+def test_the_preset_reloads_to_the_same_predictions_and_tests_no_trained_patient(study):
+    data = read_data(study / "records.parquet", _stores(study))
+    embeddings = {name: parts["embedding"] for name, parts in data.features.items()}
+    outputs, lead = read_outputs(_stores(study)), read_enecg_lead(study / "signals.zarr")
+    assert set(outputs) == {"dlinear"}
+    splits = make_splits(data, 3)
+    fresh = EnecgHeads().fit(outputs, embeddings, lead, data.targets, task_specs(data.tasks), splits, data.patients)
+    saved = EnecgHeads.load(study / "heads" / "enecg")
+    assert saved.experts_ == ("dlinear", "mine")
+    assert saved.from_embedding_ == ("mine",)
+    assert saved.metrics_.keys() == {"sex", "age"}
+    assert set(saved.metrics_["sex"]["f1"]) == {"mean", "std"}
+    for fold in range(3):
+        a, b = (h.predict_proba(outputs, embeddings, lead, fold=fold) for h in (fresh, saved))
+        np.testing.assert_array_equal(a["sex"], b["sex"])
+        np.testing.assert_array_equal(a["age"], b["age"])
+        assert np.isnan(a["age"][3])
+    block = open_predictions(study / "predictions.parquet").read("sex", "enecg")
+    assert set(block.split) == {"test"}
+
+
+def test_lead_ii_is_standardised_as_the_official_loader_does(parity_dir):
+    from safetensors.numpy import load_file
+
+    official = load_file(parity_dir / "enecg-preprocess.safetensors")
+    signals = official["in/raw_mv_T_by_lead"].transpose(0, 2, 1)
+    np.testing.assert_allclose(enecg_lead(signals), official["out/fm5000"][:, :, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_store_whose_rows_are_in_another_order_is_refused(study, tmp_path):
+    records = open_records(study / "records.parquet")["record_id"].tolist()
+    order = np.random.default_rng(1).permutation(N)
+    vectors = np.concatenate([open_embeddings(study / "mine.zarr").read_embedding()] * 2, 1)
+    _write_store(tmp_path / "mine.zarr", [records[i] for i in order], vectors[order], output=False)
+    stores = _stores(study) | {"mine": tmp_path / "mine.zarr"}
+    with pytest.raises(FingerprintError, match=r"mine\.zarr: was made for other records or another row order"):
+        fit_heads(study / "records.parquet", stores, tmp_path / "heads", signals_path=study / "signals.zarr")
