@@ -194,7 +194,7 @@ def posttrain_settings(
         expert=params.expert,
         task=params.task,
         loop=_posttrain_loop(params, seeds[0]),
-        weights=params.weights or (str(own.weights) if own.weights else None),
+        weights=_starting_weights(study, params.weights) or own.weights,
         config={**(own.config or {}), **params.config},
         preprocessing=params.preprocessing or own.preprocessing,
         probing=params.probing,
@@ -207,6 +207,14 @@ def posttrain_settings(
         fractions=tuple(params.fractions),
         seeds=tuple(seeds),
     )
+
+
+def _starting_weights(study: Study, weights: str | None) -> Path | None:
+    from pathlib import Path
+
+    from pipeline.params import DEFAULT_WEIGHTS
+
+    return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
 
 def _posttrain_loop(params: Posttrain, seed: int) -> LoopSettings:
