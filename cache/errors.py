@@ -45,3 +45,7 @@ class TooManyBadRecordsError(EnsembleError):
     """The work was finished, but more records were bad than `--max-bad` allows."""
 
     exit_code = 3
+
+
+class DownloadError(EnsembleError, ConnectionError):
+    """A file that a server does not give, or not as it was published."""

@@ -1,18 +1,25 @@
-"""Commands that make and fill a study: init, generate."""
+"""Commands that make and fill a study: init, download, generate."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cache.errors import UsageError
 from pipeline.progress import progress
+
+if TYPE_CHECKING:
+    from stages.download import Credentials
 
 
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(init)
+    app.command()(download)
     app.command()(generate)
 
 
@@ -31,6 +38,60 @@ def init(
     made = make_study(folder, source, path, labels)
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
+
+
+def download(
+    name: Annotated[str, typer.Argument(help="Which collection; docs/cohorts.md lists them.")],
+    folder: Annotated[Path | None, typer.Argument(help="Where it goes; data/NAME if not given.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only files whose path begins so; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Files at a time.")] = 4,
+    verify: Annotated[bool, typer.Option("--verify", help="Also check the files that are there already.")] = False,
+    base_url: Annotated[
+        str, typer.Option(envvar="ENSEMBLE_PHYSIONET_URL", help="A mirror with PhysioNet's layout.")
+    ] = "https://physionet.org/files",
+) -> None:
+    """Bring a published collection from PhysioNet, every file checked; goes on where it was stopped.
+
+    Who asks is taken from PHYSIONET_USERNAME and PHYSIONET_PASSWORD, or asked for where the collection needs it.
+
+    Example: `ensemble download ptbxl data/ptbxl --only records500/ --only ptbxl_database.csv --only scp_statements.csv`
+    """
+    from stages.download import COLLECTIONS
+    from stages.download import download as run_download
+
+    collection = COLLECTIONS.get(name)
+    if collection is not None:
+        typer.echo(f"{collection.title}, licence {collection.licence}", err=True)
+    folder = folder or Path("data", name)
+    credentials = _credentials(collection is not None and collection.credentialed)
+    with progress(f"download {name}", unit="files") as update:
+        summary = run_download(
+            name,
+            folder.expanduser(),
+            base_url=base_url,
+            only=only or (),
+            credentials=credentials,
+            workers=workers,
+            verify=verify,
+            progress=update,
+        )
+    megabytes = f"{summary.n_bytes / 1e6:.1f} MB"
+    typer.echo(f"{summary.n_files} files ({megabytes}) taken, {summary.n_present} there already -> {folder}")
+
+
+def _credentials(needed: bool) -> Credentials | None:
+    """Take user name and password from the environment, or ask a person; kept in memory only."""
+    from stages.download import Credentials
+
+    username, password = (os.environ.get(f"PHYSIONET_{part}") for part in ("USERNAME", "PASSWORD"))
+    if not needed and not (username and password):
+        return None
+    if not (username and password) and not sys.stdin.isatty():
+        raise UsageError(
+            "this collection needs an account: set PHYSIONET_USERNAME and PHYSIONET_PASSWORD in the environment"
+        )
+    username = username or typer.prompt("PhysioNet user name", err=True)
+    return Credentials(username, password or typer.prompt("Password", hide_input=True, err=True))
 
 
 def generate(

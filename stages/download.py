@@ -1,0 +1,328 @@
+"""Stage `download`: a published collection from PhysioNet into a folder, every file checked against its SHA-256.
+
+A file gets its name only once it is whole and its digest is the published one; until then it is NAME.partial, from
+which a later run goes on. Credentials are used for the requests and written nowhere. HTTP by requests. Not here: asking
+for a password (pipeline), reading the records (ingest).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from cache.errors import DownloadError, EnsembleError, InputError, UsageError
+from stages.readers.paths import inside
+
+BASE_URL = "https://physionet.org/files"
+SUMS = "SHA256SUMS.txt"
+ATTEMPTS = 6
+PAUSE_S = 1.0
+"""Before the second attempt; doubled each time."""
+TIMEOUT_S = (20, 60)
+BLOCK_BYTES = 1 << 20
+USER_AGENT = "libwfdb/10.7 (compatible; ecg-ensemble)"
+"""PhysioNet takes user name and password from programs that begin with Wget/ or libwfdb/ only."""
+_LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S[^\r\n]*)")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One published collection.
+
+    Attributes
+    ----------
+    folder
+        On the server, with the version.
+    only
+        Beginnings of the paths that are taken; all where empty.
+    credentialed
+        Whether the server asks who it is.
+    """
+
+    folder: str
+    title: str
+    licence: str
+    only: tuple[str, ...] = ()
+    credentialed: bool = False
+
+
+_PHYSIONET_CREDENTIALED = "PhysioNet Credentialed Health Data License 1.5.0"
+COLLECTIONS = {
+    "ptbxl": Collection("ptb-xl/1.0.3", "PTB-XL", "CC BY 4.0"),
+    "mimic-iv-ecg": Collection("mimic-iv-ecg/1.0", "MIMIC-IV-ECG", "ODbL 1.0"),
+    "mimic-iv-hosp": Collection(
+        "mimiciv/3.1",
+        "MIMIC-IV: patients and labevents, for age, gender and flag of MIMIC-IV-ECG",
+        _PHYSIONET_CREDENTIALED,
+        only=("hosp/patients.csv.gz", "hosp/labevents.csv.gz"),
+        credentialed=True,
+    ),
+    "ludb": Collection("ludb/1.0.1", "LUDB", "ODC-By 1.0"),
+    "chapman": Collection("ecg-arrhythmia/1.0.0", "Chapman/Ningbo", "CC BY 4.0"),
+    "challenge": Collection("challenge-2021/1.0.3", "PhysioNet/CinC Challenge 2021", "CC BY 4.0", only=("training/",)),
+}
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who asks. Never shown: not by repr, and nothing here writes or logs it."""
+
+    username: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DownloadSummary:
+    """What came of it: files taken, files that were there already, bytes taken."""
+
+    n_files: int
+    n_present: int
+    n_bytes: int
+
+
+def download(
+    name: str,
+    folder: Path,
+    *,
+    base_url: str = BASE_URL,
+    only: Iterable[str] = (),
+    credentials: Credentials | None = None,
+    workers: int = 4,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> DownloadSummary:
+    """Bring a collection into a folder; files that are there stay, and a run that was stopped goes on.
+
+    Parameters
+    ----------
+    name
+        One of `COLLECTIONS`.
+    only
+        Beginnings of paths within the collection; only these files (instead of the collection's own choice).
+    workers
+        Files at a time.
+    verify
+        Also read the files that are there, and take those anew whose digest is not the published one.
+    progress
+        Called with (files done, files in all).
+
+    Raises
+    ------
+    UsageError
+        No such collection, a URL that is none, or a password that would go over an open line.
+    DownloadError
+        The server cannot be reached, refuses, or sends something else than was published.
+    """
+    collection = _checked(name, base_url, only, credentials)
+    chosen = tuple(only) or collection.only
+    getter = _Getter(f"{base_url.rstrip('/')}/{collection.folder}", folder, credentials)
+    folder.mkdir(parents=True, exist_ok=True)
+    getter.fetch(SUMS, None)
+    sums = folder / SUMS
+    total = sum(1 for _ in _listed(sums, chosen))
+    if not total:
+        raise UsageError(f"{name}: no file begins with {', '.join(chosen)}; {sums} lists those there are")
+    taken = [size for size in _fetch_all(getter, _listed(sums, chosen), workers, verify, progress, total) if size >= 0]
+    return DownloadSummary(len(taken), total - len(taken), sum(taken))
+
+
+def _checked(name: str, base_url: str, only: Iterable[str], credentials: Credentials | None) -> Collection:
+    if name not in COLLECTIONS:
+        raise UsageError(f"no collection '{name}'; there are: {', '.join(COLLECTIONS)}")
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise UsageError("--base-url must be http(s)://HOST/PATH, without a user name in it")
+    if credentials is not None and parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise UsageError(f"--base-url {base_url}: a password is sent by https only")
+    return COLLECTIONS[name]
+
+
+def _listed(sums: Path, only: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Give (path, digest) of the files in a list of digests, one by one: a collection may have millions."""
+    with sums.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = _LINE.fullmatch(line.rstrip("\r\n"))
+            if found is None:
+                if line.strip():
+                    raise InputError(f"{sums}: not a list of SHA-256 digests ({line.strip()[:60]!r}); remove it")
+                continue
+            path = found["path"].removeprefix("./")
+            if path != SUMS and path.startswith(only or ""):
+                yield path, found["digest"].lower()
+
+
+def _fetch_all(
+    getter: _Getter,
+    listed: Iterator[tuple[str, str]],
+    workers: int,
+    verify: bool,
+    progress: Progress | None,
+    total: int,
+) -> Iterator[int]:
+    """Give the bytes taken for each file, -1 where it was there; failures are raised after the others are done."""
+    running: set[Future[int]] = set()
+    failures: list[EnsembleError] = []
+    done = 0
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for path, digest in itertools.islice(listed, 4 * workers - len(running)):
+                    running.add(pool.submit(getter.bring, path, digest, verify))
+                if not running:
+                    break
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    done += 1
+                    try:
+                        yield future.result()
+                    except _RefusedError:
+                        raise
+                    except EnsembleError as error:
+                        failures.append(error)
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            getter.stop()
+            pool.shutdown(cancel_futures=True)
+    if failures:
+        more = f" (and {len(failures) - 1} more files)" if len(failures) > 1 else ""
+        raise type(failures[0])(f"{failures[0]}{more}")
+
+
+class _RefusedError(DownloadError):
+    """The server does not let us in: no further file is asked for."""
+
+
+class _TryAgainError(Exception):
+    """What came was not whole; the message says why."""
+
+
+class _Getter:
+    """Fetches files of one collection into one folder; used by several threads."""
+
+    def __init__(self, url: str, folder: Path, credentials: Credentials | None) -> None:
+        self._url, self._folder, self._credentials = url, folder, credentials
+        self._local, self._stopped = threading.local(), threading.Event()
+
+    def stop(self) -> None:
+        """Let every thread end at its next block; what it has stays for the next run."""
+        self._stopped.set()
+
+    def bring(self, path: str, digest: str, verify: bool) -> int:
+        """Return the bytes taken, -1 where the file was there."""
+        target = Path(inside(self._folder.resolve(), path))
+        if target.is_file() and not (verify and _digest(target) != digest):
+            return -1
+        return self.fetch(path, digest)
+
+    def fetch(self, path: str, digest: str | None) -> int:
+        """Take one file, going on with what an earlier run left of it; returns its bytes."""
+        target = Path(inside(self._folder.resolve(), path))
+        partial = target.with_name(f"{target.name}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            if attempt and self._stopped.wait(PAUSE_S * 2 ** (attempt - 1)):
+                break
+            try:
+                with partial.open("ab") as file:
+                    _lock(file, partial)
+                    if digest is None:
+                        file.truncate(0)  # nothing says whether the rest would belong to this beginning
+                    self._append(path, file)
+                    file.flush()
+                    if digest is not None and _digest(partial) != digest:
+                        file.truncate(0)
+                        raise _TryAgainError("what came does not have the published SHA-256")
+                    partial.replace(target)
+                    return target.stat().st_size
+            except DownloadError:
+                raise
+            except (requests.RequestException, HTTPError, _TryAgainError) as error:
+                reason = _line(error)
+            except OSError as error:
+                raise DownloadError(f"{partial}: cannot be written ({error.strerror})") from error
+        raise DownloadError(f"{self._url}/{path}: {reason or 'stopped'}; run again to go on")
+
+    def _append(self, path: str, file: BinaryIO) -> None:
+        start = file.seek(0, 2)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        with self._session().get(
+            f"{self._url}/{quote(path)}", headers=headers, stream=True, timeout=TIMEOUT_S
+        ) as answer:
+            if answer.status_code == 416:
+                return  # nothing is left to send; the digest says whether it is the file
+            self._check(answer, path)
+            if answer.status_code != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                file.truncate(0)
+                if answer.status_code == 206:
+                    raise _TryAgainError("the server sent another part than was asked for")
+            for block in answer.raw.stream(BLOCK_BYTES, decode_content=False):
+                if self._stopped.is_set():
+                    raise _TryAgainError("stopped")
+                file.write(block)
+
+    def _check(self, answer: requests.Response, path: str) -> None:
+        status = answer.status_code
+        if status in (401, 403):
+            who = "the user name and password of" if self._credentials else "a user name and password from"
+            raise _RefusedError(
+                f"{self._url}/{path}: the server refuses {who} the environment (HTTP {status}); set PHYSIONET_USERNAME "
+                "and PHYSIONET_PASSWORD of an account that has signed the collection's agreement"
+            )
+        if status in (404, 410):
+            raise DownloadError(f"{self._url}/{path}: there is no such file (HTTP {status}); check --base-url")
+        if status not in (200, 206):
+            raise _TryAgainError(f"the server answers HTTP {status}")
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+            who = self._credentials
+            # Said even where there is nobody to name: else requests would look for a password in ~/.netrc.
+            session.auth = (who.username, who.password) if who else _nobody
+        return session
+
+
+def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _lock(file: BinaryIO, partial: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DownloadError(f"{partial}: another download is writing it; wait for it, or stop it") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """Say in a few words what went wrong on the way."""
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate cannot be trusted"
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached"
+    if isinstance(error, HTTPError | requests.RequestException):
+        return "the connection broke off"
+    return str(error)
