@@ -190,11 +190,10 @@ class EnsembleHeads(Estimator):
             from stages.heads.pma import train_mixers
 
             self.mixers_ = train_mixers(read, data, folds, self.seed)
-        matrices = {name: self._matrices(name, value, len(folds)) for name, value in read.items()}
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)
-        with fit_threads(len(folds) * sum(x[0].size for x in matrices.values())):
+        with fit_threads(len(folds) * sum(value.size for value in read.values())):
             fitted = fit_all(
-                matrices,
+                ((name, self._matrices(name, value, len(folds))) for name, value in read.items()),
                 present,
                 data,
                 folds,

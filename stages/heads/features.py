@@ -31,6 +31,11 @@ class ExpertFeatures:
         return 0 if array is None else len(array)
 
     @property
+    def size(self) -> int:
+        """Number of values."""
+        return sum(a.size for a in (self.embedding, self.layers, self.embed) if a is not None)
+
+    @property
     def present(self) -> np.ndarray:
         """Tell, bool [n], where the expert saw the record: False where every value is NaN."""
         array = self.embedding if self.embedding is not None else self.layers

@@ -6,6 +6,7 @@ Lives here: the order of the stages and the arrays they hand on. Not here: each 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -142,7 +143,7 @@ class Fitted:
 
 
 def fit_all(
-    matrices: dict[str, list[np.ndarray]],
+    matrices: Iterable[tuple[str, list[np.ndarray]]],
     present: np.ndarray,
     targets: Targets,
     splits: list[Split],
@@ -159,14 +160,14 @@ def fit_all(
     Parameters
     ----------
     matrices
-        Expert -> one [n, d] matrix per fold.
+        Experts and one [n, d] matrix per fold; taken one by one, so that a generator keeps one expert's in memory.
     present
         float32 [n, E].
     """
     n_records, seed = len(present), head_options.seed
     masks = make_masks(splits, n_records, groups, n_inner, seed)
     heads, seconds = {}, {}
-    for e, (name, x) in enumerate(matrices.items()):
+    for e, (name, x) in enumerate(matrices):
         started = perf_counter()
         seen = present[:, e] > 0
         heads[name] = fit_expert(name, x, seen, (targets.y, targets.weight), masks, targets.blocks, head_options)
