@@ -1,11 +1,11 @@
 """Fit heads and gate for all tasks and folds at once, against a loop of plain torch training, in one run.
 
-    python benchmarks/heads.py --records 100000 --reference-epochs 1
+    python -P benchmarks/heads.py --records 100000 --reference-epochs 1
 
 The reference is what one would write: for every task and fold a model (frozen base, LoRA of rank 8 on each expert's
-features, a gate over the experts), trained over a shuffling DataLoader. With fewer `--reference-epochs` than the 20 that
-it is to be trained for, its seconds are scaled, and the output says so. Ours may stop before 20 epochs, which is printed
-too; it also fits what the loop does not: seven penalties of the probe, temperatures, constant weights.
+features, a gate over the experts), trained over a shuffling DataLoader. With fewer `--reference-epochs` than the 20
+that it is to be trained for, its seconds are scaled, and the output says so. Ours may stop before 20 epochs, which is
+printed too; it also fits what the loop does not: seven penalties of the probe, temperatures, constant weights.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ def main() -> None:
         heads = fit_ours(features, targets, folds)
     ours = heads.seconds_
     epochs = [len(h["lora_loss"]) - 1 for h in heads.history_["experts"].values()]
+    gate_epochs = len(heads.history_["gate"]["loss"]) - 1
     measured = fit_reference(features, targets, folds, options.reference_epochs)
     reference = measured * EPOCHS / options.reference_epochs
     print(f"{options.records} records x {EXPERTS} experts x {options.width}, {TASKS} tasks, {FOLDS} folds")
-    print(
-        f"all at once   {ours:9.1f} s, peak {memory.mb or 0:.0f} MB (LoRA epochs {epochs}, gate {len(heads.history_['gate']['loss']) - 1})"
-    )
+    print(f"all at once   {ours:9.1f} s, peak {memory.mb or 0:.0f} MB (LoRA epochs {epochs}, gate {gate_epochs})")
     print(f"loop          {reference:9.1f} s for {EPOCHS} epochs ({options.reference_epochs} measured)")
     print(f"ratio         {reference / ours:9.1f}")
 
