@@ -19,7 +19,7 @@ def report_facts(study: Study) -> dict[str, Any]:
     sources = sorted(set(open_records(study.records)["source"]))
     return {
         "title": f"{study.params.cohort.source}: {', '.join(expert['name'] for expert in experts)}",
-        "warnings": _overlaps(experts, sources),
+        "warnings": [*_overlaps(experts, sources), *_patients_seen(study)],
         "commands": COMMANDS,
         "versions": versions(),
         "experts": experts,
@@ -54,6 +54,23 @@ def _overlaps(experts: list[dict[str, Any]], sources: list[str]) -> list[str]:
         for expert in experts
         for source in sources
         if source in expert["pretrained_on"]
+    ]
+
+
+def _patients_seen(study: Study) -> list[str]:
+    """Warn where a version made here has seen patients that it is judged on (with folds, that is every patient)."""
+    from stages.experts._versions import is_version, list_versions
+    from stages.training.versions import patients_seen
+
+    records = open_records(study.records)
+    judged = records[records["split"] == "test"] if study.params.fit_heads.folds == "split" else records
+    made = [name for name in study.fitted_experts() if is_version(name) and name in list_versions()]
+    counts = {name: patients_seen(name, judged) for name in made}
+    advice = "" if study.params.fit_heads.folds == "split" else "; set fit_heads.folds: split"
+    return [
+        f"{name} was trained on {n} of the patients it is judged on: its numbers here are too good{advice}"
+        for name, n in counts.items()
+        if n
     ]
 
 

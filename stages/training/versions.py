@@ -55,17 +55,16 @@ def patient_digests(records: pd.DataFrame) -> np.ndarray:
     return np.unique(np.frombuffer(raw, dtype="<u8"))
 
 
-def test_patients_seen(name: str, records: pd.DataFrame) -> int:
-    """Count the patients of the test split that version `name` was trained or selected on."""
-    seen = np.load(read_version(name).folder / SEEN_FILE, allow_pickle=False)
-    return int(np.isin(patient_digests(records[records["split"] == "test"]), seen).sum())
+def patients_seen(name: str, records: pd.DataFrame) -> int:
+    """Count the patients of `records` that version `name`, or a version it came from, was trained or selected on."""
+    return int(np.isin(patient_digests(records), _seen_by(name)).sum())
 
 
-def _seen_by(parent: str | None) -> np.ndarray:
-    """Return the digests of the patients that a version's parent has seen, where that was made here."""
-    if parent is None or not is_version(parent):
+def _seen_by(name: str | None) -> np.ndarray:
+    """Return the digests of the patients that a version has seen; none where it was not made here."""
+    if name is None or not is_version(name):
         return np.zeros(0, np.uint64)
-    return np.load(read_version(parent).folder / SEEN_FILE, allow_pickle=False)
+    return np.load(read_version(name).folder / SEEN_FILE, allow_pickle=False)
 
 
 def write_version(
