@@ -108,7 +108,9 @@ def write_records(
     """
     _check(frame)
     schema = _schema(targets, extra or {})
-    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    columns = frame[schema.names].copy(deep=False)
+    columns.attrs = {}  # open_records keeps the targets there; the schema has them
+    table = pa.Table.from_pandas(columns, schema=schema, preserve_index=False)
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
 

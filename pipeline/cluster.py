@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cache.errors import UsageError
-from pipeline.workers import counting
+from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str)
         tasks = client.map(
             _embed_shard, pending, settings=settings, paths=paths, pure=False, retries=RETRIES, resources=resources
         )
-        with counting(f"embed {settings.expert} on {scheduler}", summary) as count:
+        with counting(f"embed {settings.expert} on {scheduler}", summary.n_resumed, summary.n_records) as count:
             for task in as_completed(tasks):
                 part = task.result()
                 summary.add(part)

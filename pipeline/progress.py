@@ -21,6 +21,20 @@ def progress(title: str, unit: str = "records") -> Iterator[Callable[..., None]]
 
 
 @contextmanager
+def counting(title: str, already: int, total: int) -> Iterator[Callable[[int], None]]:
+    """Give a callback that takes the records of each step; `already` of `total` were there before."""
+    done = already
+    with progress(title) as update:
+
+        def count(records: int) -> None:
+            nonlocal done
+            done += records
+            update(done, total)
+
+        yield count
+
+
+@contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

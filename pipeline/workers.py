@@ -10,13 +10,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from cache.errors import StoreError
-from pipeline.progress import progress
+from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
 _LOG = logging.getLogger(__name__)
@@ -41,23 +39,9 @@ def run_embed(settings: EmbedSettings, paths: EmbedPaths, *, workers: int, sched
     if workers > 1 and len(pending) > 1:
         summary = _in_processes(embedder, plan, min(workers, len(pending)))
     else:
-        with counting(f"embed {settings.expert}", plan) as count:
+        with counting(f"embed {settings.expert}", plan.n_resumed, plan.n_records) as count:
             summary = embedder.run(progress=count)
     return embedder.finish(summary)
-
-
-@contextmanager
-def counting(title: str, plan: EmbedSummary) -> Iterator[Callable[[int], None]]:
-    """Show progress over all records, given how many are there already; called with each step."""
-    done = plan.n_resumed
-    with progress(title) as update:
-
-        def count(records: int) -> None:
-            nonlocal done
-            done += records
-            update(done, plan.n_records)
-
-        yield count
 
 
 def _in_processes(embedder: Embedder, summary: EmbedSummary, workers: int) -> EmbedSummary:
@@ -65,7 +49,7 @@ def _in_processes(embedder: Embedder, summary: EmbedSummary, workers: int) -> Em
     processes = list(running.values())
     summary.n_embedded = 0
     try:
-        with counting(f"embed {summary.expert}, {workers} workers", summary) as count:
+        with counting(f"embed {summary.expert}, {workers} workers", summary.n_resumed, summary.n_records) as count:
             while running:
                 for pipe in _ready(running):
                     message = _receive(pipe)
@@ -126,6 +110,7 @@ def _work(pipe: Connection, settings: EmbedSettings, paths: EmbedPaths) -> None:
     """Embed what is pending, telling each step; leaves Ctrl-C to the parent and ends when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.getLogger("stages.embed").setLevel(logging.ERROR)  # that it waits for its siblings is no news
     try:
         pipe.send(Embedder(settings, paths).run(progress=pipe.send))
     except Exception as error:  # the parent raises it: there it becomes one line

@@ -27,7 +27,6 @@ def ensemble(toy_study, monkeypatch, capsys):
 
     records = open_records("records.parquet")
     targets = list(records.attrs["targets"].values())
-    records.attrs = {}
     records["empty"] = None
     records["constant"] = 1
     more = [Target("empty", "regression"), Target("constant", "binary", classes=("no", "yes"))]
