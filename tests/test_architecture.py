@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("download", "ingest", "embed", "fit_heads", "evaluate", "report", "predict")
+STAGES = ("download", "ingest", "embed", "fit_heads", "evaluate", "report", "predict", "pretrain", "posttrain")
 
 
 def files(package: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -155,6 +156,8 @@ def posttrain(
     from stages.posttrain import posttrain as run_posttrain
     from stages.posttrain.run import summary_lines
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("posttrain runs on one GPU; start one process a seed or version instead of torchrun")
     study = Study()
     chosen: dict[str, Any] = {"task": task, "weights": weights, "drop_path": drop_path, "epochs": epochs}
     chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}

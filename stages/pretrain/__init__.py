@@ -63,6 +63,7 @@ class PretrainSummary:
 
     name: str
     folder: str
+    """Empty in a process that leaves writing to another."""
     n_records: int
     parameters: int
     resumed_at: int
@@ -98,11 +99,11 @@ def pretrain(
     with training_group(torch.device(s.loop.device)) as group:
         training = _training(s, paths, objective, group, progress)
         trained = training.run()
-        folder = _write(s, paths, objective, trained, training.history) if group.leads else Path()
+        folder = str(_write(s, paths, objective, trained, training.history)) if group.leads else ""
         group.wait()
     n_parameters = sum(p.numel() for p in objective.model.parameters())
     history = training.history
-    return PretrainSummary(s.name, str(folder), len(training.batches), n_parameters, history.resumed_at, history)
+    return PretrainSummary(s.name, folder, len(training.batches), n_parameters, history.resumed_at, history)
 
 
 def _training(

@@ -24,6 +24,8 @@ class Forecaster(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        if isinstance(net, TimesNet):  # its calendar is held, but never used
+            net.enc_embedding.temporal_embedding.requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss of forecasting y [batch, channel, pred_len] from x [batch, channel, seq_len]."""

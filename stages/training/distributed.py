@@ -34,7 +34,7 @@ class Group:
         if self.size == 1:
             return model
         devices = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
     def mean(self, value: Tensor) -> Tensor:
         """Average a scalar over the group."""

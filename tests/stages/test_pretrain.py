@@ -116,6 +116,19 @@ def test_a_killed_run_goes_on_to_the_identical_curve(study):
     assert (study / "weights/versions/stmem+test/model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one(study):
+    settings = PretrainSettings("dlinear+test", "dlinear", replace(LOOP, epochs=1), config={"kernel_size": 25})
+    alone = run(settings).history.losses
+    (study / ".ensemble/training/dlinear+test.pt").unlink()
+    script = study / "together.py"
+    script.write_text(KILLED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run([*launch, json.dumps(asdict(settings)), "0"], check=True, capture_output=True)
+    checkpoint = torch.load(study / ".ensemble/training/dlinear+test.pt", weights_only=True)
+    assert checkpoint["state"]["history"]["losses"] == pytest.approx(alone, rel=1e-4)
+
+
 def test_a_checkpoint_of_other_parameters_is_not_used(study, caplog):
     run()
     assert run(learning_rate=5e-3).resumed_at == 0
