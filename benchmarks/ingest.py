@@ -1,6 +1,6 @@
 """Ingest against a `wfdb.rdrecord` loop and against `np.fromfile` + writing the same bytes, in one run, one process.
 
-    python benchmarks/ingest.py --records 5000
+    python -m benchmarks.ingest --records 5000
 
 Prints records a second and ratios; with `--memory 1000 100000` also the peak memory of ingesting lists of so many rows
 (of the same files over and over), each in a process of its own.
