@@ -32,8 +32,8 @@ PAUSE_S = 1.0
 """Before the second attempt; doubled each time."""
 TIMEOUT_S = (20, 60)
 BLOCK_BYTES = 1 << 20
-USER_AGENT = "libwfdb/10.7 (compatible; ecg-ensemble)"
-"""PhysioNet takes user name and password from programs that begin with Wget/ or libwfdb/ only."""
+USER_AGENT = "ecg-ensemble"
+"""Our own name. A server that gives restricted files to certain programs only refuses it; the error names wget then."""
 _LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S[^\r\n]*)")
 Progress = Callable[[int, int], None]
 
@@ -281,7 +281,8 @@ class _Getter:
             who = "the user name and password of" if self._credentials else "a user name and password from"
             raise _RefusedError(
                 f"{self._url}/{path}: the server refuses {who} the environment (HTTP {status}); set PHYSIONET_USERNAME "
-                "and PHYSIONET_PASSWORD of an account that has signed the collection's agreement"
+                "and PHYSIONET_PASSWORD of an account that has signed the collection's agreement; if they are right, "
+                "fetch it with wget as the collection's page says"
             )
         if status in (404, 410):
             raise DownloadError(f"{self._url}/{path}: there is no such file (HTTP {status}); check --base-url")

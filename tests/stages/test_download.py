@@ -205,7 +205,7 @@ def test_credentials_open_the_door_and_are_written_nowhere(server, tmp_path, cap
     for path in (tmp_path / "out").rglob("*"):
         said += path.name + (path.read_bytes().decode("latin-1") if path.is_file() else "")
     assert not any(secret in said for secret in ("a-secret-word", token, "an-owner"))
-    assert all(agent.startswith("libwfdb/") for agent in server.agents)
+    assert all(agent.startswith("ecg-ensemble") for agent in server.agents)
 
 
 def test_a_password_in_netrc_is_not_sent(server, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Stores against plain numpy on the same disk, workers against one process, and what a Dask task costs.
 
-    python benchmarks/cache.py [--records 200000] [--folder DIR]
+    python benchmarks/stores.py [--records 200000] [--folder DIR]
 
 Every figure is a ratio measured in this run; both sides are flushed to the disk, and take turns.
 """
