@@ -6,6 +6,7 @@ full-rank heads (`fullrank`), the default itself (`ensemble`), metrics.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -25,11 +26,12 @@ from stages.heads.stack import HeadOptions, choose_strength
 from stages.heads.tasks import TaskSpec, infer_tasks, layout
 
 
-class Reference(Estimator):
+class Reference(Estimator, ABC):
     """Base: `fit(features, targets, tasks, splits=..., groups=...)`, `predict_proba(features, fold=...)`, `score`."""
 
     n_trainable_: int = 0
 
+    @abstractmethod
     def fit(
         self,
         features: Mapping[str, Any],
@@ -41,11 +43,10 @@ class Reference(Estimator):
         gate_signal: np.ndarray | None = None,
     ) -> Self:
         """Fit all folds; arguments as `EnsembleHeads.fit`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
         """Probabilities or values of one fold's model."""
-        raise NotImplementedError
 
     n_folds_: int = 1
 

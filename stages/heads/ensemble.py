@@ -210,18 +210,7 @@ class EnsembleHeads(Estimator):
         self.skipped_ = data.skipped
         self.provenance_ = dict(provenance or {})
         self.models_: list[FoldModel] = fitted.models
-        self.history_ = {
-            "experts": {
-                name: {"strength": h.strengths, "lora_epoch": h.lora_epochs, "lora_loss": h.history}
-                for name, h in fitted.heads.items()
-            },
-            "gate": {
-                "start": fitted.gate.start,
-                "epoch": fitted.gate.epoch.tolist(),
-                "loss": fitted.gate.history,
-            },
-            "inner_folds": n_inner,
-        }
+        self.history_ = {**fitted.history(), "inner_folds": n_inner}
         self._out_of_sample: OutOfSample | None = OutOfSample(fitted.gate_data.outputs, fitted.gate_masks.judge)
         self.expert_seconds_ = fitted.seconds
         self.seconds_ = perf_counter() - started

@@ -141,6 +141,15 @@ class Fitted:
     seconds: dict[str, float]
     """Of fitting each expert's heads."""
 
+    def history(self) -> dict[str, Any]:
+        """Return per stage what was chosen and the out-of-sample losses per epoch, ready for JSON."""
+        experts = {
+            name: {"strength": head.strengths, "lora_epoch": head.lora_epochs, "lora_loss": head.history}
+            for name, head in self.heads.items()
+        }
+        gate = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
+        return {"experts": experts, "gate": gate}
+
 
 def fit_all(
     matrices: Iterable[tuple[str, list[np.ndarray]]],
