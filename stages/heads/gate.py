@@ -87,9 +87,11 @@ class FoldGate:
 
     def weights(self, shared: np.ndarray, own: np.ndarray, present: np.ndarray) -> np.ndarray:
         """Weights [n, T, E] of inputs [n, G], [n, T, Q] and presence [n, E]."""
-        tensors = {k: torch.from_numpy(v)[None, None] for k, v in self.arrays.items()}
+        # In double: the last bits of a single-precision product depend on threads and on the other rows.
+        tensors = {k: torch.from_numpy(v).double()[None, None] for k, v in self.arrays.items()}
+        inputs = [torch.from_numpy(x).double()[None] for x in (shared, own)]
         with torch.no_grad():
-            scores = gate_scores(tensors, torch.from_numpy(shared)[None], torch.from_numpy(own)[None])[0, 0]
+            scores = gate_scores(tensors, inputs[0], inputs[1])[0, 0].float()
             constant = torch.from_numpy(self.arrays["constant"]).expand_as(scores)
             scores = torch.where(torch.from_numpy(self.active)[:, None], scores, constant)
             return mask_softmax(scores, torch.from_numpy(present)[:, None], self.top_k).numpy()

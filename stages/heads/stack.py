@@ -25,6 +25,8 @@ GATE_WIDTH = 64
 """Leading principal coordinates that an expert shows the gate."""
 
 
+BLOCK_RECORDS = 4096
+"""Rows that are predicted at a time."""
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
 
@@ -72,9 +74,12 @@ class FoldHead:
 
     def __call__(self, x: np.ndarray, blocks: tuple[Block, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated logits [n, C] and gate coordinates [n, G] of raw features [n, d]."""
-        z = self.standardise(x)
-        logits = z @ self.effective_weight(blocks).T + self.bias
-        return logits / self.temperature, z @ self.projection
+        # In double: the last bits of a single-precision product depend on threads and on the other rows.
+        maps = np.concatenate([self.effective_weight(blocks).T, self.projection], axis=1, dtype=np.float64)
+        parts = [self.standardise(x[i : i + BLOCK_RECORDS]) @ maps for i in range(0, len(x), BLOCK_RECORDS)]
+        out = np.concatenate(parts).astype(np.float32) if parts else np.empty((0, maps.shape[1]), np.float32)
+        n = len(self.bias)
+        return (out[:, :n] + self.bias) / self.temperature, out[:, n:]
 
 
 @dataclass
