@@ -74,7 +74,11 @@ def headline_table(metrics: Json, facts: Json) -> Json:
 
 
 def _cost(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    if value is None:
+        return ""
+    if 0 < value < 0.01:
+        return "< 0.01"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _column(metrics: Json, task: str, metric: str) -> Json:
