@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from cache.embeddings import open_embeddings
+from cache.errors import UsageError
 from cache.records import open_records
 from pipeline.runs import versions
 from pipeline.study import Study
@@ -32,7 +33,16 @@ def _expert(study: Study, name: str) -> dict[str, Any]:
     from stages.experts import expert_class
 
     attributes = open_embeddings(study.embedding(name)).attributes
-    cls, variant = expert_class(name)
+    try:
+        cls, variant = expert_class(name)
+    except UsageError:  # vectors that another tool has made: the store is all that is known
+        return {
+            "name": name,
+            "title": "imported embeddings",
+            "version": attributes.get("version", ""),
+            "licence": attributes.get("licence", "not stated"),
+            "pretrained_on": list(attributes.get("pretrained_on", ())),
+        }
     spec = cls.published_spec(variant)
     return {
         "name": name,

@@ -91,6 +91,9 @@ def embed(
     from stages.embed import Embedder, EmbedPaths
 
     study = Study()
+    if is_imported(study, expert):
+        typer.echo(f"{expert}: imported, nothing to run -> {study.embedding(expert)}")
+        return
     settings = embed_settings(study, expert, weights, device, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
@@ -248,7 +251,8 @@ def predict(
     study = Study()
     recorded = [read_record(path) for path in records]
     heads = EnsembleHeads.load(study.heads)
-    settings = {name: embed_settings(study, name, device=device, accept_license=True) for name in heads.experts_}
+    own = [name for name in heads.experts_ if not is_imported(study, name)]  # the others cannot see a new ECG
+    settings = {name: embed_settings(study, name, device=device, accept_license=True) for name in own}
     found = run_predict(
         recorded,
         heads,
@@ -287,6 +291,29 @@ def _print(table: object) -> None:
 
     console = Console()
     Console(width=None if console.is_terminal else 200).print(table)
+
+
+def is_imported(study: Study, expert: str) -> bool:
+    """Whether another tool made this expert's vectors: no such expert here, but a whole store of these records.
+
+    Raises
+    ------
+    StoreError
+        Such a store that is incomplete, or of other records.
+    """
+    from cache import open_embeddings, open_records, records_digest
+    from stages.experts import expert_class
+
+    try:
+        expert_class(expert)
+    except UsageError:
+        if not study.embedding(expert).exists():
+            return False
+        store = open_embeddings(study.embedding(expert))
+        store.require_records(records_digest(open_records(study.records)["record_id"].tolist()))
+        store.require_complete()
+        return True
+    return False
 
 
 def embed_settings(
