@@ -310,9 +310,9 @@ class EmbeddingStore:
 
 
 def _narrow(path: Path, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast to the store's dtype, in C order; refuses values that do not fit rather than writing infinity."""
+    """Cast to the store's dtype in C order, if need be; refuses values that do not fit rather than writing infinity."""
     with np.errstate(over="ignore"):
-        narrowed = values.astype(dtype, order="C")
+        narrowed = values.astype(dtype, order="C", copy=False)
     if _has_infinity(narrowed):
         raise StoreError(f"{path}: a value does not fit {dtype}; set `dtype: float32` for this expert in params.yaml")
     return narrowed

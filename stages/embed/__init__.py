@@ -19,8 +19,8 @@ import torch
 from cache.claims import Claims
 from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
 from cache.errors import MissingFileError, StoreError
-from cache.records import open_records, records_digest
 from cache.resume import difference, grew_from, resume_or_create
+from cache.rows import RecordRows
 from cache.signals import open_signals
 from stages.embed.line import Line, Progress, size_of
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
@@ -87,7 +87,7 @@ class Embedder:
     def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
         self.settings, self.paths = settings, paths
         self._told = False
-        self.records, self.signals = open_records(paths.records), open_signals(paths.signals)
+        self.records, self.signals = RecordRows(paths.records), open_signals(paths.signals)
         if len(self.records) != len(self.signals):
             raise StoreError(
                 f"{paths.records} has {len(self.records)} records, {paths.signals} has {len(self.signals)}; "
@@ -101,7 +101,7 @@ class Embedder:
 
     def _digests(self, n: int) -> tuple[str, str]:
         """Return the signals digest and the records digest of the first `n` rows."""
-        return self.signals.content_digest(n), records_digest(self.records["record_id"].iloc[:n].tolist())
+        return self.signals.content_digest(n), self.records.digest(n)
 
     @cached_property
     def expert(self) -> Expert:

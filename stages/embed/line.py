@@ -1,27 +1,35 @@
-"""The line that embeds shards: read and prepare ahead, forward, write behind, in three threads side by side."""
+"""The line that embeds shards: read and prepare ahead, forward, collect and write, in three threads side by side.
+
+The network never sees a record of the next shard before the last one is on the disk: a worker that is killed has at
+most one shard of work to repeat. What is read and prepared meanwhile lets it go on at once.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from cache.claims import Claims
-from cache.embeddings import EmbeddingStore, Shard
+from cache.embeddings import EmbeddingStore
 from cache.errors import InputError, StoreError
+from cache.rows import RecordRows
 from cache.signals import RATE_HZ, SignalStore
+from stages.embed.buffer import ShardBuffer
 from stages.embed.settings import EmbedSettings, EmbedSummary
 from stages.experts import Expert
 from stages.experts._run import Vectors, run_expert
 
 PREFETCHED_BATCHES = 2
+SHARDS_AT_ONCE = 2
+"""The shard that is computed, and the next one, of which the first batches are prepared."""
 AUTO_BATCH = {"cpu": 16, "cuda": 256}
 
 Progress = Callable[[int], None]
@@ -29,11 +37,21 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _Part:
+    """One batch's rows of a shard."""
+
     shard: int
     offset: int
     """First row within the shard."""
     n_rows: int
+    last: bool
+    """Whether it ends the shard."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    part: _Part
+    record_ids: list[str]
     good: np.ndarray
     """Positions within the batch that `x` holds."""
     x: Tensor | None
@@ -45,7 +63,7 @@ class Line:
 
     expert: Expert
     settings: EmbedSettings
-    records: pd.DataFrame
+    records: RecordRows
     signals: SignalStore
     store: EmbeddingStore
     claims: Claims
@@ -53,56 +71,60 @@ class Line:
     progress: Progress | None
 
     def __post_init__(self) -> None:
-        self.record_ids = self.records["record_id"].to_numpy()
-        self.readable = (self.records["status"] == "ok").to_numpy()
-        self.reasons = self.records["reason"].to_numpy()
         self.batch_size = self.settings.batch_size or AUTO_BATCH.get(self.expert.device.type, 16)
+        self.buffer = ShardBuffer(self.store)
 
     def embed(self, pending: list[int]) -> None:
         """Embed those of the pending shards that no other process has claimed."""
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-            written: list[Future[None]] = []
-            with ExitStack() as held:
-                for shard, batches in self._claimed(pending, reader, held):
-                    written.append(writer.submit(self._write, shard, self._compute(shard, batches)))
-                    if len(written) > 1:  # at most one shard waits to be written: memory stays bounded
-                        written.pop(0).result()
-                for future in written:
-                    future.result()
+        with (
+            ThreadPoolExecutor(1, "read") as reader,
+            ThreadPoolExecutor(1, "write") as writer,
+            ExitStack() as held,  # claims are kept until everything is written
+        ):
+            collected: Future[None] | None = None
+            for batch in self._read_ahead(self._parts(pending, held), reader):
+                vectors = self._compute(batch)
+                if collected is not None:
+                    collected.result()  # at most one batch waits to be collected
+                collected = writer.submit(self._collect, batch, vectors)
+                if batch.part.last:
+                    collected.result()
+                    writer.submit(self._write, batch.part.shard).result()
+                    collected = None
 
-    def _claimed(
-        self, pending: list[int], reader: ThreadPoolExecutor, held: ExitStack
-    ) -> Iterator[tuple[int, Iterator[_Batch]]]:
-        """Give each shard that is ours with its batches, read ahead; claims are kept until everything is written."""
+    def _parts(self, pending: list[int], held: ExitStack) -> Iterator[_Part]:
+        """Give the batches of each shard that is ours; claims it when its first batch is asked for."""
         for shard in pending:
             ours = held.enter_context(self.claims.claim(shard))
-            if ours and not self.store.complete(shard):
-                yield shard, self._read_ahead(shard, reader)
+            if not ours or self.store.complete(shard):
+                continue
+            n = size_of(self.store.rows_of(shard))
+            for offset in range(0, n, self.batch_size):
+                n_rows = min(self.batch_size, n - offset)
+                yield _Part(shard, offset, n_rows, offset + n_rows == n)
 
-    def _read_ahead(self, shard: int, reader: ThreadPoolExecutor) -> Iterator[_Batch]:
-        rows = self.store.rows_of(shard)
-        starts = list(range(0, size_of(rows), self.batch_size))
-        waiting: list[Future[_Batch]] = []
-        for start in starts:
-            waiting.append(reader.submit(self._read, shard, start, min(self.batch_size, size_of(rows) - start)))
-            if len(waiting) > PREFETCHED_BATCHES:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+    def _read_ahead(self, parts: Iterator[_Part], reader: ThreadPoolExecutor) -> Iterator[_Batch]:
+        waiting: deque[tuple[_Part, Future[_Batch]]] = deque()
+        for part in parts:
+            waiting.append((part, reader.submit(self._read, part)))
+            while waiting and _enough([p for p, _ in waiting]):
+                yield waiting.popleft()[1].result()
+        for _, batch in waiting:
+            yield batch.result()
 
-    def _read(self, shard: int, offset: int, n_rows: int) -> _Batch:
+    def _read(self, part: _Part) -> _Batch:
         started = time.perf_counter()
-        first = self.store.rows_of(shard).start + offset
-        rows = slice(first, first + n_rows)
-        good = np.flatnonzero(self.readable[rows])
-        for row in range(first, first + n_rows):
-            if not self.readable[row]:
-                self.summary.bad[self.record_ids[row]] = str(self.reasons[row])
-        good, x = self._prepare(self.signals.read_mv(rows), good, first)
+        first = self.store.rows_of(part.shard).start + part.offset
+        rows = slice(first, first + part.n_rows)
+        records = self.records.read(rows)
+        self.summary.bad.update({row.record_id: row.unreadable for row in records if row.unreadable})
+        good = np.array([k for k, row in enumerate(records) if not row.unreadable], dtype=np.int64)
+        ids = [row.record_id for row in records]
+        good, x = self._prepare(self.signals.read_mv(rows), good, ids)
         self.summary.seconds["read"] += time.perf_counter() - started
-        return _Batch(shard, offset, n_rows, good, x)
+        return _Batch(part, ids, good, x)
 
-    def _prepare(self, signals_mv: np.ndarray, good: np.ndarray, first: int) -> tuple[np.ndarray, Tensor | None]:
+    def _prepare(self, signals_mv: np.ndarray, good: np.ndarray, ids: list[str]) -> tuple[np.ndarray, Tensor | None]:
         if not len(good):
             return good, None
         try:
@@ -114,21 +136,17 @@ class Line:
                     parts.append(self.expert.prepare(signals_mv[position : position + 1], RATE_HZ))
                     kept.append(position)
                 except (ValueError, ArithmeticError, IndexError) as error:
-                    self.summary.bad[self.record_ids[first + position]] = str(error).splitlines()[0]
+                    self.summary.bad[ids[position]] = str(error).splitlines()[0]
             return np.array(kept, dtype=np.int64), torch.cat(parts) if parts else None
 
-    def _compute(self, shard: int, batches: Iterator[_Batch]) -> Shard:
-        n = size_of(self.store.rows_of(shard))
-        content = _empty(self.store, n)
-        for batch in batches:
-            started = time.perf_counter()
-            if batch.x is not None:
-                self._place(content, batch, self._encode(batch.x))
-            self.summary.seconds["compute"] += time.perf_counter() - started
-            self.summary.n_embedded += batch.n_rows
-            if self.progress:
-                self.progress(batch.n_rows)
-        return content
+    def _compute(self, batch: _Batch) -> Vectors | None:
+        started = time.perf_counter()
+        vectors = None if batch.x is None else self._encode(batch.x)
+        self.summary.seconds["compute"] += time.perf_counter() - started
+        self.summary.n_embedded += batch.part.n_rows
+        if self.progress:
+            self.progress(batch.part.n_rows)
+        return vectors
 
     def _encode(self, x: Tensor) -> Vectors:
         precision = self.settings.precision
@@ -145,21 +163,21 @@ class Line:
                 torch.cuda.empty_cache()
                 step = max(1, step // 2)
 
-    def _place(self, content: Shard, batch: _Batch, vectors: Vectors) -> None:
-        first = self.store.rows_of(batch.shard).start + batch.offset
-        failed = vectors.failed(self.expert.spec.nan_features)
-        for position in batch.good[failed]:
-            self.summary.bad.setdefault(self.record_ids[first + position], "the expert gave no finite vector")
-        at = batch.offset + batch.good[~failed]
-        content.layers[at] = vectors.layers[~failed]
-        content.embedding[at] = vectors.embedding[~failed]
-        if content.output is not None and vectors.output is not None:
-            content.output[at] = vectors.output[~failed]
+    def _collect(self, batch: _Batch, vectors: Vectors | None) -> None:
+        """Put a batch's vectors into the shard's buffer; those that are not finite stay missing."""
+        part, good, kept = batch.part, batch.good, np.ones(len(batch.good), dtype=bool)
+        started = time.perf_counter()
+        if vectors is not None:
+            kept = ~vectors.failed(self.expert.spec.nan_features)
+            for position in good[~kept]:
+                self.summary.bad.setdefault(batch.record_ids[position], "the expert gave no finite vector")
+        self.buffer.put(part.offset, part.n_rows, vectors, kept, good[kept])
+        self.summary.seconds["write"] += time.perf_counter() - started
 
-    def _write(self, shard: int, content: Shard) -> None:
+    def _write(self, shard: int) -> None:
         started = time.perf_counter()
         try:
-            self.store.write(shard, content)
+            self.store.write(shard, self.buffer.content(size_of(self.store.rows_of(shard))))
         except OSError as error:
             raise StoreError(
                 f"{self.store.path}: cannot write shard {shard} ({error.strerror}); make room and run again"
@@ -167,11 +185,10 @@ class Line:
         self.summary.seconds["write"] += time.perf_counter() - started
 
 
-def _empty(store: EmbeddingStore, n: int) -> Shard:
-    def nan(shape: tuple[int, ...]) -> np.ndarray:
-        return np.full((n, *shape[1:]), np.nan, dtype=np.float32)
-
-    return Shard(nan(store.layers.shape), nan(store.embedding.shape), nan(store.output.shape) if store.output else None)
+def _enough(waiting: list[_Part]) -> bool:
+    """Whether enough is read ahead: some batches, and no shard too many that others could take."""
+    opened = len({part.shard for part in waiting}) + waiting[-1].last  # the next part would open a shard
+    return len(waiting) > PREFETCHED_BATCHES or opened > SHARDS_AT_ONCE
 
 
 def _joined(parts: list[Vectors]) -> Vectors:

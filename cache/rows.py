@@ -1,0 +1,96 @@
+"""What a worker needs of records.parquet, in memory that does not grow with the cohort.
+
+Here: the number of rows, the digest of the first ones, id and status of a few. The whole table is in `cache.records`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.errors import MissingFileError, StoreError
+from cache.fingerprint import text_digest
+from cache.records import BASE_COLUMNS
+
+_COLUMNS = ["record_id", "status", "reason"]
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record's name, and why its signal cannot be read ("" where it can)."""
+
+    record_id: str
+    unreadable: str
+
+
+class RecordRows:
+    """The rows of records.parquet, with one of its row groups (at most 2**20 rows of three columns) in memory.
+
+    Raises
+    ------
+    MissingFileError, StoreError
+        As `open_records`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
+        with self._open() as file:
+            absent = [name for name in BASE_COLUMNS if name not in file.schema_arrow.names]
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        if absent:
+            raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._held: tuple[int, pa.Table] | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def digest(self, n_records: int | None = None) -> str:
+        """Return the `records_digest` of the first `n_records` rows (None: of all)."""
+        return text_digest(islice(self._record_ids(), n_records))
+
+    def _record_ids(self) -> Iterator[str]:
+        with self._open() as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["record_id"]):
+                yield from batch.column(0).to_pylist()
+
+    def read(self, rows: slice) -> list[Row]:
+        """Read contiguous rows."""
+        start, stop, _ = rows.indices(len(self))
+        found: list[Row] = []
+        while start < stop:
+            group = int(np.searchsorted(self._starts, start, side="right")) - 1
+            first, end = int(self._starts[group]), min(stop, int(self._starts[group + 1]))
+            part = self._group(group).slice(start - first, end - start).to_pydict()
+            found += map(_row, *(part[name] for name in _COLUMNS))
+            start = end
+        return found
+
+    def _group(self, group: int) -> pa.Table:
+        if self._held is None or self._held[0] != group:
+            with self._open() as file:
+                self._held = group, file.read_row_group(group, columns=_COLUMNS)
+        return self._held[1]
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield file
+        except (pa.ArrowInvalid, OSError) as error:
+            message = str(error).splitlines()[0]
+            raise StoreError(f"{self.path}: not a readable Parquet file ({message})") from error
+
+
+def _row(record_id: str, status: str, reason: str | None) -> Row:
+    return Row(record_id, "" if status == "ok" else str(reason))
