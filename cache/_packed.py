@@ -7,7 +7,7 @@ keeps no file of a shard that is all fill value, so that unreadable records coul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import google_crc32c
@@ -18,38 +18,51 @@ from zarr.codecs import BloscCodec
 
 from cache._shards import ABSENT, CRC_BYTES
 
+_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
+_PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
-def is_packed(array: zarr.Array, codec: BloscCodec) -> bool:
-    """Whether an array is laid out as here, its chunks of whole rows packed by `codec`."""
+
+def codec_of(array: zarr.Array) -> BloscCodec | None:
+    """Return what packs an array's chunks, if these are whole rows, packed by Blosc, then a crc32c; else None."""
     metadata: dict[str, Any] = dict(array.metadata.to_dict())
-    shape = array.shape
     keys, codecs = metadata["chunk_key_encoding"], list(metadata["codecs"])
     if keys != {"name": "default", "configuration": {"separator": "/"}} or array.shards is None or len(codecs) != 1:
-        return False
+        return None
     inner = codecs[0]["configuration"]
-    plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    return (
-        array.shards[1:] == array.chunks[1:] == shape[1:]
-        and inner["index_location"] == "end"
-        and list(inner["index_codecs"]) == plain
-        and list(inner["codecs"]) == [plain[0], codec.to_dict(), plain[1]]
-    )
+    chunk = list(inner["codecs"])
+    if (
+        not array.shards[1:] == array.chunks[1:] == array.shape[1:]
+        or inner["index_location"] != "end"
+        or list(inner["index_codecs"]) != _PLAIN
+        or [c["name"] for c in chunk] != ["bytes", "blosc", "crc32c"]
+        or chunk[0] != _PLAIN[0]
+    ):
+        return None
+    return BloscCodec.from_dict(chunk[1])
 
 
-def packed_pieces(
-    rows: np.ndarray, *, chunk_rows: int, shard_rows: int, fill: int, codec: Blosc
-) -> Iterator[np.ndarray | bytes]:
-    """Give a shard's bytes piece by piece.
+def packer_of(codec: BloscCodec) -> Blosc:
+    """Return what packs as zarr would by this codec."""
+    return Blosc(codec.cname.value, codec.clevel, _SHUFFLES[codec.shuffle.value], codec.blocksize)
+
+
+def pack_chunks(rows: np.ndarray, *, chunk_rows: int, fill: int, packer: Blosc) -> list[bytes]:
+    """Pack rows that begin at the border of a chunk; a partly filled last chunk is padded with `fill`.
 
     Parameters
     ----------
     rows
-        Contiguous [row, ...] in the store's dtype, at most `shard_rows`; a partly filled chunk is padded with `fill`.
+        Contiguous [row, ...] in the store's dtype.
     """
-    index = np.full((shard_rows // chunk_rows, 2), ABSENT, dtype="<u8")
+    starts = range(0, len(rows), chunk_rows)
+    return [packer.encode(_padded(rows[start : start + chunk_rows], chunk_rows, fill)) for start in starts]
+
+
+def shard_pieces(chunks: Iterable[bytes], n_chunks: int) -> Iterator[bytes]:
+    """Give a shard's bytes piece by piece, from its first packed chunks; a full shard has `n_chunks`."""
+    index = np.full((n_chunks, 2), ABSENT, dtype="<u8")
     offset = 0
-    for number, start in enumerate(range(0, len(rows), chunk_rows)):
-        packed = codec.encode(_padded(rows[start : start + chunk_rows], chunk_rows, fill))
+    for number, packed in enumerate(chunks):
         yield packed
         yield _crc(packed)
         index[number] = offset, len(packed) + CRC_BYTES

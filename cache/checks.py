@@ -11,7 +11,6 @@ import numpy as np
 from cache._zarr import ZARR_ERRORS, shard_file
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import EnsembleError
-from cache.fingerprint import row_digest
 from cache.metadata import metadata_faults, restore_metadata
 from cache.signals import SignalStore, open_signals
 
@@ -105,8 +104,7 @@ def _signal_shard_faults(store: SignalStore, shard: int) -> Iterator[Fault]:
     except ZARR_ERRORS as error:
         yield Fault(store.path, shard, f"is damaged ({str(error).splitlines()[0]})")
         return
-    found = np.stack([row_digest(row) for row in signals])
-    wrong = rows.start + np.flatnonzero((found != digests).any(axis=1))
+    wrong = rows.start + np.flatnonzero((store.digests_of(signals) != digests).any(axis=1))
     if len(wrong):
         yield Fault(store.path, shard, f"{len(wrong)} records are not those written, the first is row {wrong[0]}")
     # zarr keeps no file of a shard of fill values: that is right only where no record could be read.

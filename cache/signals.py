@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import zarr
-from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec
 
-from cache._packed import is_packed, packed_pieces
-from cache._shards import write_durably
+from cache._packed import codec_of, pack_chunks, packer_of, shard_pieces
+from cache._writing import write_durably
 from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
 from cache.errors import StoreError
 from cache.files import link_or_copy
-from cache.fingerprint import DIGEST_BYTES, row_digest
+from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 RATE_HZ = 500
@@ -28,8 +29,10 @@ SHARD_RECORDS = 512
 CHUNK_RECORDS = 16
 DIGESTS_AT_ONCE = 128 * SHARD_RECORDS
 """Rows whose digests are read at once: memory stays the same for any cohort."""
-# Takes real ECGs to half; zstd would save another fifth, but packs and unpacks two to three times slower.
-_CODEC = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")
+# Takes real ECGs to 0.46; zstd would save another sixth, but packs and unpacks twice as long (docs/decisions.md).
+_CODEC = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="shuffle")
+ROW_DIGEST, FIRST_ROW_DIGEST = "xxh3_128", "blake2b_128"
+"""How rows are digested; stores that do not say have the first way."""
 _ATTRIBUTES = {"schema_version": SCHEMA_VERSION, "leads": list(LEADS), "sampling_rate_hz": RATE_HZ, "unit": "uV"}
 
 
@@ -47,6 +50,14 @@ def to_millivolts(signals_uv: np.ndarray) -> np.ndarray:
     return signals_mv
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Some rows of a shard, ready to be written."""
+
+    chunks: list[bytes]
+    digests: np.ndarray
+
+
 class SignalStore:
     """The signals of one records table, row for row.
 
@@ -58,6 +69,10 @@ class SignalStore:
         zarr array int32 [record]: samples before padding; 0 where the record could not be read.
     digest
         zarr array uint8 [record, 16]: digest of each row, written after the row; all zero = not written yet.
+    row_digest
+        How rows are digested, one of `cache.fingerprint.ROW_DIGESTS`.
+    codec
+        What packs the signals; None where another tool laid them out, which is read and never written.
     """
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
@@ -72,6 +87,11 @@ class SignalStore:
             raise StoreError(
                 f"{path}: signals are {self.signals.dtype} {self.signals.shape}; expected int16 (n, 12, 5000)"
             )
+        self.row_digest = str(group.attrs.get("row_digest", FIRST_ROW_DIGEST))
+        if self.row_digest not in ROW_DIGESTS:
+            known = ", ".join(ROW_DIGESTS)
+            raise StoreError(f"{path}: row_digest is {self.row_digest[:40]!r}; this version knows {known}: update it")
+        self.codec = codec_of(self.signals)
 
     def __len__(self) -> int:
         return int(self.signals.shape[0])
@@ -99,25 +119,36 @@ class SignalStore:
             raise StoreError(
                 f"{self.path}: shard {shard} takes {rows.stop - rows.start} records, got {signals_uv.shape}"
             )
-        self._write_signals(shard, signals_uv)
-        write_shard(self.path, self.valid, shard, self.shard_records, valid.astype(np.int32))
-        write_shard(
-            self.path, self.digest, shard, self.shard_records, np.stack([row_digest(row) for row in signals_uv])
-        )
+        self.write_packed(shard, [self.pack(signals_uv)], valid)
 
-    def _write_signals(self, shard: int, signals_uv: np.ndarray) -> None:
-        if not is_packed(self.signals, _CODEC):
-            write_shard(self.path, self.signals, shard, self.shard_records, signals_uv)
-            return
-        pieces = packed_pieces(
-            np.ascontiguousarray(signals_uv, dtype=np.int16),
-            chunk_rows=self.signals.chunks[0],
-            shard_rows=self.shard_records,
-            fill=MISSING,
-            codec=Blosc("lz4", clevel=5, shuffle=Blosc.BITSHUFFLE),
-        )
-        file = shard_file(self.path, self.signals, shard)
-        write_durably(file, self.path / self.signals.basename, pieces)
+    def pack(self, signals_uv: np.ndarray) -> PackedRows:
+        """Digest and encode rows of one shard that begin at a chunk's border; writes nothing, and any thread may do it.
+
+        Parameters
+        ----------
+        signals_uv
+            int16 [rows, 12, 5000]. May be overwritten afterwards.
+        """
+        if self.codec is None:
+            raise StoreError(
+                f"{self.path} was laid out by another tool and is not written into; remove it, or name another"
+            )
+        rows = np.ascontiguousarray(signals_uv, dtype=np.int16)
+        chunks = pack_chunks(rows, chunk_rows=self.signals.chunks[0], fill=MISSING, packer=packer_of(self.codec))
+        return PackedRows(chunks, self.digests_of(rows))
+
+    def write_packed(self, shard: int, parts: Sequence[PackedRows], valid: np.ndarray) -> None:
+        """Write one whole shard from its rows, packed part by part; all parts but the last are whole chunks."""
+        chunks = (chunk for part in parts for chunk in part.chunks)
+        pieces = shard_pieces(chunks, self.shard_records // self.signals.chunks[0])
+        write_durably(shard_file(self.path, self.signals, shard), self.path / self.signals.basename, pieces)
+        write_shard(self.path, self.valid, shard, self.shard_records, valid.astype(np.int32))
+        digests = np.concatenate([part.digests for part in parts])
+        write_shard(self.path, self.digest, shard, self.shard_records, digests)
+
+    def digests_of(self, signals_uv: np.ndarray) -> np.ndarray:
+        """Return the digests that rows have in this store, uint8 [rows, 16]."""
+        return row_digests(signals_uv, self.row_digest)
 
     def drop(self, shard: int) -> None:
         """Remove a shard, its digests first, so that it is read from the records again."""
@@ -126,7 +157,7 @@ class SignalStore:
 
     def all_missing(self, digests: np.ndarray) -> bool:
         """Whether these rows' digests are all that of a record without a single sample."""
-        return bool((digests == row_digest(np.full(self.signals.shape[1:], MISSING, dtype=np.int16))).all())
+        return bool((digests == self.digests_of(np.full((1, *self.signals.shape[1:]), MISSING, dtype=np.int16))).all())
 
     def _require_files(self, rows: slice) -> None:
         """Refuse a shard whose file is lost: it would read as missing samples, as one of unreadable records does."""
@@ -187,13 +218,14 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 def create_signals(path: str | Path, n_records: int, shard_records: int = SHARD_RECORDS) -> SignalStore:
     """Make an empty store (replacing one that stands there)."""
     path = Path(path)
-    create_group(path, _ATTRIBUTES, lambda group, _: _add_arrays(group, n_records, shard_records))
+    attributes = {**_ATTRIBUTES, "row_digest": ROW_DIGEST}
+    create_group(path, attributes, lambda group, _: _add_arrays(group, n_records, shard_records, _CODEC))
     return open_signals(path, mode="r+")
 
 
-def _add_arrays(group: zarr.Group, n_records: int, shard: int) -> None:
+def _add_arrays(group: zarr.Group, n_records: int, shard: int, codec: BloscCodec) -> None:
     shape, chunks = (n_records, len(LEADS), N_SAMPLES), (CHUNK_RECORDS, len(LEADS), N_SAMPLES)
-    add_array(group, "signals", shape, chunks, shard_rows=shard, dtype="int16", fill_value=MISSING, compressors=_CODEC)
+    add_array(group, "signals", shape, chunks, shard_rows=shard, dtype="int16", fill_value=MISSING, compressors=codec)
     add_array(group, "valid", (n_records,), (shard,), shard_rows=shard, dtype="int32", fill_value=0)
     digest_shape, digest_chunks = (n_records, DIGEST_BYTES), (shard, DIGEST_BYTES)
     add_array(group, "digest", digest_shape, digest_chunks, shard_rows=shard, dtype="uint8", fill_value=0)
@@ -208,23 +240,26 @@ def grow_signals(path: str | Path, n_kept: int, n_records: int) -> SignalStore:
     Raises
     ------
     StoreError
-        The first `n_kept` rows are not all written.
+        The first `n_kept` rows are not all written, or another tool laid them out.
     """
     path = Path(path)
     store = open_signals(path)
+    if store.codec is None or store.signals.chunks[0] != CHUNK_RECORDS:
+        raise StoreError(f"{path} was laid out by another tool and cannot grow; ingest without --append")
+    codec = store.codec
     store.content_digest(n_kept)
     n_shards = -(-n_kept // store.shard_records)
     arrays = (store.signals, store.valid, store.digest)
     files = [shard_file(path, array, shard) for shard in range(n_shards) for array in arrays]
 
     def fill(group: zarr.Group, folder: Path) -> None:
-        _add_arrays(group, n_records, store.shard_records)
+        _add_arrays(group, n_records, store.shard_records, codec)
         for file in files:
             if file.exists():  # there is none of a shard without a single readable record
                 link_or_copy(file, folder / file.relative_to(path))
         os.sync()
 
-    create_group(path, _ATTRIBUTES, fill)
+    create_group(path, {**_ATTRIBUTES, "row_digest": store.row_digest}, fill)
     return open_signals(path, mode="r+")
 
 

@@ -1,10 +1,17 @@
 """signals.zarr is written without zarr; zarr reads it, and would have written the same bytes."""
 
+import hashlib
+
 import numpy as np
 import pytest
+import xxhash
+import zarr
+from zarr.codecs import BloscCodec
 
-from cache._zarr import shard_file, write_shard
-from cache.signals import MISSING, create_signals
+from cache._zarr import create_group, shard_file, write_shard
+from cache.checks import signal_faults
+from cache.errors import StoreError
+from cache.signals import _CODEC, MISSING, SignalStore, _add_arrays, create_signals, grow_signals, open_signals
 
 
 def waves(n: int) -> np.ndarray:
@@ -31,3 +38,67 @@ def test_a_shard_of_unreadable_records_has_a_file(tmp_path):
     store.write_shard(0, np.full((16, 12, 5000), MISSING, dtype=np.int16), np.zeros(16))
     assert shard_file(store.path, store.signals, 0).exists()
     assert (store.read_uv(slice(0, 16)) == MISSING).all()
+
+
+def first_kind(path, n_records: int) -> SignalStore:
+    """Make a store as the first version did: bit-shuffled, digested by BLAKE2b without saying so."""
+    codec = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")
+    create_group(path, {"schema_version": 1}, lambda group, _: _add_arrays(group, n_records, 32, codec))
+    return open_signals(path, mode="r+")
+
+
+def test_a_store_of_the_first_kind_is_read_written_verified_and_grows(tmp_path):
+    path = tmp_path / "signals.zarr"
+    store, signals = first_kind(path, 40), waves(60)
+    for shard in range(2):
+        rows = store.rows_of(shard)
+        store.write_shard(shard, signals[rows], np.full(rows.stop - rows.start, 5000))
+    expected = hashlib.blake2b(signals[3].tobytes(), digest_size=16).digest()
+    assert np.asarray(store.digest[3]).tobytes() == expected
+    assert not list(signal_faults(path))
+    before = store.content_digest()
+    grown = grow_signals(path, 40, 60)
+    assert (grown.row_digest, grown.codec.shuffle.value) == ("blake2b_128", "bitshuffle")
+    grown.write_shard(1, signals[32:60], np.full(28, 5000))
+    assert np.array_equal(grown.read_uv(slice(0, 60)), signals)
+    assert grown.content_digest(40) == before
+    assert not list(signal_faults(path))
+
+
+def test_a_new_store_says_how_its_rows_are_digested(tmp_path):
+    store = create_signals(tmp_path / "signals.zarr", 1)
+    signals = waves(1)
+    store.write_shard(0, signals, np.array([5000]))
+    assert dict(store.group.attrs)["row_digest"] == "xxh3_128"
+    assert np.asarray(store.digest[0]).tobytes() == xxhash.xxh3_128_digest(signals[0].tobytes())
+
+
+def test_rows_packed_in_parts_give_the_bytes_of_rows_packed_at_once(tmp_path):
+    signals, valid = waves(40), np.full(40, 5000)
+    whole, parts = create_signals(tmp_path / "a", 40, 48), create_signals(tmp_path / "b", 40, 48)
+    whole.write_shard(0, signals, valid)
+    parts.write_packed(0, [parts.pack(signals[:32]), parts.pack(signals[32:])], valid)
+    for array in (whole.signals, whole.valid, whole.digest):
+        assert shard_file(whole.path, array, 0).read_bytes() == shard_file(parts.path, array, 0).read_bytes()
+
+
+def test_a_store_that_another_tool_laid_out_is_read_and_never_written(tmp_path):
+    path = tmp_path / "signals.zarr"
+    signals = waves(2)
+    group = zarr.create_group(path, zarr_format=3)
+    group.create_array("signals", data=signals)
+    group.create_array("valid", data=np.full(2, 5000, dtype=np.int32))
+    group.create_array("digest", data=np.ones((2, 16), dtype=np.uint8))
+    store = open_signals(path, mode="r+")
+    assert np.array_equal(store.read_uv(slice(0, 2)), signals)
+    with pytest.raises(StoreError, match="another tool"):
+        store.write_shard(0, signals, np.full(2, 5000))
+    with pytest.raises(StoreError, match="another tool"):
+        grow_signals(path, 2, 3)
+
+
+def test_an_unknown_way_of_digesting_is_named(tmp_path):
+    path = tmp_path / "signals.zarr"
+    create_group(path, {"row_digest": "md6"}, lambda group, _: _add_arrays(group, 1, 16, _CODEC))
+    with pytest.raises(StoreError, match="row_digest is 'md6'"):
+        open_signals(path)
