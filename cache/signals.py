@@ -18,6 +18,7 @@ from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_
 from cache.errors import StoreError
 from cache.files import link_or_copy
 from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
+from cache.places import Place, folder_of, name_within, place
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 RATE_HZ = 500
@@ -75,7 +76,7 @@ class SignalStore:
         What packs the signals; None where another tool laid them out, which is read and never written.
     """
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
+    def __init__(self, path: Place, group: zarr.Group) -> None:
         self.path = path
         self.group = group
         try:
@@ -95,6 +96,11 @@ class SignalStore:
 
     def __len__(self) -> int:
         return int(self.signals.shape[0])
+
+    @property
+    def chunk_records(self) -> int:
+        """Rows of a chunk: what is packed together."""
+        return int(self.signals.chunks[0])
 
     @property
     def n_shards(self) -> int:
@@ -134,13 +140,13 @@ class SignalStore:
                 f"{self.path} was laid out by another tool and is not written into; remove it, or name another"
             )
         rows = np.ascontiguousarray(signals_uv, dtype=np.int16)
-        chunks = pack_chunks(rows, chunk_rows=self.signals.chunks[0], fill=MISSING, packer=packer_of(self.codec))
+        chunks = pack_chunks(rows, chunk_rows=self.chunk_records, fill=MISSING, packer=packer_of(self.codec))
         return PackedRows(chunks, self.digests_of(rows))
 
     def write_packed(self, shard: int, parts: Sequence[PackedRows], valid: np.ndarray) -> None:
         """Write one whole shard from its rows, packed part by part; all parts but the last are whole chunks."""
         chunks = (chunk for part in parts for chunk in part.chunks)
-        pieces = shard_pieces(chunks, self.shard_records // self.signals.chunks[0])
+        pieces = shard_pieces(chunks, self.shard_records // self.chunk_records)
         write_durably(shard_file(self.path, self.signals, shard), self.path / self.signals.basename, pieces)
         write_shard(self.path, self.valid, shard, self.shard_records, valid.astype(np.int32))
         digests = np.concatenate([part.digests for part in parts])
@@ -217,7 +223,7 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 
 def create_signals(path: str | Path, n_records: int, shard_records: int = SHARD_RECORDS) -> SignalStore:
     """Make an empty store (replacing one that stands there)."""
-    path = Path(path)
+    path = folder_of(path)
     attributes = {**_ATTRIBUTES, "row_digest": ROW_DIGEST}
     create_group(path, attributes, lambda group, _: _add_arrays(group, n_records, shard_records, _CODEC))
     return open_signals(path, mode="r+")
@@ -242,7 +248,7 @@ def grow_signals(path: str | Path, n_kept: int, n_records: int) -> SignalStore:
     StoreError
         The first `n_kept` rows are not all written, or another tool laid them out.
     """
-    path = Path(path)
+    path = folder_of(path)
     store = open_signals(path)
     if store.codec is None or store.signals.chunks[0] != CHUNK_RECORDS:
         raise StoreError(f"{path} was laid out by another tool and cannot grow; ingest without --append")
@@ -250,20 +256,20 @@ def grow_signals(path: str | Path, n_kept: int, n_records: int) -> SignalStore:
     store.content_digest(n_kept)
     n_shards = -(-n_kept // store.shard_records)
     arrays = (store.signals, store.valid, store.digest)
-    files = [shard_file(path, array, shard) for shard in range(n_shards) for array in arrays]
+    files = [name_within(path, shard_file(path, array, shard)) for shard in range(n_shards) for array in arrays]
 
     def fill(group: zarr.Group, folder: Path) -> None:
         _add_arrays(group, n_records, store.shard_records, codec)
         for file in files:
-            if file.exists():  # there is none of a shard without a single readable record
-                link_or_copy(file, folder / file.relative_to(path))
+            if (path / file).exists():  # there is none of a shard without a single readable record
+                link_or_copy(path / file, folder / file)
         os.sync()
 
     create_group(path, {**_ATTRIBUTES, "row_digest": store.row_digest}, fill)
     return open_signals(path, mode="r+")
 
 
-def open_signals(path: str | Path = "signals.zarr", mode: str = "r") -> SignalStore:
-    """Open signals.zarr; read-only unless `mode` is "r+"."""
-    path = Path(path)
+def open_signals(path: str | Place = "signals.zarr", mode: str = "r") -> SignalStore:
+    """Open signals.zarr, a folder or a URL such as `s3://bucket/signals.zarr`; read-only unless `mode` is "r+"."""
+    path = place(path)
     return SignalStore(path, open_group(path, made_by="ensemble ingest", mode=mode))

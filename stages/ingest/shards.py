@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,18 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.files import write_text
-from cache.signals import LEADS, MISSING, N_SAMPLES, SignalStore, open_signals
+from cache.signals import LEADS, MISSING, N_SAMPLES, PackedRows, SignalStore, open_signals
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.table import Rows
-from stages.readers import standardise
+from stages.readers import Counts, Quality, Recording, standardise_block
 from stages.readers.limbs import derive_limb_leads, limb_suspicions
 
 Progress = Callable[[int, int], None]
-PROGRESS_EVERY = 32
-WRITERS = 2
+_Packing = Future[tuple[PackedRows, list[str | None]]]
+BLOCK_RECORDS = 64
+"""Read and packed at once: large enough for array calls, small enough for the processor's cache."""
+PACKERS, SHARDS_AHEAD = 2, 2
+"""Threads that pack; shards that may wait for the disk."""
 LONGEST_REASON = 300
 QUALITY = {
     "sampling_rate_hz": "float64",
@@ -134,21 +138,31 @@ class _Report:
 
 
 def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
-    """Read in this thread while two others pack, digest and write the shards before."""
+    """Read in this thread, while others pack the blocks before and one writes the shards before."""
     if not tasks:
         return
     store = open_signals(tasks[0].signals, mode="r+")
+    rows = max(BLOCK_RECORDS // store.chunk_records, 1) * store.chunk_records
     # Made once for the whole run: asking the system for memory anew costs more than reading into it.
-    buffers = [_buffer(max(t.n_records for t in tasks)) for _ in range(min(WRITERS + 1, len(tasks)))]
+    free: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(PACKERS + 2):
+        free.put(np.empty((rows, len(LEADS), N_SAMPLES), dtype=np.int16))
     writing: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITERS) as pool:
-        for turn, task in enumerate(tasks):
-            read = _read_shard(task, buffers[turn % len(buffers)], report)
-            if len(writing) == WRITERS:
+    with ThreadPoolExecutor(PACKERS) as packers, ThreadPoolExecutor(1) as writer:
+        for task in tasks:
+            blocks = [
+                (judged, packers.submit(_pack, store, block, judged, free))
+                for block, judged in _read_shard(task, rows, free, report)
+            ]
+            if len(writing) == SHARDS_AHEAD:
                 writing.popleft().result()
-            writing.append(pool.submit(_write_shard, store, task, read, work))
+            writing.append(writer.submit(_write_shard, store, task, blocks, work))
         for future in writing:
             future.result()
+
+
+def _silent(_: int) -> None:
+    """Report nothing: a process of its own has nobody to report to."""
 
 
 def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead: int) -> Iterator[Task]:
@@ -157,7 +171,7 @@ def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead
     waiting = iter(tasks)
     while True:
         for task in itertools.islice(waiting, n_ahead - len(running)):
-            running[pool.submit(_read_and_write, task, work)] = task
+            running[pool.submit(_run_here, [task], work, _silent)] = task
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -169,56 +183,60 @@ def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A shard in memory: what signals.zarr takes, and the quality columns of its new rows."""
+class _Judged:
+    """What is known of the rows of a block: valid lengths of all, and the quality columns of the new ones."""
 
-    signals_uv: np.ndarray
+    n_kept: int
     valid: np.ndarray
     told: dict[str, list[Any]]
 
 
-def _buffer(n_records: int) -> np.ndarray:
-    return np.empty((n_records, len(LEADS), N_SAMPLES), dtype=np.int16)
+Block = tuple[np.ndarray, _Judged]
 
 
-def _read_shard(task: Task, buffer: np.ndarray, report: Callable[[int], None] | None = None) -> _Read:
+def _read_shard(
+    task: Task, n_rows: int, free: SimpleQueue[np.ndarray], report: Callable[[int], None]
+) -> Iterator[Block]:
+    """Read a shard in blocks of `n_rows`, into arrays that are free."""
     cohort = _cohort(task.source, task.folder, task.options)
-    signals_uv = buffer[: task.n_records]
-    valid = np.zeros(task.n_records, dtype=np.int32)
-    _copy_kept(task, signals_uv, valid)
-    told: dict[str, list[Any]] = {name: [] for name in QUALITY}
-    for k, path in enumerate(task.paths):
-        row = task.n_kept + k
-        judged = _read_record(cohort, path, task.refused.get(k), signals_uv[row])
-        if task.derive_leads and judged["missing_leads"]:
-            judged["derived_leads"] = derive_limb_leads(signals_uv[row], judged["missing_leads"])
-        valid[row] = judged.pop("valid")
-        for name in QUALITY:
-            told[name].append(judged.get(name))
-        if report is not None and (k + 1) % PROGRESS_EVERY == 0:
-            report(PROGRESS_EVERY)
-    if report is not None:
-        report(len(task.paths) % PROGRESS_EVERY)
-    return _Read(signals_uv, valid, told)
+    kept, valid = _kept(task)
+    for start in range(0, task.n_records, n_rows):
+        there = kept[start : start + n_rows]
+        paths = task.paths[max(start - task.n_kept, 0) : max(start + n_rows - task.n_kept, 0)]
+        first = max(start - task.n_kept, 0)
+        refused = [task.refused.get(first + k) for k in range(len(paths))]
+        block = free.get()[: len(there) + len(paths)]
+        block[: len(there)] = there
+        told = _read_records(cohort, paths, refused, block[len(there) :], derive_leads=task.derive_leads)
+        lengths = np.array([*valid[start : start + n_rows], *told.pop("valid")], dtype=np.int32)
+        report(len(paths))
+        yield block, _Judged(len(there), lengths, told)
 
 
-def _copy_kept(task: Task, signals_uv: np.ndarray, valid: np.ndarray) -> None:
-    if task.n_kept:
-        store = open_signals(task.signals)
-        start = store.rows_of(task.shard).start
-        rows = slice(start, start + task.n_kept)
-        signals_uv[: task.n_kept], valid[: task.n_kept] = store.read_uv(rows), np.asarray(store.valid[rows])
+def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return the signals and valid lengths of the rows that stay."""
+    store = open_signals(task.signals)
+    start = store.rows_of(task.shard).start
+    rows = slice(start, start + task.n_kept)
+    return store.read_uv(rows), np.asarray(store.valid[rows])
 
 
-def _write_shard(store: SignalStore, task: Task, read: _Read, work: Path) -> None:
-    read.told["limb_swap"] = limb_suspicions(read.signals_uv[task.n_kept :])
-    store.write_shard(task.shard, read.signals_uv, read.valid)
-    write_text(_told(work, task.shard), json.dumps(read.told))
+def _pack(
+    store: SignalStore, block: np.ndarray, judged: _Judged, free: SimpleQueue[np.ndarray]
+) -> tuple[PackedRows, list[str | None]]:
+    """Pack a block and look for exchanged leads; then its array is free again."""
+    try:
+        return store.pack(block), limb_suspicions(block[judged.n_kept :])
+    finally:
+        free.put(block.base if block.base is not None else block)
 
 
-def _read_and_write(task: Task, work: Path) -> None:
-    store = open_signals(task.signals, mode="r+")
-    _write_shard(store, task, _read_shard(task, _buffer(task.n_records)), work)
+def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[_Judged, _Packing]], work: Path) -> None:
+    packed, swaps = zip(*(packing.result() for _, packing in blocks), strict=True)
+    store.write_packed(task.shard, packed, np.concatenate([judged.valid for judged, _ in blocks]))
+    told = {name: [value for judged, _ in blocks for value in judged.told[name]] for name in QUALITY}
+    told["limb_swap"] = [swap for block in swaps for swap in block]
+    write_text(_told(work, task.shard), json.dumps(told))
 
 
 @lru_cache(maxsize=4)
@@ -226,16 +244,33 @@ def _cohort(source: str, folder: str, options: str) -> Cohort:
     return open_cohort(source, folder, json.loads(options))
 
 
-def _read_record(cohort: Cohort, path: str, refused: str | None, out: np.ndarray) -> dict[str, Any]:
-    reason = refused
-    if reason is None:
-        try:
-            judged = vars(standardise(cohort.read(path), out))
-            return {**judged, "status": "ok", "reason": None, "derived_leads": ()}
-        except InputError as error:
-            reason = str(error)
-        # One record must not stop the run, whatever is wrong with it; the reason names what happened.
-        except Exception as error:
-            reason = f"unforeseen {type(error).__name__}: {error}"
-    out.fill(MISSING)
-    return {**dict.fromkeys(QUALITY), "valid": 0, "status": "bad", "reason": " ".join(reason.split())[:LONGEST_REASON]}
+def _read_records(
+    cohort: Cohort, paths: Sequence[str], refused: Sequence[str | None], out: np.ndarray, *, derive_leads: bool
+) -> dict[str, list[Any]]:
+    """Read records into the rows of `out`; returns columns: those of quality, and `valid`."""
+    failed: dict[int, Exception] = {row: InputError(why) for row, why in enumerate(refused) if why is not None}
+    recordings: list[Recording | Counts | None] = [None] * len(paths)
+    for row, path in enumerate(paths):
+        if row not in failed:
+            try:
+                recordings[row] = cohort.read(path)
+            # One record must not stop the run, whatever is wrong with it; the reason names what happened.
+            except Exception as error:
+                failed[row] = error
+    told: dict[str, list[Any]] = {name: [] for name in (*QUALITY, "valid")}
+    for row, judged in enumerate(standardise_block(recordings, out)):
+        if isinstance(judged, Quality):
+            columns = {**vars(judged), "status": "ok", "derived_leads": ()}
+            if derive_leads and judged.missing_leads:
+                columns["derived_leads"] = derive_limb_leads(out[row], judged.missing_leads)
+        else:
+            out[row].fill(MISSING)
+            columns = {"status": "bad", "reason": _reason(failed.get(row, judged)), "valid": 0}
+        for name, column in told.items():
+            column.append(columns.get(name))
+    return told
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, InputError) else f"unforeseen {type(error).__name__}: {error}"
+    return " ".join(text.split())[:LONGEST_REASON]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,47 +27,47 @@ def inside(folder: str | Path, relative: str) -> str:
     return path
 
 
-@contextlib.contextmanager
-def open_inside(folder: str | Path, relative: str) -> Iterator[int]:
-    """Open a file below `folder` for reading, as `inside` allows it; gives the descriptor.
+def open_file(folder: str | Path, relative: str) -> int:
+    """Open a file below `folder` for reading, as `inside` allows it; returns the descriptor, which the caller closes.
 
     Raises
     ------
     InputError
-        It leaves the folder, does not exist or cannot be opened.
+        It leaves the folder, does not exist, is no file or cannot be opened.
     """
-    _check(relative)
     name = os.path.basename(relative)
+    _check(relative)
     try:
         descriptor = _open(str(folder), relative)
     except FileNotFoundError:
         raise InputError(f"{name} does not exist") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror})") from error
-    try:
-        yield descriptor
-    finally:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise InputError(f"{name} is not a file")
+    return descriptor
 
 
 def _check(relative: str) -> None:
     if not relative or "\0" in relative or len(relative) > 4096:
         raise InputError(f"path {relative[:80]!r} is empty or not a path")
-    parts = relative.replace("\\", "/").split("/")
-    if os.path.isabs(relative) or ".." in parts:
+    if relative[0] == "/" or (".." in relative and ".." in relative.replace("\\", "/").split("/")):
         raise InputError(f"path '{relative}' leaves the cohort's folder")
 
 
 def _open(base: str, relative: str) -> int:
     above, _, name = relative.rpartition("/")
-    if name not in ("", ".") and _plain(os.path.join(base, above) if above else base, base):
+    # Without O_NONBLOCK a named pipe would be waited for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    if name not in ("", ".") and _plain(f"{base}/{above}" if above else base, base):
         # The kernel itself refuses a link here, which spares looking first; millions of files are opened this way.
         try:
-            return os.open(os.path.join(base, relative), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(f"{base}/{relative}", flags | os.O_NOFOLLOW)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-    return os.open(inside(base, relative), os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(inside(base, relative), flags)
 
 
 @lru_cache(maxsize=65536)

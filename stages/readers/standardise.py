@@ -71,33 +71,11 @@ def _columns(leads: tuple[str, ...]) -> list[tuple[int, int]]:
 def _from_counts(counts: Counts, columns: list[tuple[int, int]], out: np.ndarray) -> Quality:
     valid = min(len(counts.samples), N_SAMPLES)
     _leave_missing(out, columns, valid)
+    at_limit = 0
     for place, column in columns:
         out[place, :valid] = counts.samples[:valid, column]
-    places = [place for place, _ in columns]
-    rows = out[places[0] : places[-1] + 1, :valid] if _adjacent(places) else None
-    factor = _common_factor(counts, [column for _, column in columns])
-    if rows is not None and factor is not None and valid:
-        widest = max(-int(rows.min()), int(rows.max()))
-        if widest < LIMIT_UV and widest * abs(factor) < LIMIT_UV:
-            if factor != 1:
-                np.multiply(rows, np.int16(factor), out=rows)
-            return _judge(out, columns, valid, 0, counts)
-    at_limit = sum(
-        _look_up(out[place, :valid], counts.gains_per_mv[column], counts.baselines[column]) for place, column in columns
-    )
+        at_limit += _look_up(out[place, :valid], counts.gains_per_mv[column], counts.baselines[column])
     return _judge(out, columns, valid, at_limit, counts)
-
-
-def _adjacent(places: list[int]) -> bool:
-    return places[-1] - places[0] + 1 == len(places)
-
-
-def _common_factor(counts: Counts, columns: list[int]) -> int | None:
-    """Return the whole number of microvolts that one count is in every lead, if there is one."""
-    gain = counts.gains_per_mv[columns[0]]
-    factor = 1000.0 / gain
-    alike = all(counts.gains_per_mv[c] == gain and counts.baselines[c] == 0 for c in columns)
-    return int(factor) if alike and factor.is_integer() and 0 < abs(factor) <= LIMIT_UV else None
 
 
 def _look_up(row: np.ndarray, gain: float, baseline: int) -> int:

@@ -5,7 +5,6 @@ A malformed time or date in the record line is passed over; anything that would 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ _SIGNAL = re.compile(
     r"(?:\s+(?P<checksum>[+-]?\d{1,12})(?:\s+(?P<block>[+-]?\d{1,12})(?:\s+(?P<lead>\S.*))?)?)?)?)?)?)?\s*$",
     re.ASCII,
 )
+_INTEGERS = re.compile(r"[+-]?\d{1,12}(?: [+-]?\d{1,12})*", re.ASCII)
 _MILLIVOLTS_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
 
 
@@ -70,17 +70,51 @@ def _per_mv(gain: float, units: str, lead: str) -> float:
     return gain / scale
 
 
+class Layout(NamedTuple):
+    """What the signal lines of many headers have in common: all but file name, first value and checksum, per lead.
+
+    Attributes
+    ----------
+    plain
+        Every lead is of format 16, one sample a frame, without skew.
+    fault
+        Why a lead cannot be turned into mV; None where all can.
+    """
+
+    leads: tuple[str, ...]
+    gains_per_mv: tuple[float, ...]
+    baselines: tuple[int, ...]
+    offset: int
+    plain: bool
+    fault: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header; `n_samples` is None where it is not stated, `signals` is empty for a multi-segment record."""
+    """A header; `n_samples` is None where it is not stated; without signals where the record has segments.
+
+    Attributes
+    ----------
+    layout
+        None where there are no signals.
+    file_names, initials
+        Per signal; initials are None where they are not stated.
+    """
 
     name: str
     n_segments: int
     rate_hz: float
     n_samples: int | None
-    signals: tuple[SignalLine, ...]
+    layout: Layout | None
+    file_names: tuple[str, ...]
+    initials: tuple[int | None, ...]
     signal_lines: tuple[str, ...]
     comments: tuple[str, ...]
+
+    @property
+    def signals(self) -> tuple[SignalLine, ...]:
+        """Everything that the signal lines say."""
+        return () if self.n_segments else tuple(_parsed(line) for line in self.signal_lines)
 
 
 def parse_header(content: bytes) -> Header:
@@ -93,27 +127,33 @@ def parse_header(content: bytes) -> Header:
     """
     if len(content) > MAX_HEADER_BYTES:
         raise InputError(f"its header has {len(content)} bytes, more than {MAX_HEADER_BYTES}")
-    lines = [line.strip() for line in _decoded(content).splitlines()]
-    comments = tuple(line for line in lines if line.startswith("#"))
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines: list[str] = []
+    comments: list[str] = []
+    for line in _decoded(content).splitlines():
+        plain = line.strip()
+        if plain:
+            (comments if plain[0] == "#" else lines).append(plain)
     record = _RECORD.match(lines[0]) if lines else None
     if record is None:
         raise InputError(f"its record line cannot be read: {(lines[0] if lines else '')[:80]!r}")
-    n_signals, n_segments = int(record["signals"]), int(record["segments"] or 0)
-    rate_hz = float(record["rate"] or DEFAULT_RATE_HZ)
+    name, segments, signals, rate, samples = record.groups()
+    n_signals, n_segments, rate_hz = int(signals), int(segments or 0), float(rate or DEFAULT_RATE_HZ)
     if n_signals > MAX_SIGNALS or not 0 < rate_hz < 1e6:
         raise InputError(f"its record line says {n_signals} signals at {rate_hz:g} Hz")
     if n_segments == 0 and len(lines) - 1 < n_signals:
         raise InputError(f"its header promises {n_signals} signals and describes {len(lines) - 1}")
     described = lines[1:] if n_segments else lines[1 : 1 + n_signals]
+    layout, file_names, initials = (None, (), ()) if n_segments or not n_signals else _columns(described)
     return Header(
-        name=record["name"],
+        name=name,
         n_segments=n_segments,
         rate_hz=rate_hz,
-        n_samples=int(record["samples"] or 0) or None,
-        signals=() if n_segments else tuple(_signal(line) for line in described),
+        n_samples=int(samples or 0) or None,
+        layout=layout,
+        file_names=file_names,
+        initials=initials,
         signal_lines=tuple(described),
-        comments=comments,
+        comments=tuple(comments),
     )
 
 
@@ -124,25 +164,49 @@ def _decoded(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _signal(line: str) -> SignalLine:
-    cells = line.split(None, 8)
-    if len(cells) == 9 and cells[5].isascii() and cells[6].isascii():
+def _columns(lines: list[str]) -> tuple[Layout, tuple[str, ...], tuple[int | None, ...]]:
+    """Return what the signal lines say: their layout, and each lead's file and first value."""
+    cells = [line.split(None, 8) for line in lines]
+    if min(map(len, cells)) == 9:
         # The lines of a collection differ in file name, first value and checksum alone: the rest is parsed once.
-        with contextlib.suppress(ValueError):
-            file, fmt, gain, bits, zero, initial, checksum, block, lead = cells
-            like = _like(fmt, gain, bits, zero, block, lead)
-            if like is not None:
-                return SignalLine(file, *like[1:8], int(initial), int(checksum), like[10])
-    return _parsed(line)
+        files, formats, gains, bits, zeros, initials, checksums, blocks, leads = zip(*cells, strict=True)
+        if _INTEGERS.fullmatch(" ".join(initials + checksums)):
+            layout = _like(formats, gains, bits, zeros, blocks, leads)
+            if layout is not None:
+                return layout, files, tuple(map(int, initials))
+    signals = [_parsed(line) for line in lines]
+    return _layout(signals), tuple(s.file_name for s in signals), tuple(s.initial for s in signals)
 
 
 @lru_cache(maxsize=4096)
-def _like(fmt: str, gain: str, bits: str, zero: str, block: str, lead: str) -> SignalLine | None:
-    """Return what all lines that have these cells share; None where they need a closer look."""
+def _like(*cells: tuple[str, ...]) -> Layout | None:
+    """Return the layout of all lines that have these cells; None where they need a closer look."""
     try:
-        return _parsed(f"file {fmt} {gain} {bits} {zero} 0 0 {block} {lead}")
+        return _layout(
+            [
+                _parsed(f"file {fmt} {gain} {bits} {zero} 0 0 {block} {lead}")
+                for fmt, gain, bits, zero, block, lead in zip(*cells, strict=True)
+            ]
+        )
     except InputError:
         return None
+
+
+def _layout(signals: list[SignalLine]) -> Layout:
+    gains, fault = [], None
+    for signal in signals:
+        try:
+            gains.append(signal.gain_per_mv)
+        except InputError as error:
+            fault = fault or str(error)
+    return Layout(
+        leads=tuple(s.lead for s in signals),
+        gains_per_mv=tuple(gains),
+        baselines=tuple(s.baseline for s in signals),
+        offset=signals[0].offset,
+        plain=all(s.format == "16" and s.samples_per_frame == 1 and s.skew == 0 for s in signals),
+        fault=fault,
+    )
 
 
 def _parsed(line: str) -> SignalLine:

@@ -6,6 +6,7 @@ The direct way gives exactly what wfdb gives, some tens of times faster, because
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import tempfile
 import warnings
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import InputError
-from stages.readers.paths import inside, open_inside
+from stages.readers.paths import inside, open_file
 from stages.readers.recording import READ_MARGIN_S, SECONDS_KEPT, Counts, Recording
-from stages.readers.wfdb_header import MAX_HEADER_BYTES, Header, SignalLine, parse_header
+from stages.readers.wfdb_header import MAX_HEADER_BYTES, Header, Layout, parse_header
 
 MAX_SAMPLES = 50_000_000
 USUAL_HEADER_BYTES = 8192
@@ -43,52 +44,46 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
         raise InputError("its path is empty: the list names no file")
     header = read_header(folder, relative)
     above = os.path.dirname(relative)
-    if header.n_segments == 0 and not header.signals:
+    layout = header.layout
+    if layout is None and header.n_segments == 0:
         raise InputError("its header describes no signals")
-    if _is_direct(header):
-        return _read_direct(header, folder, above)
+    if layout is not None and layout.plain and header.file_names.count(header.file_names[0]) == len(header.file_names):
+        return _read_direct(header, layout, folder, above)
     return _read_with_wfdb(header, folder, relative)
 
 
 def read_header(folder: str | Path, path: str) -> Header:
     """Read and parse `path`.hea."""
-    with open_inside(folder, path + ".hea") as descriptor:
+    descriptor = open_file(folder, path + ".hea")
+    try:
         content = os.read(descriptor, USUAL_HEADER_BYTES)
         if len(content) == USUAL_HEADER_BYTES:
             content += os.read(descriptor, MAX_HEADER_BYTES)
-        return parse_header(content)
+    finally:
+        os.close(descriptor)
+    return parse_header(content)
 
 
-def _is_direct(header: Header) -> bool:
-    first = header.signals[0] if header.signals else None
-    return first is not None and all(
-        s.format == "16" and s.samples_per_frame == 1 and s.skew == 0 and s.file_name == first.file_name
-        for s in header.signals
-    )
-
-
-def _read_direct(header: Header, folder: str | Path, above: str) -> Counts:
-    first, n_signals = header.signals[0], len(header.signals)
-    with open_inside(folder, _beside(above, first.file_name)) as descriptor:
-        held = os.fstat(descriptor).st_size - first.offset
+def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str) -> Counts:
+    file_name, offset, n_signals = header.file_names[0], layout.offset, len(layout.leads)
+    descriptor = open_file(folder, _beside(above, file_name))
+    try:
+        held = os.fstat(descriptor).st_size - offset
         n_samples = header.n_samples or held // (2 * n_signals)
         promised = n_samples * 2 * n_signals
         if held < promised:
-            raise InputError(f"{first.file_name} is cut short: it holds {max(held, 0)} of {promised} bytes of samples")
+            raise InputError(f"{file_name} is cut short: it holds {max(held, 0)} of {promised} bytes of samples")
         if n_samples <= 0:
-            raise InputError(f"{first.file_name} holds no samples")
+            raise InputError(f"{file_name} holds no samples")
         wanted = min(n_samples, int((SECONDS_KEPT + READ_MARGIN_S) * header.rate_hz) + 1)
-        samples = _samples(descriptor, first, wanted, n_signals)
+        samples = _samples(descriptor, file_name, offset, wanted, n_signals)
         if held - promised >= 2 * n_signals or (wanted == n_samples and not _begins_as_stated(header, samples)):
             _check_sums(header, descriptor, n_samples)
-    return Counts(
-        samples=samples,
-        leads=tuple(s.lead for s in header.signals),
-        gains_per_mv=tuple(s.gain_per_mv for s in header.signals),
-        baselines=tuple(s.baseline for s in header.signals),
-        rate_hz=header.rate_hz,
-        n_samples=n_samples,
-    )
+    finally:
+        os.close(descriptor)
+    if layout.fault is not None:
+        raise InputError(layout.fault)
+    return Counts(samples, layout.leads, layout.gains_per_mv, layout.baselines, header.rate_hz, n_samples)
 
 
 def _beside(above: str, file_name: str) -> str:
@@ -97,25 +92,27 @@ def _beside(above: str, file_name: str) -> str:
     return f"{above}/{file_name}" if above else file_name
 
 
-def _samples(descriptor: int, first: SignalLine, n_samples: int, n_signals: int) -> np.ndarray:
+def _samples(descriptor: int, file_name: str, offset: int, n_samples: int, n_signals: int) -> np.ndarray:
     samples = np.empty((n_samples, n_signals), dtype="<i2")
-    if os.preadv(descriptor, [samples.data.cast("B")], first.offset) != samples.nbytes:
-        raise InputError(f"{first.file_name} could not be read to its end")
+    if os.preadv(descriptor, [samples.data.cast("B")], offset) != samples.nbytes:
+        raise InputError(f"{file_name} could not be read to its end")
     return samples
 
 
 def _begins_as_stated(header: Header, samples: np.ndarray) -> bool:
     """Whether a lead begins with the value its header states; all zero means that nothing was stated."""
-    stated = [s.initial for s in header.signals]
-    return None in stated or not any(stated) or bool((samples[0] == stated).any())
+    stated = header.initials
+    return None in stated or not any(stated) or any(map(operator.eq, samples[0].tolist(), stated))
 
 
 def _check_sums(header: Header, descriptor: int, n_samples: int) -> None:
     """Refuse samples that are not those the header was written for: then no lead has the checksum it states."""
-    first, n_signals = header.signals[0], len(header.signals)
-    if n_samples * n_signals <= MAX_SAMPLES:
-        sums = _samples(descriptor, first, n_samples, n_signals).sum(axis=0, dtype=np.int64)
-        checksums = [s.checksum for s in header.signals]
+    signals = header.signals
+    first = signals[0]
+    if n_samples * len(signals) <= MAX_SAMPLES:
+        samples = _samples(descriptor, first.file_name, first.offset, n_samples, len(signals))
+        sums = samples.sum(axis=0, dtype=np.int64)
+        checksums = [s.checksum for s in signals]
         if any(c is not None and (int(t) - c) % 65536 == 0 for t, c in zip(sums, checksums, strict=True)):
             return
     raise InputError(f"header and {first.file_name} disagree (size or first values, and every checksum)")
@@ -164,7 +161,7 @@ def _cleaned(header: Header, folder: str | Path, above: str) -> Iterator[str]:
         samples = f" {header.n_samples}" if header.n_samples else ""
         lines = [f"record {len(header.signals)} {header.rate_hz:.12g}{samples}", *header.signal_lines]
         Path(temporary, "record.hea").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for file_name in {s.file_name for s in header.signals}:
+        for file_name in set(header.file_names):
             Path(temporary, file_name).symlink_to(os.path.abspath(inside(folder, _beside(above, file_name))))
         yield str(Path(temporary, "record"))
 
@@ -174,7 +171,7 @@ def _from_wfdb(record: object, header: Header) -> Recording:
     if signals is None:
         raise InputError("it has no samples")
     signals_mv = np.ascontiguousarray(signals.T, dtype=np.float64)
-    if header.signals:
+    if not header.n_segments:
         for row, line in zip(signals_mv, header.signals, strict=True):
             np.multiply(row, line.gain / line.gain_per_mv, out=row)
     elif any(unit.lower() != "mv" for unit in record.units):  # type: ignore[attr-defined]
