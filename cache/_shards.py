@@ -1,4 +1,4 @@
-"""Shards of uncompressed chunks, encoded, written and read without a detour: what embedding stores are made of.
+"""Shards of uncompressed chunks, encoded and read without a detour: what embedding stores are made of.
 
 The bytes are Zarr v3's own (`sharding_indexed`, each chunk and the index followed by a crc32c); zarr reads them too.
 Lives here because zarr's general path writes a shard at a third of the disk's rate, and keeps no file of a shard that
@@ -7,18 +7,16 @@ is all fill value, so that "nothing came of these records" could not be told fro
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
 
-from cache.files import sync
+from cache._sources import Source, opened
+from cache.places import Place
 
 ABSENT = 2**64 - 1
 """In both fields of an index entry: the shard holds nothing of that chunk."""
@@ -38,7 +36,7 @@ class PlainShards:
         Rows of a chunk (of one group), and of a shard (of all groups).
     """
 
-    folder: Path
+    folder: Place
     n_rows: int
     groups: int
     width: int
@@ -48,7 +46,7 @@ class PlainShards:
     fill: Any
 
     @classmethod
-    def of(cls, path: Path, array: zarr.Array) -> PlainShards | None:
+    def of(cls, path: Place, array: zarr.Array) -> PlainShards | None:
         """Return the layout of an array of the store at `path`, or None where only zarr itself can read it."""
         if not _is_plain(array.metadata.to_dict()):
             return None
@@ -101,7 +99,7 @@ class PlainShards:
         padded[: len(rows)] = rows
         return padded
 
-    def read(self, file: Path, rows: slice, group: int | None, out: np.ndarray) -> None:
+    def read(self, file: Place, rows: slice, group: int | None, out: np.ndarray) -> None:
         """Read rows of one shard into `out` [rows, groups or 1, width].
 
         Raises
@@ -111,38 +109,43 @@ class PlainShards:
         OSError
             The file cannot be read.
         """
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            index = self._read_index(descriptor)
-            for at, wanted in enumerate(range(self.groups) if group is None else (group,)):
-                for number in range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows)):
-                    offset, size = (int(v) for v in index[number, wanted])
-                    first = number * self.chunk_rows
-                    low, high = max(rows.start, first), min(rows.stop, first + self.chunk_rows)
-                    target = out[low - rows.start : high - rows.start, at]
-                    self._read_chunk(descriptor, offset, size, slice(low - first, high - first), target)
-        finally:
-            os.close(descriptor)
+        with opened(file) as source:
+            wanted = self._wanted(self._read_index(source), rows, range(self.groups) if group is None else (group,))
+            source.expect([(offset, size) for *_, offset, size in wanted if offset != ABSENT])
+            for at, number, offset, size in wanted:
+                first = number * self.chunk_rows
+                low, high = max(rows.start, first), min(rows.stop, first + self.chunk_rows)
+                target = out[low - rows.start : high - rows.start, at]
+                self._read_chunk(source, offset, size, slice(low - first, high - first), target)
 
-    def _read_index(self, descriptor: int) -> np.ndarray:
-        start = os.fstat(descriptor).st_size - self._index_bytes
-        if start < 0:
+    def _wanted(self, index: np.ndarray, rows: slice, groups: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """Return of each chunk that holds some of the rows: position of its group, number, offset and size."""
+        numbers = range(rows.start // self.chunk_rows, -(-rows.stop // self.chunk_rows))
+        found = [
+            (at, number, int(index[number, group, 0]), int(index[number, group, 1]))
+            for at, group in enumerate(groups)
+            for number in numbers
+        ]
+        if any(offset != ABSENT and size != self._chunk_bytes + CRC_BYTES for *_, offset, size in found):
+            raise ValueError("a chunk has another size than the array's")
+        return found
+
+    def _read_index(self, source: Source) -> np.ndarray:
+        raw = source.end(self._index_bytes)
+        if len(raw) != self._index_bytes:
             raise ValueError("the file is cut off")
-        raw = os.pread(descriptor, self._index_bytes, start)
         if _crc(raw[:-CRC_BYTES]) != raw[-CRC_BYTES:]:
             raise ValueError("checksum of the index does not match")
         return np.frombuffer(raw[:-CRC_BYTES], dtype="<u8").reshape(self._grid_rows, self.groups, 2)
 
-    def _read_chunk(self, descriptor: int, offset: int, size: int, rows: slice, target: np.ndarray) -> None:
+    def _read_chunk(self, source: Source, offset: int, size: int, rows: slice, target: np.ndarray) -> None:
         if offset == ABSENT:
             target[...] = self.fill
             return
-        if size != self._chunk_bytes + CRC_BYTES:
-            raise ValueError("a chunk has another size than the array's")
         direct = target.nbytes == self._chunk_bytes and target.flags.c_contiguous and target.dtype == self.dtype
         chunk = target if direct else np.empty((self.chunk_rows, self.width), dtype=self.dtype)
         raw, stored = chunk.reshape(-1).view(np.uint8), bytearray(CRC_BYTES)
-        if os.preadv(descriptor, [raw.data, stored], offset) != size:
+        if source.read_into([raw.data, stored], offset) != size:
             raise ValueError("the file is cut off")
         if _crc(raw) != bytes(stored):
             raise ValueError("checksum does not match")
@@ -168,44 +171,3 @@ def _is_plain(metadata: Any) -> bool:
         and [c["name"] for c in inner["index_codecs"]] == [c["name"] for c in _INNER]
         and all(c.get("configuration", {}).get("endian", "little") == "little" for c in inner["codecs"])
     )
-
-
-Pieces = Iterable[np.ndarray | bytes]
-
-
-def write_durably(file: Path, top: Path, pieces: Pieces) -> None:
-    """Write a file all or nothing and flush it, its name and the folders up to `top` to the disk.
-
-    What a killed writer left beside it is removed first.
-    """
-    write_all_durably([(file, top, pieces)])
-
-
-def write_all_durably(parts: Sequence[tuple[Path, Path, Pieces]]) -> None:
-    """Do what `write_durably` does for several files; the folders are flushed together, which is most of the cost."""
-    folders: dict[Path, None] = {}
-    for file, top, pieces in parts:
-        for left in file.parent.glob(f"{file.name}.*.partial"):
-            left.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(file, pieces)
-        folder = file.parent
-        while folder != top:
-            folders[folder] = None
-            folder = folder.parent
-    for folder in folders:
-        sync(folder)
-
-
-def _write_and_rename(file: Path, pieces: Pieces) -> None:
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("wb") as handle:
-            for piece in pieces:
-                handle.write(piece if isinstance(piece, bytes) else piece.data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

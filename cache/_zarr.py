@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,35 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
+from cache._shards import PlainShards
+from cache._writing import Guard, put
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
-from cache.metadata import metadata_faults, seal
+from cache.metadata import announce_growth, finish_growth, is_growing, metadata_faults, seal
+from cache.objects import ObjectPath
+from cache.places import METADATA, Place, remove, store_exists
 
 ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, ZarrUserWarning)
 
 
-def create_group(path: Path, attributes: Mapping[str, Any], fill: Callable[[zarr.Group, Path], None]) -> None:
-    """Make a new group with its arrays beside `path` and move it there: no half-made store ever stands there.
+Fill = Callable[[zarr.Group, Path], None]
+"""Given a new group and the folder it is made in, adds the arrays."""
 
-    `fill` is given the group and its folder. One that stands at `path` is moved aside first, and then removed.
+
+def create_group(path: Place, attributes: Mapping[str, Any], fill: Fill, guard: Guard | None = None) -> None:
+    """Make a new group with its arrays elsewhere and move it to `path`: no half-made store ever stands there.
+
+    Of a folder that stands there, all or nothing is replaced: it is moved aside first, and then removed. Objects cannot
+    be moved: those that stand there are deleted first, root metadata before all, and the new root metadata come last.
     """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory() as folder:
+            publish(_made(Path(folder) / path.name, attributes, fill), path, guard)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
-            fresh = Path(folder) / path.name
-            fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)), fresh)
-            seal(fresh)
+            fresh = _made(Path(folder) / path.name, attributes, fill)
             if path.exists():
                 shutil.rmtree(_aside(path), ignore_errors=True)
                 path.rename(_aside(path))
@@ -44,35 +55,85 @@ def create_group(path: Path, attributes: Mapping[str, Any], fill: Callable[[zarr
     shutil.rmtree(_aside(path), ignore_errors=True)
 
 
+def _made(fresh: Path, attributes: Mapping[str, Any], fill: Fill) -> Path:
+    fill(zarr.create_group(fresh, zarr_format=3, attributes=dict(attributes)), fresh)
+    seal(fresh)
+    return fresh
+
+
+def publish(fresh: Path, path: ObjectPath, guard: Guard | None) -> None:
+    """Replace the objects of a store by those of a new one."""
+    if guard is not None:
+        guard()
+    remove(path)
+    names = sorted(str(file.relative_to(fresh)) for file in fresh.rglob("*") if file.is_file())
+    for name in [*(name for name in names if name != METADATA), METADATA]:
+        put(path / name, (fresh / name).read_bytes(), guard)
+
+
+def grow_objects(
+    path: ObjectPath, attributes: Mapping[str, Any], fill: Fill, dropped: Sequence[str], guard: Guard | None = None
+) -> None:
+    """Give a store of objects more rows where it stands, since objects cannot be linked; a killed one is gone on with.
+
+    Parameters
+    ----------
+    dropped
+        Objects of shards that are not full, in the order in which they go.
+    """
+    if guard is not None:
+        guard()
+    for name in dropped:
+        (path / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = _made(Path(folder) / path.name, attributes, fill)
+        announce_growth(path, fresh, guard)
+    finish_growth(path, guard)
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-def recover_group(path: Path) -> None:
-    """Undo what a killed `create_group` left: the store it had moved aside goes back, half-made ones go away.
+def recover_group(path: Place, guard: Guard | None = None) -> None:
+    """Undo or end what a killed `create_group` or `grow_objects` left: a store that was moved aside goes back.
 
     Only for the process that owns the store.
     """
+    if isinstance(path, ObjectPath):
+        finish_growth(path, guard)
+        return
     if not path.exists() and _aside(path).exists():
         _aside(path).rename(path)
     for left in leftovers(path):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
 
 
-def leftovers(path: Path) -> list[Path]:
-    """Return the folders beside a store that a killed `create_group` left."""
+def leftovers(path: Place) -> list[Place]:
+    """Return what a killed `create_group` left of, or beside, a store."""
+    if isinstance(path, ObjectPath):
+        return [path] if not store_exists(path) and path.files() else []
     aside = [_aside(path)] if path.exists() and _aside(path).exists() else []
     return [*aside, *sorted(path.parent.glob(f".{path.name}.*.partial"))]
 
 
-def open_group(path: Path, *, made_by: str, mode: str = "r") -> zarr.Group:
-    """Open an existing group; `made_by` is the command that would make it, for the error message."""
-    if not path.exists():
+def open_group(path: Place, *, made_by: str, mode: str = "r") -> zarr.Group:
+    """Open an existing group; `made_by` is the command that would make it, for the error message.
+
+    A group of objects is always opened for reading: what is written there goes round zarr.
+    """
+    if not store_exists(path):
         raise MissingFileError(f"{path} does not exist; run `{made_by}` first")
     damaged = metadata_faults(path)
+    if damaged and isinstance(path, ObjectPath) and is_growing(path):
+        raise MissingFileError(f"{path} is being extended, by a run that goes on or was killed; run `{made_by}` again")
     if damaged:
         raise StoreError(f"{path}: the metadata are damaged ({', '.join(damaged)}); run `ensemble cache repair`")
     try:
+        if isinstance(path, ObjectPath):
+            from cache._object_store import ReadOnlyObjects
+
+            return zarr.open_group(ReadOnlyObjects.of(path), mode="r", zarr_format=3)
         return zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except ZARR_ERRORS as error:
         raise StoreError(
@@ -117,14 +178,19 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     return found
 
 
-def shard_file(path: Path, array: zarr.Array, shard: int) -> Path:
-    """Return the file that holds one shard of rows (shards span all other axes)."""
+def shard_file(path: Place, array: zarr.Array, shard: int) -> Place:
+    """Return the file or object that holds one shard of rows (shards span all other axes)."""
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
 
 
-def write_shard(path: Path, array: zarr.Array, shard: int, shard_rows: int, values: np.ndarray) -> None:
+def write_shard(
+    path: Place, array: zarr.Array, shard: int, shard_rows: int, values: np.ndarray, guard: Guard | None = None
+) -> None:
     """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first."""
     file = shard_file(path, array, shard)
+    if isinstance(file, ObjectPath):
+        _put_shard(file, path, array, values, guard)
+        return
     for left in file.parent.glob(f"{file.name}.*.partial"):
         left.unlink(missing_ok=True)
     start = shard * shard_rows
@@ -136,3 +202,14 @@ def write_shard(path: Path, array: zarr.Array, shard: int, shard_rows: int, valu
         while folder != path / array.basename:
             sync(folder)
             folder = folder.parent
+
+
+def _put_shard(file: ObjectPath, path: Place, array: zarr.Array, values: np.ndarray, guard: Guard | None) -> None:
+    plain = PlainShards.of(path, array)
+    if plain is None:
+        raise StoreError(f"{path}: was written by another tool and can only be read")
+    if (values == array.fill_value).all():  # as zarr does it
+        file.unlink(missing_ok=True)
+        return
+    grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
+    put(file, b"".join(bytes(piece) for piece in plain.pieces(np.ascontiguousarray(grouped, plain.dtype))), guard)

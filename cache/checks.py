@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from cache._writing import Guard
 from cache._zarr import ZARR_ERRORS, shard_file
 from cache.embeddings import EmbeddingStore, open_embeddings
-from cache.errors import EnsembleError
+from cache.errors import EnsembleError, StorageError, StoreError
 from cache.metadata import metadata_faults, restore_metadata
+from cache.places import Place, name_within
 from cache.signals import SignalStore, open_signals
+
+_Store = TypeVar("_Store", EmbeddingStore, SignalStore)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Fault:
         Nothing of the shard is there: it was never written, or was dropped. There is nothing to repair.
     """
 
-    store: Path
+    store: Place
     shard: int | None
     what: str
     missing: bool = False
@@ -37,23 +41,39 @@ class Fault:
         return f"{self.store}:{where} {self.what}"
 
 
-def embedding_faults(path: Path) -> Iterator[Fault]:
+def embedding_faults(path: Place) -> Iterator[Fault]:
     """Read a whole embedding store against its checksums and row count; metadata first.
 
     Where the metadata are damaged, the shards are not looked at: it is not known what they should be.
     """
+    return _faults(path, open_embeddings, _embedding_shard_faults)
+
+
+def signal_faults(path: Place) -> Iterator[Fault]:
+    """Read a whole signal store against its checksums and every row's digest; metadata first."""
+    return _faults(path, open_signals, _signal_shard_faults)
+
+
+def _faults(
+    path: Place, opened: Callable[[Place], _Store], faults_of: Callable[[_Store, int], Iterator[Fault]]
+) -> Iterator[Fault]:
     damaged = metadata_faults(path)
-    for name in damaged:
-        yield Fault(path, None, f"{name} is damaged")
+    yield from (Fault(path, None, f"{name} is damaged") for name in damaged)
     if damaged:
         return
     try:
-        store = open_embeddings(path)
+        store = opened(path)
+    except StorageError:  # the storage is at fault, not what lies there
+        raise
     except EnsembleError as error:
-        yield Fault(path, None, str(error).removeprefix(f"{path}: "))
+        yield Fault(path, None, _without(path, error))
         return
     for shard in range(store.n_shards):
-        yield from _embedding_shard_faults(store, shard)
+        yield from faults_of(store, shard)
+
+
+def _without(path: Place, error: EnsembleError) -> str:
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _embedding_shard_faults(store: EmbeddingStore, shard: int) -> Iterator[Fault]:
@@ -64,33 +84,17 @@ def _embedding_shard_faults(store: EmbeddingStore, shard: int) -> Iterator[Fault
         yield Fault(store.path, shard, f"records {rows.start} to {rows.stop - 1} are not embedded", missing=True)
         return
     for file in absent:
-        yield Fault(store.path, shard, f"{file.relative_to(store.path)} is missing")
+        yield Fault(store.path, shard, f"{name_within(store.path, file)} is missing")
     for array in store.arrays():
         if absent and not shard_file(store.path, array, shard).exists():
             continue
         try:
             values = store.read(array.basename, rows)
-        except EnsembleError as error:
-            yield Fault(store.path, shard, str(error).removeprefix(f"{store.path}: "))
+        except StoreError as error:
+            yield Fault(store.path, shard, _without(store.path, error))
             continue
         if array.basename == "done" and not values.all():
             yield Fault(store.path, shard, f"{int((~values).sum())} of {len(values)} rows are not marked done")
-
-
-def signal_faults(path: Path) -> Iterator[Fault]:
-    """Read a whole signal store against its checksums and every row's digest; metadata first."""
-    damaged = metadata_faults(path)
-    for name in damaged:
-        yield Fault(path, None, f"{name} is damaged")
-    if damaged:
-        return
-    try:
-        store = open_signals(path)
-    except EnsembleError as error:
-        yield Fault(path, None, str(error).removeprefix(f"{path}: "))
-        return
-    for shard in range(store.n_shards):
-        yield from _signal_shard_faults(store, shard)
 
 
 def _signal_shard_faults(store: SignalStore, shard: int) -> Iterator[Fault]:
@@ -114,26 +118,31 @@ def _signal_shard_faults(store: SignalStore, shard: int) -> Iterator[Fault]:
         yield Fault(store.path, shard, "a valid length is impossible")
 
 
-def repair_embeddings(path: Path) -> Iterator[str]:
+def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards; gives one line for each thing done.
 
     Only for a process that owns the store (`cache.claims`). What cannot be repaired stays, for `embedding_faults`.
     """
-    for name in restore_metadata(path):
-        yield f"{path}: {name} restored"
-    for shard in _bad(embedding_faults(path)):
-        open_embeddings(path, mode="r+").drop(shard)
-        yield f"{path}: shard {shard} dropped; run `ensemble embed --expert {path.stem}`"
+    return _repair(path, embedding_faults, open_embeddings, f"ensemble embed --expert {path.stem}", guard)
 
 
-def repair_signals(path: Path) -> Iterator[str]:
+def repair_signals(path: Place, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards of a signal store, so that `ingest` reads them again."""
-    for name in restore_metadata(path):
+    return _repair(path, signal_faults, open_signals, "ensemble ingest", guard)
+
+
+def _repair(
+    path: Place,
+    faults: Callable[[Place], Iterator[Fault]],
+    opened: Callable[..., EmbeddingStore | SignalStore],
+    then: str,
+    guard: Guard | None,
+) -> Iterator[str]:
+    for name in restore_metadata(path, guard):
         yield f"{path}: {name} restored"
-    for shard in _bad(signal_faults(path)):
-        open_signals(path, mode="r+").drop(shard)
-        yield f"{path}: shard {shard} dropped; run `ensemble ingest`"
-
-
-def _bad(faults: Iterator[Fault]) -> list[int]:
-    return sorted({fault.shard for fault in faults if fault.shard is not None and not fault.missing})
+    bad = sorted({fault.shard for fault in faults(path) if fault.shard is not None and not fault.missing})
+    for shard in bad:
+        if guard is not None:
+            guard()
+        opened(path, mode="r+").drop(shard)
+        yield f"{path}: shard {shard} dropped; run `{then}`"

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from cache._shards import Pieces, PlainShards, write_all_durably
+from cache._shards import PlainShards
+from cache._writing import Guard, Part, write_all_durably
 from cache._zarr import ZARR_ERRORS, get_array, open_group, shard_file
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
+from cache.objects import Entry, ObjectPath
+from cache.places import Place, name_within, place
 
 SCHEMA_VERSION = 1
 SHARD_RECORDS = 1024
+FEW = 4
+"""Shards of objects that are asked for one by one; of more, the objects are listed."""
+REQUESTS_AT_ONCE = 8
+"""Shards of objects that are read at a time, each held in memory meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class EmbeddingStore:
         zarr array bool [record]; written last, so that a row counts only when everything of it is on the disk.
     """
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
+    def __init__(self, path: Place, group: zarr.Group) -> None:
         self.path = path
         self.group = group
         try:
@@ -168,8 +174,8 @@ class EmbeddingStore:
             if plain is not None and plain.shard_rows == self.shard_records and None not in found.values()
         }
 
-    def shard_files(self, shard: int) -> list[Path]:
-        """Return the files of a shard, `done` last; none for a store that another tool cut in another way."""
+    def shard_files(self, shard: int) -> list[Place]:
+        """Return the files or objects of a shard, `done` last; none where another tool cut it in another way."""
         return [shard_file(self.path, a, shard) for a in self.arrays()] if self._plain else []
 
     def complete(self, shard: int) -> bool:
@@ -180,14 +186,14 @@ class EmbeddingStore:
         if not self._plain:
             return bool(self._read(self.done, self.rows_of(shard)).all())
         *data, done = self.shard_files(shard)
-        return self._marked(done, shard) and all(os.path.exists(file) for file in data)
+        return self._marked(done, shard) and all(file.exists() for file in data)
 
     @cached_property
-    def _flags(self) -> dict[tuple[int, bytes], bool]:
-        """Bytes of `done` shards seen so far: they are all alike, so that thousands need no decoding."""
+    def _flags(self) -> dict[tuple[int, bytes | str], bool]:
+        """Bytes (or tags) of `done` shards seen so far: they are all alike, so that thousands need no decoding."""
         return {}
 
-    def _marked(self, file: Path, shard: int) -> bool:
+    def _marked(self, file: Place, shard: int) -> bool:
         rows = self.rows_of(shard)
         try:
             key = (rows.stop - rows.start, file.read_bytes())
@@ -202,10 +208,36 @@ class EmbeddingStore:
 
     def pending(self, shards: Iterable[int] | None = None) -> list[int]:
         """Return which shards (of those named) are still to be written."""
-        return [shard for shard in (range(self.n_shards) if shards is None else shards) if not self.complete(shard)]
+        wanted = list(range(self.n_shards) if shards is None else shards)
+        if isinstance(self.path, ObjectPath) and self._plain and len(wanted) > FEW:
+            return self._pending_of_listing(wanted, self.path.files())
+        return [shard for shard in wanted if not self.complete(shard)]
 
-    def write(self, shard: int, content: Shard) -> None:
+    def _pending_of_listing(self, wanted: list[int], there: dict[str, Entry]) -> list[int]:
+        """Do as `complete` does with one listing: flags whose tags were seen before need not be read."""
+        pending = []
+        for shard in wanted:
+            files = self.shard_files(shard)
+            entries = [there.get(name_within(self.path, file)) for file in files]
+            done = entries[-1]
+            if done is None or None in entries:
+                pending.append(shard)
+                continue
+            rows = self.rows_of(shard)
+            key = (rows.stop - rows.start, done.tag)
+            if not done.tag or key not in self._flags:
+                self._flags[key] = self._marked(files[-1], shard)
+            if not self._flags[key]:
+                pending.append(shard)
+        return pending
+
+    def write(self, shard: int, content: Shard, guard: Guard | None = None) -> None:
         """Write one whole shard; its `done` flags go last.
+
+        Parameters
+        ----------
+        guard
+            Called before the flags are written; raises where this process may no longer write (`Claims.confirm`).
 
         Raises
         ------
@@ -228,10 +260,12 @@ class EmbeddingStore:
                     f"{self.path}: {array.basename} of shard {shard} is {got}, expected {(n, *array.shape[1:])}"
                 )
             parts.append(self._part(array, shard, values))
-        write_all_durably(parts)
-        write_all_durably([self._part(self.done, shard, np.ones(n, dtype=bool))])
+        write_all_durably(parts, guard)
+        if guard is not None:
+            guard()
+        write_all_durably([self._part(self.done, shard, np.ones(n, dtype=bool))], guard)
 
-    def _part(self, array: zarr.Array, shard: int, values: np.ndarray) -> tuple[Path, Path, Pieces]:
+    def _part(self, array: zarr.Array, shard: int, values: np.ndarray) -> Part:
         plain = self._plain[array.basename]
         grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
         narrow = _narrow(self.path, grouped, plain.dtype)
@@ -261,13 +295,22 @@ class EmbeddingStore:
         start, stop, _ = rows.indices(len(self))
         out = np.empty((max(0, stop - start), plain.groups if layer is None else 1, plain.width), dtype=plain.dtype)
         size = plain.shard_rows
-        for shard in range(start // size, -(-stop // size)) if stop > start else ():
+
+        def read(shard: int) -> None:
             low, high = max(start, shard * size), min(stop, (shard + 1) * size)
             inside = slice(low - shard * size, high - shard * size)
             try:
                 plain.read(shard_file(self.path, array, shard), inside, layer, out[low - start : high - start])
             except (OSError, ValueError) as error:
                 raise ValueError(f"shard {shard}: {getattr(error, 'strerror', None) or error}") from error
+
+        shards = range(start // size, -(-stop // size)) if stop > start else range(0)
+        if isinstance(self.path, ObjectPath) and len(shards) > 1:
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:  # a request waits for the network most of its time
+                list(pool.map(read, shards))
+        else:
+            for shard in shards:
+                read(shard)
         return out.reshape(len(out), *array.shape[1:]) if layer is None else out[:, 0]
 
     def require_complete(self) -> None:
@@ -309,7 +352,7 @@ class EmbeddingStore:
         return self._read(self.output, rows)
 
 
-def _narrow(path: Path, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _narrow(path: Place, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Cast to the store's dtype in C order, if need be; refuses values that do not fit rather than writing infinity."""
     with np.errstate(over="ignore"):
         narrowed = values.astype(dtype, order="C", copy=False)
@@ -329,7 +372,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_embeddings(path: str | Path, mode: str = "r") -> EmbeddingStore:
-    """Open one expert's store; read-only unless `mode` is "r+"."""
-    path = Path(path)
+def open_embeddings(path: str | Place, mode: str = "r") -> EmbeddingStore:
+    """Open one expert's store, a folder or a URL such as `s3://bucket/x.zarr`; read-only unless `mode` is "r+"."""
+    path = place(path)
     return EmbeddingStore(path, open_group(path, made_by=f"ensemble embed --expert {path.stem}", mode=mode))

@@ -33,6 +33,10 @@ class StoreError(EnsembleError, ValueError):
     """A store on disk that does not have the documented layout, or is damaged."""
 
 
+class StorageError(EnsembleError, RuntimeError):
+    """An object storage that cannot be reached or refuses. Not an OSError: nothing of it may be taken for damage."""
+
+
 class FingerprintError(StoreError):
     """A store or a fit that was made from something else than what is here now."""
 

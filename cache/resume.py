@@ -12,18 +12,33 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from cache._zarr import add_array, create_group, recover_group
+from cache._writing import Guard
+from cache._zarr import add_array, create_group, grow_objects, recover_group
 from cache.embeddings import SCHEMA_VERSION, EmbeddingStore, Identity, Layout, open_embeddings
 from cache.files import link_or_copy
+from cache.objects import ObjectPath
+from cache.places import Place, name_within, place, store_exists
 
 CHUNK_RECORDS = 256
 
 
 def create_embeddings(
-    path: str | Path, layout: Layout, identity: Identity, kept: EmbeddingStore | None = None
+    path: str | Place,
+    layout: Layout,
+    identity: Identity,
+    kept: EmbeddingStore | None = None,
+    guard: Guard | None = None,
 ) -> EmbeddingStore:
-    """Make an empty store (replacing one that stands there); it takes over the full shards of `kept`."""
-    path = Path(path)
+    """Make an empty store (replacing one that stands there).
+
+    Parameters
+    ----------
+    kept
+        The store that stands there, whose full shards the new one takes over.
+    guard
+        Raises where this process no longer owns the store (`Claims.confirm`).
+    """
+    path = place(path)
     attributes = {
         "schema_version": SCHEMA_VERSION,
         **identity.expert,
@@ -34,11 +49,20 @@ def create_embeddings(
         "records_digest": identity.records_digest,
         "fingerprint": identity.fingerprint,
     }
-    create_group(path, attributes, lambda group, folder: _fill(group, folder, layout, kept))
+
+    def fill(group: zarr.Group, folder: Path) -> None:
+        _add_arrays(group, layout)
+        if kept is not None and isinstance(path, Path):
+            _link_whole_shards(kept, folder)
+
+    if kept is not None and isinstance(path, ObjectPath):
+        grow_objects(path, attributes, fill, _of_last_shard(kept), guard)
+    else:
+        create_group(path, attributes, fill, guard)
     return open_embeddings(path, mode="r+")
 
 
-def _fill(group: zarr.Group, folder: Path, layout: Layout, kept: EmbeddingStore | None) -> None:
+def _add_arrays(group: zarr.Group, layout: Layout) -> None:
     n, shard = layout.n_records, layout.shard_records
     rows, width = _chunk_rows(shard), max(layout.layer_dims)
     sizes = {"layers": (len(layout.layer_names), width), "embedding": (layout.embedding_dim,)}
@@ -49,8 +73,6 @@ def _fill(group: zarr.Group, folder: Path, layout: Layout, kept: EmbeddingStore 
         chunks = (rows, 1, width) if name == "layers" else (rows, *size)
         add_array(group, name, (n, *size), chunks, shard_rows=shard, dtype=layout.dtype, fill_value=np.nan)
     add_array(group, "done", (n,), (shard,), shard_rows=shard, dtype="bool", fill_value=False)
-    if kept is not None:
-        _link_whole_shards(kept, folder)
 
 
 def _chunk_rows(shard_records: int) -> int:
@@ -63,8 +85,17 @@ def _link_whole_shards(kept: EmbeddingStore, folder: Path) -> None:
     """Give a new store the full shards of an older one, without copying where the disk allows it."""
     for shard in range(len(kept) // kept.shard_records):
         for file in kept.shard_files(shard) if kept.complete(shard) else ():
-            link_or_copy(file, folder / file.relative_to(kept.path))
+            if isinstance(file, Path):
+                link_or_copy(file, folder / name_within(kept.path, file))
     os.sync()
+
+
+def _of_last_shard(kept: EmbeddingStore) -> list[str]:
+    """Return the objects of a last shard that is partly filled, and has to be embedded again; its flags first."""
+    if not len(kept) % kept.shard_records:
+        return []
+    files = reversed(kept.shard_files(kept.n_shards - 1))
+    return [name_within(kept.path, file) for file in files]
 
 
 Prefix = Callable[[int], tuple[str, str]]
@@ -80,7 +111,11 @@ def grew_from(store: EmbeddingStore, identity: Identity, n_records: int, prefix:
 
 
 def resume_or_create(
-    path: str | Path, layout: Layout, identity: Identity, prefix: Prefix | None = None
+    path: str | Place,
+    layout: Layout,
+    identity: Identity,
+    prefix: Prefix | None = None,
+    guard: Guard | None = None,
 ) -> tuple[EmbeddingStore, str]:
     """Open the store where it stopped if it was made from the same things; otherwise start afresh.
 
@@ -95,16 +130,16 @@ def resume_or_create(
     StoreError
         What stands there cannot be opened; it is left as it is.
     """
-    path = Path(path)
-    recover_group(path)
-    if not path.exists():
-        return create_embeddings(path, layout, identity), "no store yet"
+    path = place(path)
+    recover_group(path, guard)
+    if not store_exists(path):
+        return create_embeddings(path, layout, identity, guard=guard), "no store yet"
     store = open_embeddings(path, mode="r+")
     if store.fingerprint == identity.fingerprint and store.shard_records == layout.shard_records:
         return store, ""
     if prefix is not None and _fits(store, layout) and grew_from(store, identity, layout.n_records, prefix):
-        return create_embeddings(path, layout, identity, kept=store), ""
-    return create_embeddings(path, layout, identity), difference(store, identity)
+        return create_embeddings(path, layout, identity, store, guard), ""
+    return create_embeddings(path, layout, identity, guard=guard), difference(store, identity)
 
 
 def _fits(store: EmbeddingStore, layout: Layout) -> bool:
