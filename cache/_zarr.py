@@ -133,7 +133,7 @@ def open_group(path: Place, *, made_by: str, mode: str = "r") -> zarr.Group:
         if isinstance(path, ObjectPath):
             from cache._object_store import ReadOnlyObjects
 
-            return zarr.open_group(ReadOnlyObjects.of(path), mode="r", zarr_format=3)
+            return zarr.open_group(ReadOnlyObjects(path), mode="r", zarr_format=3)
         return zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
     except ZARR_ERRORS as error:
         raise StoreError(

@@ -1,4 +1,4 @@
-"""Claims on the shards of a store, so that two processes never write one shard. They die with their owner.
+"""Claims on the shards of a store in a folder, so that two processes never write one shard. They die with their owner.
 
 A claim is a kernel record lock on one byte of one file: byte k stands for shard k. The kernel drops it when the process
 ends, however it ends, so there is nothing stale to clean up. The file lies outside the store.
@@ -13,10 +13,24 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache.errors import StoreError
+from cache.places import Place
+
+if TYPE_CHECKING:
+    from cache.leases import Leases
 
 HELD = (errno.EACCES, errno.EAGAIN)
+
+
+def claims_on(store: Place, state_folder: Path) -> Claims | Leases:
+    """Return what claims on a store are made with: kernel locks on a file system, leases on object storage."""
+    if isinstance(store, Path):
+        return Claims(store, state_folder)
+    from cache.leases import Leases
+
+    return Leases(store)
 
 
 class Claims:
@@ -62,6 +76,9 @@ class Claims:
     def try_own(self) -> bool:
         """Take the whole store, to make or replace it, if nobody works in it; gives whether it is ours. Never waits."""
         return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, 0)
+
+    def confirm(self) -> None:
+        """Do nothing: a kernel lock is there as long as its owner."""
 
     def _lock(self, kind: int, byte: int) -> bool:
         """Take or give back one byte; False where another process holds it.

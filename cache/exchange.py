@@ -15,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.claims import Claims
+from cache.claims import claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
+from cache.places import Place
 from cache.records import records_digest
 from cache.resume import create_embeddings
 
@@ -135,7 +136,7 @@ def place_rows(ids: Sequence[str], records: pd.DataFrame) -> np.ndarray:
 
 
 def import_vectors(
-    store: Path,
+    store: Place,
     arrays: dict[str, np.ndarray],
     ids: Sequence[str],
     records: pd.DataFrame,
@@ -171,13 +172,14 @@ def import_vectors(
         shard_records=shard_records,
     )
     identity = Identity(_imported(store.stem, arrays, dtype), signals_digest, records_digest(records[ID_COLUMN]))
-    claims = Claims(store, state)
+    claims = claims_on(store, state)
     try:
         if not claims.try_own():
             raise StoreError(f"{store}: another process works in it; wait for it to end")
-        made = create_embeddings(store, layout, identity)
+        made = create_embeddings(store, layout, identity, guard=claims.confirm)
         for shard in range(made.n_shards):
-            made.write(shard, Shard(**{n: _taken(values, rows[made.rows_of(shard)]) for n, values in arrays.items()}))
+            taken = {name: _taken(values, rows[made.rows_of(shard)]) for name, values in arrays.items()}
+            made.write(shard, Shard(**taken), claims.confirm)
     finally:
         claims.close()
     return made
@@ -198,7 +200,7 @@ def _taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return taken
 
 
-def export_vectors(store: Path, records: pd.DataFrame, target: Path, what: str = "embedding") -> None:
+def export_vectors(store: Place, records: pd.DataFrame, target: Path, what: str = "embedding") -> None:
     """Write vectors for other tools: .npy (row order of records.parquet) or .parquet (record_id, patient_id, list).
 
     Parameters

@@ -234,7 +234,7 @@ def is_url(location: str | Path | ObjectPath) -> bool:
 
 
 @lru_cache
-def file_system(protocol: str, process: int, asynchronous: bool = False) -> Any:
+def file_system(protocol: str, process: int) -> Any:
     """Return the client for one protocol; one a process, because its connections do not survive a fork."""
     del process
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
@@ -243,7 +243,7 @@ def file_system(protocol: str, process: int, asynchronous: bool = False) -> Any:
     try:
         import fsspec
 
-        return fsspec.filesystem(protocol, asynchronous=asynchronous, **options)
+        return fsspec.filesystem(protocol, **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         fix = f"pip install 'ecg-ensemble[{extra}]'" if extra else f"install fsspec's package for {protocol}"
