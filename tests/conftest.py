@@ -1,10 +1,11 @@
 """Fixtures every test may use: real ECGs and official outputs (where this machine has them), and small studies."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,31 @@ def test_data() -> Path:
 def parity_dir() -> Path:
     """Folder with the official code's outputs on small random weights."""
     return _folder("ENSEMBLE_PARITY", "official outputs")
+
+
+class Ended(NamedTuple):
+    """What a run of the command line left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def ensemble(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run the command line in this process, in the current folder."""
+    from pipeline import cli
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
 
 
 @dataclass(frozen=True)

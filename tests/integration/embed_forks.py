@@ -1,8 +1,8 @@
 """Starts `embed` processes for the fault tests by forking one that has everything imported: that saves seconds a kill.
 
-Each line on stdin is a JSON task {"folder": ..., "log": ..., "settings": {...}}, answered
-with the process id. A process appends to its log: `computed N` when it has the vectors of N records, `written N` when a
-shard of N records counts, at the end `finished` or `error MESSAGE`.
+Each line on stdin is a JSON task {"folder": ..., "log": ..., "settings": {...}}, answered with the process id. A
+process appends to its log: `begun N` when N readable records go into the network, `written N` when a shard with N of
+them counts, `computed N` when it is through with N records of any kind, at the end `finished` or `error MESSAGE`.
 """
 
 import json
@@ -11,28 +11,38 @@ import signal
 import sys
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from cache.embeddings import EmbeddingStore
+from cache.embeddings import EmbeddingStore, Shard
 from pipeline.commands.run import embed_settings
 from pipeline.study import Study
-from stages.embed import Embedder, EmbedPaths
+from stages.embed import Embedder, EmbedPaths, line
+from stages.experts import Expert
+from stages.experts._run import Vectors
 
 
 def embed(task: dict) -> None:
     os.chdir(task["folder"])
     log = os.open(task["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
-    def say(line: str) -> None:
-        os.write(log, f"{line}\n".encode())
+    def say(what: str) -> None:
+        os.write(log, f"{what}\n".encode())
 
     whole_write = EmbeddingStore.write
 
-    def write(store: EmbeddingStore, shard: int, content: object) -> None:
+    def write(store: EmbeddingStore, shard: int, content: Shard) -> None:
         whole_write(store, shard, content)
-        say(f"written {len(content.embedding)}")
+        say(f"written {np.isfinite(content.embedding).any(axis=1).sum()}")
 
-    EmbeddingStore.write = write
+    run_expert = line.run_expert
+
+    def run(expert: Expert, x: Tensor, precision: str) -> Vectors:
+        say(f"begun {len(x)}")
+        return run_expert(expert, x, precision)
+
+    EmbeddingStore.write, line.run_expert = write, run
     study = Study()
     settings = replace(embed_settings(study, "ecgfm"), **task.get("settings", {}))
     paths = EmbedPaths(study.records, study.signals, study.embedding("ecgfm"), study.state)
@@ -47,10 +57,10 @@ def embed(task: dict) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these children
-    for line in sys.stdin:
+    for task in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            embed(json.loads(line))
+            embed(json.loads(task))
             os._exit(0)
         print(pid, flush=True)
 

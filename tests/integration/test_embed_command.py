@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +13,18 @@ import pytest
 import yaml
 
 from cache import open_embeddings
-from pipeline import cli
 
 EMBED = [sys.executable, "-m", "pipeline.cli", "embed", "--expert", "ecgfm"]
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def ensemble(monkeypatch, capsys):
-    """Run the command line in this process, in a study's folder."""
+def embed(ensemble, monkeypatch):
+    """Run `ensemble embed --expert ecgfm` in a study's folder, by default in one process."""
 
-    def run(study: Path, *arguments: str) -> Done:
+    def run(study: Path, *options: str):
         monkeypatch.chdir(study)
-        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def embed(ensemble):
-    """Run `ensemble embed --expert ecgfm`, by default in one process."""
-
-    def run(study: Path, *options: str) -> Done:
         workers = [] if "--workers" in options else ["--workers", "1"]
-        return ensemble(study, "embed", "--expert", "ecgfm", *workers, *options)
+        return ensemble("embed", "--expert", "ecgfm", *workers, *options)
 
     return run
 
@@ -212,8 +186,9 @@ def test_a_wrong_option_is_one_line(toy_study, embed, options, message, code):
     assert done.stderr.count("\n") == 1
 
 
-def test_an_unknown_expert_is_answered_with_those_that_exist(toy_study, ensemble):
-    done = ensemble(toy_study, "embed", "--expert", "ecgfmm")
+def test_an_unknown_expert_is_answered_with_those_that_exist(toy_study, ensemble, monkeypatch):
+    monkeypatch.chdir(toy_study)
+    done = ensemble("embed", "--expert", "ecgfmm")
     assert done.returncode == 2
     assert "unknown expert 'ecgfmm'; there are:" in done.stderr
     assert "ecgfounder" in done.stderr

@@ -1,30 +1,17 @@
 """Embeddings that another tool has made are an expert like any other, but for new ECGs."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import yaml
 
 from cache import open_records
-from pipeline import cli
 
 
 @pytest.fixture
-def ensemble(toy_study, monkeypatch, capsys):
+def ensemble(ensemble, toy_study, monkeypatch):
     monkeypatch.chdir(toy_study)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
     params = yaml.safe_load((toy_study / "params.yaml").read_text())
     params["experts"]["mine"] = {"weights": "weights/default"}
     params["evaluate"] = {"bootstrap": 100}
@@ -32,7 +19,7 @@ def ensemble(toy_study, monkeypatch, capsys):
     records = open_records("records.parquet")
     np.save("vectors.npy", records[["sex", "age"]].to_numpy(float) + np.random.default_rng(0).normal(0, 0.1, (40, 2)))
     records[["record_id"]].to_csv("ids.csv", index=False)
-    return run
+    return ensemble
 
 
 def test_imported_vectors_train_heads_and_are_reported(ensemble, toy_study):

@@ -1,38 +1,25 @@
 """Labels that cannot be learnt: an error when the task was asked for, a recorded reason when it was one of all."""
 
 import json
-import sys
 
 import pytest
 import yaml
 
 from cache import open_records
 from cache.records import Target, write_records
-from pipeline import cli
 
 
 @pytest.fixture
-def ensemble(toy_study, monkeypatch, capsys):
+def ensemble(ensemble, toy_study, monkeypatch):
     monkeypatch.chdir(toy_study)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
     records = open_records("records.parquet")
     targets = list(records.attrs["targets"].values())
     records["empty"] = None
     records["constant"] = 1
     more = [Target("empty", "regression"), Target("constant", "binary", classes=("no", "yes"))]
     write_records(toy_study / "records.parquet", records, [*targets, *more])
-    assert run("embed", "--expert", "ecgfm", "--workers", "1")[0] == 0
-    return run
+    assert ensemble("embed", "--expert", "ecgfm", "--workers", "1")[0] == 0
+    return ensemble
 
 
 @pytest.mark.parametrize("task", ["empty", "constant"])

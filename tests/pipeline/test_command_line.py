@@ -9,19 +9,9 @@ from pipeline import cli
 
 
 @pytest.fixture
-def ensemble(monkeypatch, capsys, tmp_path):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["ensemble", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+def ensemble(ensemble, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return ensemble
 
 
 def commands() -> list[list[str]]:
@@ -55,8 +45,31 @@ def test_experts_lists_every_expert_with_its_licence(ensemble):
 def test_one_expert_in_full_says_how_to_get_its_weights(ensemble):
     code, out, _ = ensemble("experts", "ecgfm")
     assert code == 0
-    assert "ensemble weights fetch ecgfm (hub wanglab/ecg-fm" in out
+    assert "ensemble weights fetch ecgfm; embed does it too (hub wanglab/ecg-fm" in out
+    assert "by this release: 584219ea492cdeef2e19ffbdf9c6ecc874ba427e, sha256 4d0142bc" in out
+    assert "experts.ecgfm.weights in params.yaml; hub cache " in out
     assert "mimic-iv-ecg" in out
+
+
+def test_an_expert_whose_first_use_pins_it_says_so_before_and_after(ensemble, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "not yet: the first download pins the commit of 'main'" in ensemble("experts", "tempo")[1]
+    ledger = tmp_path / "ensemble/weights.json"
+    ledger.parent.mkdir()
+    pin = {"sha256": "ab" * 32, "commit": "cd" * 20}
+    ledger.write_text(json.dumps({"Melady/TEMPO@main/TEMPO-80M_v1.pth": pin}))
+    assert f"at first use: {pin['commit']}, sha256 {pin['sha256']}" in ensemble("experts", "tempo")[1]
+
+
+def test_doctor_tells_weights_that_are_missing_and_licences_that_are_not_accepted(ensemble, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"hubert": {}, "jepa": {"weights": "gone.pth"}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    code, out, _ = ensemble("doctor", "--offline")
+    assert code == 1
+    assert "WARN  expert hubert: weights to fetch (hub) -> ensemble weights fetch hubert" in out
+    assert "experts.hubert.accept_license: true" in out
+    assert re.search(r"FAIL  expert jepa: weights missing: params.yaml names .*gone.pth -> ", out)
 
 
 def test_doctor_gives_a_verdict_on_each_line(ensemble):
