@@ -25,6 +25,7 @@ class Generate(_Section):
 
     records: int = Field(default=600, ge=1)
     seed: int = 0
+    variety: float = Field(default=0.0, ge=0, le=2)
 
 
 class Cohort(_Section):
@@ -78,7 +79,7 @@ class Training(_Section):
 class Pretrain(Training):
     """One version to pretrain; see docs/pretraining.md."""
 
-    expert: Literal["stmem", "timesnet", "dlinear"] = "stmem"
+    expert: Literal["stmem", "seed", "timesnet", "dlinear"] = "stmem"
     variant: Literal["", "stmem", "ipastmem"] = ""
     size: Literal["tiny", "small", "base"] = "tiny"
     preprocessing: Literal["soup", "authors"] = "soup"

@@ -98,6 +98,7 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="Where the records go.")] = Path("data/embedded-cohort"),
     records: Annotated[int | None, typer.Option(min=1, help="How many ECGs; params.yaml's if not given.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")] = None,
+    variety: Annotated[float | None, typer.Option(help="Spread beyond the embedded cohort's: 0 none, 1 wide.")] = None,
 ) -> None:
     """Generate the embedded cohort: synthetic ECGs in MIMIC-IV-ECG's own layout.
 
@@ -107,12 +108,13 @@ def generate(
     from pipeline.study import Study
     from stages.synthetic import generate as run_generate
 
-    given = Study().params.generate if records is None or seed is None else Generate()
+    given = Study().params.generate if None in (records, seed, variety) else Generate()
     with progress("generate") as update:
         run_generate(
             folder,
             n_records=records or given.records,
             seed=given.seed if seed is None else seed,
+            variety=given.variety if variety is None else variety,
             progress=update,
         )
     typer.echo(f"{records or given.records} records -> {folder}")

@@ -20,6 +20,7 @@ from stages.synthetic.labs import Draws, draw_times, lab_rows
 from stages.synthetic.machine import measure
 from stages.synthetic.patients import Patients, Schedule, Traits, draw_people, draw_traits
 from stages.synthetic.physiology import State, draw_potassium, draw_state
+from stages.synthetic.variety import STREAM, vary_cart, vary_state, vary_waves
 from stages.synthetic.waves import wave_tables
 
 CHUNK_RECORDS = 50  # signals are made this many records at a time: about 200 MB at work
@@ -52,6 +53,7 @@ class Block:
     capitals: np.ndarray
     seed: int
     number: int
+    variety: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Chunk:
     clean_mv: np.ndarray  # [record, 12, time] before noise
 
 
-def draw_block(seed: int, number: int, defect_rate: float = 0.0) -> Block:
+def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float = 0.0) -> Block:
     """Draw block `number` of the cohort with this seed, without its samples.
 
     Parameters
@@ -76,6 +78,8 @@ def draw_block(seed: int, number: int, defect_rate: float = 0.0) -> Block:
         Every draw comes from these two, so a block is the same in a cohort of any size.
     defect_rate
         Share of records whose files are broken; the kinds take turns.
+    variety
+        How much further apart hearts, chests and carts lie than in the embedded cohort; 0: not at all.
     """
     rng = np.random.default_rng([seed, number, 0])
     people, schedule = draw_people(rng, draw_reports(rng), number)
@@ -85,19 +89,24 @@ def draw_block(seed: int, number: int, defect_rate: float = 0.0) -> Block:
     potassium = draw_potassium(rng, patient)
     state = draw_state(rng, schedule.report, people.age_years[patient] + years, traits, potassium)
     draws = draw_times(rng, potassium)
+    cart = noise.draw_cart(rng, schedule.report == Report.DATA_QUALITY)
+    if variety:
+        other = np.random.default_rng([seed, number, STREAM])
+        state, cart = vary_state(other, state, variety), vary_cart(other, cart, variety)
     return Block(
         people=people,
         schedule=schedule,
         study_id=_study_ids(seed, number),
         state=state,
         traits=traits,
-        cart=noise.draw_cart(rng, schedule.report == Report.DATA_QUALITY),
+        cart=cart,
         draws=draws,
         labs=lab_rows(rng, draws, people.subject_id[patient], schedule.time, number * 100 * BLOCK_RECORDS),
         defect=_draw_defects(rng, number, defect_rate),
         capitals=rng.random(len(patient)) < 0.08,
         seed=seed,
         number=number,
+        variety=variety,
     )
 
 
@@ -115,6 +124,9 @@ def _draw_chunk(block: Block, first: int) -> Chunk:
     state, cart = take(block.state, rows), take(block.cart, rows)
     beats = draw_beats(rng, state)
     tables = wave_tables(rng, state)
+    if block.variety:
+        other = np.random.default_rng([block.seed, block.number, STREAM + 1 + first // CHUNK_RECORDS])
+        tables = vary_waves(other, tables, block.variety)
     eight = project(heart_vector(rng, state, beats, tables), lead_fields(take(block.traits, rows)))
     losses = noise.draw_losses(rng, state.report == Report.DATA_QUALITY)
     counts = noise.digitise(twelve_leads(noise.add_noise(rng, eight, cart)), losses)

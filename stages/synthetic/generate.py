@@ -13,6 +13,8 @@ from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import BLOCK_RECORDS
 from stages.synthetic.write_mimic import MimicWriter
 
+MAX_VARIETY = 2.0
+
 
 def generate(
     folder: Path,
@@ -20,6 +22,7 @@ def generate(
     seed: int = 0,
     *,
     defect_rate: float = 0.01,
+    variety: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a synthetic cohort in MIMIC-IV-ECG's layout, the hosp tables in `folder`/hosp.
@@ -34,6 +37,8 @@ def generate(
         Equal seeds give equal bytes.
     defect_rate
         Share of records with broken files: truncated samples, a malformed date, no file, in turn.
+    variety
+        Spread of shapes, axes, gains and noise beyond the embedded cohort's: 0 none, 1 wide (`variety`).
     progress
         Called with (records done, records in all) as the work goes on.
 
@@ -43,10 +48,12 @@ def generate(
         If a number is out of range or the folder is not empty.
     """
     _check(folder, n_records, seed, defect_rate)
+    if not 0 <= variety <= MAX_VARIETY:
+        raise UsageError(f"variety is {variety}; give a number between 0 and {MAX_VARIETY:g}")
     done = 0
     with MimicWriter(folder) as writer:
         for number in range(-(-n_records // BLOCK_RECORDS)):
-            block = draw_block(seed, number, defect_rate)
+            block = draw_block(seed, number, defect_rate, variety)
             wanted = min(BLOCK_RECORDS, n_records - done)
             writer.add_tables(block, wanted)
             for chunk in draw_chunks(block, wanted):
