@@ -14,7 +14,7 @@ import numpy as np
 from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, N_SAMPLES, RATE_HZ
 from stages.readers.recording import Counts, Recording, lead_columns
-from stages.readers.standardise import Quality, standardise
+from stages.readers.standardise import Quality, judge, look_up, standardise
 
 Runs = tuple[tuple[int, int, int], ...]
 
@@ -34,17 +34,35 @@ def standardise_block(recordings: Sequence[Recording | Counts | None], out: np.n
             for place, column, width in runs:
                 out[row, place : place + width] = recording.samples[:N_SAMPLES, column : column + width].T
     low, high = out[: len(recordings)].min(axis=2), out[: len(recordings)].max(axis=2)
-    widest = np.maximum(-low.min(axis=1).astype(np.int32), high.max(axis=1))
+    widest = np.maximum(-low.astype(np.int32), high)
     # Below the limit there is neither a missing nor a clipped sample, and every product fits.
-    usual = (factors != 0) & (widest < LIMIT_UV) & (widest * np.abs(factors) < LIMIT_UV)
+    fits = (widest < LIMIT_UV) & (widest * np.abs(factors)[:, None] < LIMIT_UV)
+    usual = (factors != 0) & fits.all(axis=1)
     _scale(out, np.where(usual, factors, 1))
     flat = low == high
-    return [
-        Quality(float(RATE_HZ), recording.n_samples, N_SAMPLES, 0.0, _names(flat[row]), (), 0.0)
-        if usual[row] and recording is not None
-        else _alone(recording, out[row])
-        for row, recording in enumerate(recordings)
-    ]
+    judged: list[Quality | Exception] = []
+    for row, recording in enumerate(recordings):
+        if usual[row] and recording is not None:
+            judged.append(Quality(float(RATE_HZ), recording.n_samples, N_SAMPLES, 0.0, _names(flat[row]), (), 0.0))
+        elif factors[row] and isinstance(recording, Counts):
+            judged.append(_with_gaps(recording, int(factors[row]), fits[row], out[row]))
+        else:
+            judged.append(_alone(recording, out[row]))
+    return judged
+
+
+def _with_gaps(counts: Counts, factor: int, fits: np.ndarray, out: np.ndarray) -> Quality | Exception:
+    """Finish a row of the usual kind of which some leads have missing or clipped samples."""
+    at_limit = 0
+    for lead, fit in zip(out, fits, strict=True):
+        if fit:
+            np.multiply(lead, np.int16(factor), out=lead)
+        else:
+            at_limit += look_up(lead, 1000.0 / factor, 0)
+    try:
+        return judge(out, range(len(LEADS)), N_SAMPLES, at_limit, counts)
+    except InputError as error:
+        return error
 
 
 def _names(leads: np.ndarray) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Policy: the first ten seconds of a longer record; a shorter one is padded with m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -74,15 +75,24 @@ def _from_counts(counts: Counts, columns: list[tuple[int, int]], out: np.ndarray
     at_limit = 0
     for place, column in columns:
         out[place, :valid] = counts.samples[:valid, column]
-        at_limit += _look_up(out[place, :valid], counts.gains_per_mv[column], counts.baselines[column])
-    return _judge(out, columns, valid, at_limit, counts)
+        at_limit += look_up(out[place, :valid], counts.gains_per_mv[column], counts.baselines[column])
+    return judge(out, [place for place, _ in columns], valid, at_limit, counts)
 
 
-def _look_up(row: np.ndarray, gain: float, baseline: int) -> int:
+def look_up(row: np.ndarray, gain: float, baseline: int) -> int:
     """Turn counts into microvolts in place; returns how many samples are at the converter's or the store's limit."""
-    at_converter = np.abs(row.astype(np.int32)) == LIMIT_UV
-    row[:] = _table(gain, baseline)[row.view(np.uint16)]
-    return int((at_converter | (np.abs(row.astype(np.int32)) == LIMIT_UV)).sum())
+    at_converter = _at_limit(row)
+    np.take(_table(gain, baseline), row.view(np.uint16), out=row, mode="clip")
+    at_store = _at_limit(row)
+    either = [at for at in (at_converter, at_store) if at is not None]
+    return int(np.logical_or.reduce(either).sum()) if either else 0
+
+
+def _at_limit(row: np.ndarray) -> np.ndarray | None:
+    """Say which samples are +-32767; None where it is none."""
+    if row.size == 0 or (row.min() > -LIMIT_UV and row.max() < LIMIT_UV):
+        return None
+    return (row == LIMIT_UV) | (row == -LIMIT_UV)
 
 
 @lru_cache(maxsize=64)
@@ -104,7 +114,7 @@ def _from_millivolts(recording: Recording, columns: list[tuple[int, int]], out: 
     if recording.clipped is not None:
         nearest = np.rint(np.arange(valid) * (recording.rate_hz / RATE_HZ)).astype(int)
         at_limit |= recording.clipped[chosen][:, np.minimum(nearest, recording.clipped.shape[1] - 1)]
-    return _judge(out, columns, valid, int(at_limit.sum()), recording)
+    return judge(out, [place for place, _ in columns], valid, int(at_limit.sum()), recording)
 
 
 def _at_500_hz(signals_mv: np.ndarray, rate_hz: float) -> tuple[int, np.ndarray]:
@@ -138,11 +148,16 @@ def _bridged(row: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(len(row)), known, row[known]) if len(known) else np.zeros(len(row))
 
 
-def _judge(
-    out: np.ndarray, columns: list[tuple[int, int]], valid: int, at_limit: int, recording: Recording | Counts
-) -> Quality:
+def judge(out: np.ndarray, places: Sequence[int], valid: int, at_limit: int, recording: Recording | Counts) -> Quality:
+    """Judge a finished row, of which `places` are the leads that the file has and `at_limit` samples are clipped.
+
+    Raises
+    ------
+    InputError
+        There is not one sample.
+    """
     low, high = (out[:, :valid].min(axis=1), out[:, :valid].max(axis=1)) if valid else (np.full(12, MISSING),) * 2
-    there = [place for place, _ in columns if high[place] != MISSING]
+    there = [place for place in places if high[place] != MISSING]
     if not there:
         raise InputError("there is not one sample in any of its leads")
     holed = [place for place in there if low[place] == MISSING]
