@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.study import Study
@@ -47,28 +48,31 @@ def _input(spec: ExpertSpec) -> str:
 
 
 def weights_state(spec: ExpertSpec) -> str:
-    """Say in a few words where an expert's weights are, or that it needs none."""
+    """Say in a few words whether an expert's weights are here and where, or what has to be done."""
     from stages.experts._hub import cached
 
     if not spec.needs_weights:
         return "none needed"
-    if _named_in_study(spec.name):
-        return "params.yaml"
+    named = _named_in_study(spec.name)
+    if named is not None:
+        return "here (params.yaml)" if named.exists() else f"missing: params.yaml names {named}"
     if "+" in spec.name:
-        return "made here"
+        return "here (made here)"
     if cached(spec):
-        return "in the hub cache"
-    return "on the hub" if spec.weights and spec.weights.repo_id else "give a file"
+        return "here (hub cache)"
+    return TO_FETCH if spec.weights and spec.weights.repo_id else TO_GIVE
 
 
-def _named_in_study(name: str) -> bool:
+TO_FETCH, TO_GIVE = "to fetch (hub)", "to give (a file)"
+
+
+def _named_in_study(name: str) -> Path | None:
     from cache.errors import EnsembleError
 
     try:
-        path = Study().weights_of(name)
+        return Study().weights_of(name)
     except EnsembleError:
-        return False
-    return path is not None and path.exists()
+        return None
 
 
 def expert_details(name: str) -> str:
@@ -87,22 +91,53 @@ def expert_details(name: str) -> str:
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
         "parameters": f"{spec.published_parameters:,}",
         "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
-        "pretrained on": ", ".join(spec.pretrained_on) or "nothing",
+        "pretrained on": ", ".join(spec.pretrained_on) or "none of the cohorts here",
         "weights": weights_state(spec),
+        "looked for in": "; ".join(_places(spec)),
         "how to get them": _how_to_get(spec),
+        "pinned": _pinned(spec),
     }
+    lines = {title: text for title, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+
+
+def _places(spec: ExpertSpec) -> list[str]:
+    """Say where weights are looked for, in that order; nothing where none are needed."""
+    from huggingface_hub import constants
+
+    source = spec.weights
+    if not spec.needs_weights:
+        return []
+    if "+" in spec.name:
+        return [source.note if source else ""]
+    places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
+    return [*places, f"hub cache {constants.HF_HUB_CACHE}"] if source and source.repo_id else places
 
 
 def _how_to_get(spec: ExpertSpec) -> str:
     source = spec.weights
     if not spec.needs_weights:
         return "none needed"
-    if source is None or not source.repo_id:
-        note = source.note if source else ""
-        if "+" in spec.name:
-            return note
-        return f"{note or spec.source}; then experts.{spec.name}.weights in params.yaml, or --weights FILE"
-    digest = f", sha256 {source.sha256}" if source.sha256 else ", sha256 recorded at first use"
-    return f"ensemble weights fetch {spec.name} (hub {source.repo_id}, {source.filename} at {source.revision}{digest})"
+    if "+" in spec.name:
+        return ""
+    if source and source.repo_id:
+        return f"ensemble weights fetch {spec.name}; embed does it too (hub {source.repo_id}, {source.filename})"
+    digest = f" (sha256 of {source.filename}: {source.sha256})" if source and source.sha256 else ""
+    return f"{source.note if source and source.note else spec.source}{digest}; then give the file"
+
+
+def _pinned(spec: ExpertSpec) -> str:
+    """Say which commit and digest are accepted, and since when."""
+    from stages.experts._hub import asked_revision, is_commit, pin_of
+
+    source = spec.weights
+    if source is None or not source.repo_id or "+" in spec.name:
+        return ""
+    pin, revision = pin_of(source), asked_revision(source)
+    if not is_commit(revision):
+        commit = f"not yet: the first download pins the commit of '{revision}'"
+    else:
+        commit = f"{'by this release' if is_commit(source.revision) else 'at first use'}: {revision}"
+    digest = source.sha256 or (pin.sha256 if pin else "recorded at first use")
+    return f"{commit}, sha256 {digest}"

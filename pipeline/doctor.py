@@ -92,7 +92,6 @@ def _dvc() -> Finding:
 
 
 def _study() -> Iterator[Finding]:
-    from pipeline.catalogue import spec_of, weights_state
 
     study = Study()
     try:
@@ -106,19 +105,33 @@ def _study() -> Iterator[Finding]:
     else:
         yield Finding(WARN, f"records folder {params.cohort.path} is not there", "set cohort.path in params.yaml")
     for name in params.experts:
-        try:
-            state = weights_state(spec_of(name))
-        except EnsembleError as error:
-            yield Finding(FAIL, str(error))
-            continue
-        fix = {
-            "on the hub": f"ensemble weights fetch {name}",
-            "give a file": f"set experts.{name}.weights in params.yaml",
-        }
+        yield from _expert(name, params.experts[name].accept_license)
+
+
+def _expert(name: str, licence_accepted: bool) -> Iterator[Finding]:
+    from pipeline.catalogue import TO_FETCH, TO_GIVE, spec_of, weights_state
+
+    try:
+        spec = spec_of(name)
+        state = weights_state(spec)
+    except EnsembleError as error:
+        yield Finding(FAIL, str(error))
+        return
+    fix = {TO_FETCH: f"ensemble weights fetch {name}", TO_GIVE: f"set experts.{name}.weights in params.yaml"}
+    if state.startswith("missing"):
+        yield Finding(FAIL, f"expert {name}: weights {state}", "put the file there, or correct params.yaml")
+    else:
         yield Finding(WARN if state in fix else PASS, f"expert {name}: weights {state}", fix.get(state, ""))
+    if spec.non_commercial and not licence_accepted:
+        yield Finding(
+            WARN,
+            f"expert {name}: licence {spec.licence}, not accepted",
+            f"if your use allows it, experts.{name}.accept_license: true",
+        )
 
 
 def _hub() -> Finding:
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     from huggingface_hub import constants
@@ -126,8 +139,12 @@ def _hub() -> Finding:
     try:
         with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S):
             pass
+    except HTTPError:
+        pass  # an answer, if not to a question that it likes
     except (OSError, ValueError) as error:
         return Finding(
-            WARN, f"the model hub does not answer ({type(error).__name__})", "give weights as files, or --offline"
+            WARN,
+            f"the model hub {constants.ENDPOINT} does not answer ({error})",
+            "set HF_ENDPOINT to a mirror, or give weights as files",
         )
-    return Finding(PASS, "the model hub answers")
+    return Finding(PASS, f"the model hub {constants.ENDPOINT} answers")

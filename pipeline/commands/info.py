@@ -48,15 +48,20 @@ def doctor(offline: Annotated[bool, typer.Option("--offline", help="Do not ask t
 
 
 @weights_app.command("fetch")
-def weights_fetch(name: Annotated[str, typer.Argument(help="Which expert.")]) -> None:
-    """Download an expert's published weights at the pinned revision, and check them.
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="Which expert.")],
+    repin: Annotated[
+        bool, typer.Option("--repin", help="Take what the hub has now, in place of the commit of the first use.")
+    ] = False,
+) -> None:
+    """Download an expert's published weights at the pinned commit, and check them.
 
     Example: `ensemble weights fetch ecgfm`
     """
     from pipeline.catalogue import spec_of
     from stages.experts._hub import fetch
 
-    typer.echo(str(fetch(spec_of(name))))
+    typer.echo(str(fetch(spec_of(name), repin)))
 
 
 @cache_app.command("ls")

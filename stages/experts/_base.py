@@ -28,9 +28,12 @@ class WeightsSource:
     repo_id: str
     filename: str
     revision: str
+    """A commit where it is known, else a branch: the commit of the first download is then recorded and kept to."""
     sha256: str | None = None
-    """None where the publisher states none: recorded at first use and checked from then on."""
+    """None where it is not known: recorded at first use and checked from then on."""
     note: str = ""
+    also_at: tuple[str, ...] = ()
+    """Other ids of the same repository (a renamed account), tried where the first is not found."""
 
 
 @dataclass(frozen=True)

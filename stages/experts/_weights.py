@@ -65,6 +65,27 @@ def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
     return path
 
 
+def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, digest: str) -> dict[str, str]:
+    """Tell where weights come from, for a store's reader: a repository and its commit, or a file of the user's own.
+
+    Parameters
+    ----------
+    weights, path
+        What was asked for, and the file that `find_weights` made of it.
+    digest
+        Its sha256: a file of the user's own may be the published one.
+    """
+    source = spec.weights
+    if path is None or source is None or is_version(spec.name):
+        return {"weights_source": source.repo_id if source else "", "weights_revision": ""}
+    if weights is not None and digest != source.sha256:
+        return {"weights_source": f"file {path.name}", "weights_revision": ""}
+    from stages.experts._hub import commit_of
+
+    commit = commit_of(path) if weights is None else ""
+    return {"weights_source": source.repo_id, "weights_revision": commit or source.revision}
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint as tensors and plain containers; refuses a file that would need to run code."""
     try:

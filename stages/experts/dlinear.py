@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cache.errors import InputError, UsageError
 from stages.experts import _enecg
-from stages.experts._base import Encoding, Expert, ExpertSpec
+from stages.experts._base import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts._decompose import moving_average
 from stages.experts._options import architecture_overrides
 from stages.experts._registry import register
@@ -159,7 +159,10 @@ def _spec(options: DLinearOptions, preprocessing: str, n_parameters: int) -> Exp
         layer_dims=(width, width),
         embedding_dim=width,
         output_dim=width,
-        licence="none stated (EnECG's checkpoint); weights of one's own from `ensemble pretrain --expert dlinear`",
+        licence="none stated",
+        weights=WeightsSource(
+            "", "checkpoint.pth", "", note="EnECG's checkpoint, or `ensemble pretrain --expert dlinear`"
+        ),
         parameters=n_parameters,
         published_parameters=1002,
         windows=_enecg.WINDOWS,

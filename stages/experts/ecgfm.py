@@ -42,11 +42,20 @@ SPELLINGS = {
 }
 PRETRAINED_ON = ("mimic-iv-ecg", "challenge2021", "ptbxl", "cpsc2018", "georgia", "chapman", "ningbo")
 
-_HUB = "wanglab/ecg-fm"
+_HUB, _COMMIT = "wanglab/ecg-fm", "584219ea492cdeef2e19ffbdf9c6ecc874ba427e"
 _PUBLISHED = {
-    "pretrained": (WeightsSource(_HUB, "mimic_iv_ecg_physionet_pretrained.pt", "main"), 90_883_072, 0),
+    "pretrained": (
+        WeightsSource(
+            _HUB,
+            "mimic_iv_ecg_physionet_pretrained.pt",
+            _COMMIT,
+            "4d0142bcb485eb9f0c7845e0c19ff3463f6ae9d0e458eab69136efe90ceb9b7e",
+        ),
+        90_883_072,
+        0,
+    ),
     "finetuned": (
-        WeightsSource(_HUB, "mimic_iv_ecg_finetuned.pt", "main", note="17 MIMIC-IV-ECG labels"),
+        WeightsSource(_HUB, "mimic_iv_ecg_finetuned.pt", _COMMIT, note="17 MIMIC-IV-ECG labels"),
         90_386_321,
         17,
     ),

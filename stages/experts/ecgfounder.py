@@ -30,9 +30,12 @@ SHORTEST = 500
 BASELINE_KERNEL = 201
 """Samples of the median filter that gives the baseline: 0.4 s, odd."""
 EPS = 1e-8
+_HUB, _COMMIT = "PKUDigitalHealth/ECGFounder", "d9b1793951b2342f5f7e84f1ac03cd37f8a08724"
+_SHA256_12 = "ee199f3781f4ae1f732973267f003da0a759ea12bddb0dd28a77faa60aca7997"
+_SHA256_1 = "f863a38897fb49a27fec7e44008ea3c7bdbd29c77fa4a02ecbb8c56df4f37603"
 _PUBLISHED = {
-    "12lead": ("12_lead_ECGFounder.pth", 30_819_014, 12),
-    "1lead": ("1_lead_ECGFounder.pth", 30_807_750, 1),
+    "12lead": (WeightsSource(_HUB, "12_lead_ECGFounder.pth", _COMMIT, _SHA256_12), 30_819_014, 12),
+    "1lead": (WeightsSource(_HUB, "1_lead_ECGFounder.pth", _COMMIT, _SHA256_1), 30_807_750, 1),
 }
 
 
@@ -151,7 +154,7 @@ def _check(options: Net1DOptions) -> None:
 def _spec(
     options: Net1DOptions, variant: str | None, preprocessing: str, module: nn.Module | None = None
 ) -> ExpertSpec:
-    filename, published, _ = _PUBLISHED[variant or "12lead"]
+    weights, published, _ = _PUBLISHED[variant or "12lead"]
     filters = "" if preprocessing == "ptbxl_eval" else "50 Hz notch, 0.67-40 Hz, minus running median of 0.4 s; "
     widths = tuple(options.filter_list)
     return ExpertSpec(
@@ -170,7 +173,7 @@ def _spec(
         licence="MIT",
         parameters=sum(p.numel() for p in module.parameters()) if module else published,
         published_parameters=published,
-        weights=WeightsSource("PKUDigitalHealth/ECGFounder", filename, "main"),
+        weights=weights,
         pretrained_on=("heedb",),
         windows="one window of 10 s, a shorter record whole; longer ones cut, a rest left out, mean over windows",
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 before the joint z-score and after it",

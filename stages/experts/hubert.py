@@ -60,6 +60,7 @@ _SIZES = {  # blocks, width, heads, feed-forward width, codebook width, paramete
     "base": (12, 768, 12, 3072, 256, 93_021_312),
     "large": (16, 960, 12, 3840, 512, 188_187_968),
 }
+_SHA256 = {"base": "05bc1b1317f8e3063811a03fb840f5bf8a85968191e209c0cfbaa0c52c8aa1ae"}
 _HEADS = {width: heads for _, width, heads, *_ in _SIZES.values()}
 
 
@@ -251,7 +252,13 @@ def _spec(
         non_commercial=True,
         parameters=sum(p.numel() for p in module.parameters()) if module else published,
         published_parameters=published,
-        weights=WeightsSource(f"Edoardo-BS/hubert-ecg-{size}", "model.safetensors", "main"),
+        weights=WeightsSource(
+            f"Edoardo-BS/hubert-ecg-{size}",
+            "model.safetensors",
+            "main",
+            _SHA256.get(size),
+            also_at=(f"Edoardo-Coppola/hubert-ecg-{size}",),
+        ),
         pretrained_on=PRETRAINED_ON,
         unused_keys=UNUSED_KEYS,
         windows="the first 5 s of the record, as the authors; the rest is not seen",

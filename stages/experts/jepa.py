@@ -188,6 +188,7 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
             "",
             "multiblock_epoch100.pth",
             "",
+            "61334869f905a7d6de32bc573c60024eaf6efba7c35c0e45fc2ea7d52b6ff66e",
             note="the authors' drive: multi-block masking "
             "https://drive.google.com/file/d/1gMOT4xjQQg0GZkY1iE6NuDzua4ALw00l, random masking "
             "https://drive.google.com/file/d/1mh-XL0XOvvhFbhvuZ9c2KnTHa9B4F3Wx",

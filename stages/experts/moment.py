@@ -51,6 +51,20 @@ _FLAN_T5_COMMON = {
 }
 # With the reconstruction head; the first number counts token embeddings that nothing uses (vocabulary x width).
 _PUBLISHED_PARAMETERS = {"small": 35_341_512, "base": 109_641_608, "large": 341_248_520}
+_PINS = {  # commit of AutonLab/MOMENT-1-SIZE and sha256 of its model.safetensors
+    "small": (
+        "411e288267f82cce86296dbe4d6c8bc533cc162f",
+        "785e6c6f57ffa7cac7e2a1fff6369618d49f2f441563ddea76c866231e5aa877",
+    ),
+    "base": (
+        "5e44b0ea26376a176360f87831124e018f876d96",
+        "1a436826ffe618273ec62b9656dc4cab8edc470364f104e90542a4ebc14fb825",
+    ),
+    "large": (
+        "ca58581bc7bea2ebed4e80dc0a3e4b8b609c6ecc",
+        "a56928052ac6f5d09b97c3834bea6ce3aef9f02b513b5fac98954e7377801572",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -321,7 +335,7 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
         weights=WeightsSource(
             f"AutonLab/MOMENT-1-{size}",
             "model.safetensors",
-            "main",
+            *_PINS[size],
             note=f"{vocabulary:,} parameters are T5's token embeddings, which no time series ever uses",
         ),
         # The Time Series Pile holds single beats and short excerpts of PhysioNet ECGs (UCR, UEA, anomaly sets), none of

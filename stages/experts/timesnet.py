@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.errors import InputError, UsageError
 from stages.experts import _enecg
-from stages.experts._base import Encoding, Expert, ExpertSpec
+from stages.experts._base import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts._options import architecture_overrides
 from stages.experts._registry import register
 from stages.experts._timesnet_net import TIME_FEATURES, TimesNet, TimesNetOptions
@@ -143,7 +143,10 @@ def _spec(options: TimesNetOptions, preprocessing: str, n_parameters: int) -> Ex
         layer_dims=(options.d_model,) * (options.e_layers + 1),
         embedding_dim=options.d_model,
         output_dim=options.pred_len * max(options.enc_in, options.c_out),
-        licence="none published; weights of one's own from `ensemble pretrain --expert timesnet`",
+        licence="none published",
+        weights=WeightsSource(
+            "", "model.safetensors", "", note="none are public: `ensemble pretrain --expert timesnet`"
+        ),
         parameters=n_parameters,
         published_parameters=_PUBLISHED_PARAMETERS,
         windows=_enecg.WINDOWS,

@@ -1,9 +1,12 @@
 """What a person sees of the command line: help, tables, doctor, and errors in one line."""
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from pipeline import cli
 

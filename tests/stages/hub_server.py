@@ -1,4 +1,4 @@
-"""A model hub on the loopback interface: files of repositories at a revision, as huggingface_hub asks for them."""
+"""A model hub on the loopback interface: files of repositories at their commits, as huggingface_hub asks for them."""
 
 import hashlib
 import threading
@@ -11,16 +11,32 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `files` ({"owner/name": {"file": bytes}}); keeps what it was asked; cuts `broken` answers short."""
+    """Serves what is published on it; keeps what it was asked; cuts `broken` answers short."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, dict[str, bytes]] = {}
+        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
+        """{"owner/name": {commit: {"file": bytes}}}; the last commit is that of `main`."""
         self.asked: list[tuple[str, str, str | None]] = []
         self.broken = 0
         """How many of the next downloads break off half-way."""
+
+    def publish(self, repository: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
+        """Put files at a commit, which becomes the present one."""
+        self.commits.setdefault(repository, {}).pop(commit, None)
+        self.commits[repository][commit] = files
+
+    def find(self, repository: str, revision: str, file: str) -> tuple[str, bytes | None]:
+        """Return commit and content, or the hub's name for what is not there and None."""
+        if repository not in self.commits:
+            return "RepoNotFound", None
+        commits = self.commits[repository]
+        commit = list(commits)[-1] if revision == "main" else revision
+        if commit not in commits:
+            return "RevisionNotFound", None
+        return (commit, commits[commit][file]) if file in commits[commit] else ("EntryNotFound", None)
 
     @property
     def url(self) -> str:
@@ -47,13 +63,13 @@ class _Handler(BaseHTTPRequestHandler):
         asked_range = self.headers.get("Range")
         self.server.asked.append((self.command, self.path, asked_range))
         repository, _, rest = unquote(self.path).lstrip("/").partition("/resolve/")
-        content = self.server.files.get(repository, {}).get(rest.partition("/")[2])
+        revision, _, file = rest.partition("/")
+        commit, content = self.server.find(repository, revision, file)
         if content is None:
-            known = repository in self.server.files
-            self._send(404, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"}, b"", with_body)
+            self._send(404, {"X-Error-Code": commit}, b"", with_body)
             return
         digest = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         start = int(asked_range.removeprefix("bytes=").partition("-")[0]) if asked_range else 0
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
