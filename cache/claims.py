@@ -13,23 +13,18 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cache.errors import StoreError
+from cache.leases import Leases
 from cache.places import Place
-
-if TYPE_CHECKING:
-    from cache.leases import Leases
 
 HELD = (errno.EACCES, errno.EAGAIN)
 
 
-def claims_on(store: Place, state_folder: Path) -> Claims | Leases:
+def claims_on(store: Place, state_folder: Path) -> AnyClaims:
     """Return what claims on a store are made with: kernel locks on a file system, leases on object storage."""
     if isinstance(store, Path):
         return Claims(store, state_folder)
-    from cache.leases import Leases
-
     return Leases(store)
 
 
@@ -38,6 +33,9 @@ class Claims:
 
     One instance a process: POSIX record locks do not exclude threads of one process from each other.
     """
+
+    pause_s = 0.5
+    """Seconds between two looks at claims of others."""
 
     def __init__(self, store: Path, state_folder: Path) -> None:
         name = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:16]
@@ -98,3 +96,6 @@ class Claims:
                 "does (local disks, NFSv4, Lustre with flock)"
             ) from error
         return True
+
+
+AnyClaims = Claims | Leases

@@ -37,6 +37,10 @@ class StorageError(EnsembleError, RuntimeError):
     """An object storage that cannot be reached or refuses. Not an OSError: nothing of it may be taken for damage."""
 
 
+class ClaimsLostError(StoreError):
+    """A process was silent for longer than a lease, and another one may have taken over what it had claimed."""
+
+
 class FingerprintError(StoreError):
     """A store or a fit that was made from something else than what is here now."""
 

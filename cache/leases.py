@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cache.errors import StorageError, StoreError, UsageError
+from cache.errors import ClaimsLostError, StorageError, UsageError
 from cache.objects import ObjectPath
 
 LENGTH_VARIABLE = "ENSEMBLE_LEASE_SECONDS"
@@ -32,10 +32,6 @@ SHORTEST_S = 2.0
 """Storages tell times in whole seconds."""
 WAIT_S = 0.5
 OWNER = "owner"
-
-
-class ClaimsLostError(StoreError):
-    """A process was silent for longer than a lease, and another one has taken over what it had claimed."""
 
 
 @dataclass
@@ -86,6 +82,9 @@ class Leases:
     StorageError
         The storage cannot be reached, or does not do what leases rest on.
     """
+
+    pause_s = 2.0
+    """Seconds between two looks at claims of others: each look is some requests."""
 
     def __init__(self, store: ObjectPath) -> None:
         self._store, self._folder = store, store.parent / ".claims" / store.name

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.claims import Claims
+from cache.claims import AnyClaims, claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
-from cache.errors import MissingFileError, StoreError
+from cache.errors import ClaimsLostError, MissingFileError, StoreError
 from cache.resume import difference, grew_from, resume_or_create
 from cache.rows import RecordRows
 from cache.signals import open_signals
@@ -26,14 +26,11 @@ from stages.embed.line import Line, Progress, size_of
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
 from stages.experts import Expert, expert_class, load_expert
 from stages.experts._run import set_precision
-from stages.experts._weights import find_weights, sha256_of
+from stages.experts._weights import find_weights, origin_of, sha256_of
 
 __all__ = ["EmbedPaths", "EmbedSettings", "EmbedSummary", "Embedder", "describe", "identity_of", "load_for"]
 
 _LOG = logging.getLogger(__name__)
-
-WAIT_S = 0.5
-"""Pause before looking again at shards that other processes hold."""
 
 
 def describe(settings: EmbedSettings) -> dict[str, Any]:
@@ -55,13 +52,14 @@ def identity_of(settings: EmbedSettings, signals_digest: str, rows_digest: str) 
     """Return what vectors of these settings and records are made from; needs the weights file, but not the network."""
     cls, variant = expert_class(settings.expert)
     spec = cls.published_spec(variant)
+    how = describe(settings)
+    path = find_weights(spec, settings.weights) if spec.needs_weights else None
     facts = {
         "licence": spec.licence,
-        "weights_source": spec.weights.repo_id if spec.weights else "",
-        "weights_revision": spec.weights.revision if spec.weights else "",
+        **origin_of(spec, settings.weights, path, how["weights_sha256"]),
         "pretrained_on": list(spec.pretrained_on),
     }
-    return Identity(describe(settings), signals_digest, rows_digest, facts)
+    return Identity(how, signals_digest, rows_digest, facts)
 
 
 def load_for(settings: EmbedSettings) -> Expert:
@@ -121,7 +119,8 @@ class Embedder:
             store = open_embeddings(self.paths.store)
         except MissingFileError:
             return 0, "no store yet"
-        done = [shard for shard in range(store.n_shards) if store.complete(shard)]
+        pending = set(store.pending())
+        done = [shard for shard in range(store.n_shards) if shard not in pending]
         if store.fingerprint == self.identity.fingerprint:
             return _count(store, done), ""
         if grew_from(store, self.identity, len(self.records), self._digests):
@@ -137,7 +136,7 @@ class Embedder:
         """
         started = time.perf_counter()
         summary = self._summary()
-        with closing(Claims(self.paths.store, self.paths.state)) as claims, _torch_threads(self.settings.threads):
+        with closing(claims_on(self.paths.store, self.paths.state)) as claims, _torch_threads(self.settings.threads):
             store, summary.fresh_because = self._store(claims)
             line = None
             while pending := store.pending(shards):
@@ -145,18 +144,31 @@ class Embedder:
                     self.expert, self.settings, self.records, self.signals, store, claims, summary, progress
                 )
                 before = summary.n_embedded
-                line.embed(pending)
+                try:
+                    line.embed(pending)
+                except ClaimsLostError as error:
+                    store, line = self._found_again(claims, store, error), None
+                    continue
                 if summary.n_embedded == before and (held := store.pending(shards)):
-                    self._wait(f"for {len(held)} shards that other processes hold")
+                    self._wait(claims, f"for {len(held)} shards that other processes hold")
         summary.n_resumed = len(self.records) - summary.n_embedded
         summary.seconds["total"] = time.perf_counter() - started
         return summary
 
-    def _wait(self, what: str) -> None:
+    def _found_again(self, claims: AnyClaims, store: EmbeddingStore, lost: ClaimsLostError) -> EmbeddingStore:
+        """Go on after claims were lost, if the store is still the one that was worked in."""
+        claims.share()
+        found = self._matching()
+        if found is None or found.shard_records != store.shard_records:
+            raise StoreError(f"{lost}; meanwhile another run has replaced the store: run again if it is to be yours")
+        _LOG.warning("%s; going on with what is still pending", lost)
+        return found
+
+    def _wait(self, claims: AnyClaims, what: str) -> None:
         if not self._told:
             _LOG.warning("%s: waiting %s", self.paths.store, what)
             self._told = True
-        time.sleep(WAIT_S)
+        time.sleep(claims.pause_s)
 
     def finish(self, summary: EmbedSummary) -> EmbedSummary:
         """Count the records of the finished store that have no vector."""
@@ -167,13 +179,13 @@ class Embedder:
 
     def prepare_store(self) -> list[int]:
         """Make or resume the store, and return the shards that are pending."""
-        with closing(Claims(self.paths.store, self.paths.state)) as claims:
+        with closing(claims_on(self.paths.store, self.paths.state)) as claims:
             return self._store(claims)[0].pending()
 
     def _summary(self) -> EmbedSummary:
         return EmbedSummary(self.settings.expert, str(self.paths.store), len(self.records))
 
-    def _store(self, claims: Claims) -> tuple[EmbeddingStore, str]:
+    def _store(self, claims: AnyClaims) -> tuple[EmbeddingStore, str]:
         while True:
             claims.share()
             store = self._matching()
@@ -182,10 +194,10 @@ class Embedder:
             layout = self._layout()
             claims.leave()
             if claims.try_own():
-                fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests)
+                fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests, claims.confirm)
                 claims.share()
                 return fresh
-            self._wait("until no other run works in it")  # it may also make the very store that is wanted here
+            self._wait(claims, "until no other run works in it")  # it may also make the very store that is wanted here
 
     def _matching(self) -> EmbeddingStore | None:
         try:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.claims import Claims
+from cache.claims import AnyClaims
 from cache.embeddings import EmbeddingStore
 from cache.errors import InputError, StoreError
 from cache.rows import RecordRows
@@ -57,6 +57,32 @@ class _Batch:
     x: Tensor | None
 
 
+class _Held:
+    """The claims on shards that are not written yet; what is left of them is given back at the end."""
+
+    def __init__(self, claims: AnyClaims) -> None:
+        self._claims, self._held = claims, dict[int, ExitStack]()
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in list(self._held):
+            self.give_back(shard)
+
+    def take(self, shard: int) -> bool:
+        """Claim a shard; whether it is ours."""
+        claim = ExitStack()
+        if not claim.enter_context(self._claims.claim(shard)):
+            return False
+        self._held[shard] = claim
+        return True
+
+    def give_back(self, shard: int) -> None:
+        """Let others have it."""
+        self._held.pop(shard).close()
+
+
 @dataclass
 class Line:
     """The three-stage line over the pending shards of one store."""
@@ -66,7 +92,7 @@ class Line:
     records: RecordRows
     signals: SignalStore
     store: EmbeddingStore
-    claims: Claims
+    claims: AnyClaims
     summary: EmbedSummary
     progress: Progress | None
 
@@ -77,9 +103,9 @@ class Line:
     def embed(self, pending: list[int]) -> None:
         """Embed those of the pending shards that no other process has claimed."""
         with (
+            _Held(self.claims) as held,
             ThreadPoolExecutor(1, "read") as reader,
             ThreadPoolExecutor(1, "write") as writer,
-            ExitStack() as held,  # claims are kept until everything is written
         ):
             collected: Future[None] | None = None
             for batch in self._read_ahead(self._parts(pending, held), reader):
@@ -90,13 +116,16 @@ class Line:
                 if batch.part.last:
                     collected.result()
                     writer.submit(self._write, batch.part.shard).result()
+                    held.give_back(batch.part.shard)
                     collected = None
 
-    def _parts(self, pending: list[int], held: ExitStack) -> Iterator[_Part]:
+    def _parts(self, pending: list[int], held: _Held) -> Iterator[_Part]:
         """Give the batches of each shard that is ours; claims it when its first batch is asked for."""
         for shard in pending:
-            ours = held.enter_context(self.claims.claim(shard))
-            if not ours or self.store.complete(shard):
+            if self.store.complete(shard) or not held.take(shard):
+                continue
+            if self.store.complete(shard):  # meanwhile, by whoever had claimed it
+                held.give_back(shard)
                 continue
             n = size_of(self.store.rows_of(shard))
             for offset in range(0, n, self.batch_size):
@@ -177,7 +206,8 @@ class Line:
     def _write(self, shard: int) -> None:
         started = time.perf_counter()
         try:
-            self.store.write(shard, self.buffer.content(size_of(self.store.rows_of(shard))))
+            content = self.buffer.content(size_of(self.store.rows_of(shard)))
+            self.store.write(shard, content, self.claims.confirm)
         except OSError as error:
             raise StoreError(
                 f"{self.store.path}: cannot write shard {shard} ({error.strerror}); make room and run again"

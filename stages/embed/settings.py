@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cache.places import Place
 from stages.experts._base import Precision
 
 
@@ -39,8 +40,8 @@ class EmbedPaths:
     """
 
     records: Path
-    signals: Path
-    store: Path
+    signals: Place
+    store: Place
     state: Path
 
 
