@@ -1,6 +1,7 @@
 """The strategy: preview probing, full fine-tuning with stochastic depth, judged on the test split, over seeds.
 
-Lives here: the order of the steps and what a run leaves behind. Not here: the steps (`probing`, `drop_path`, `tuned`).
+Lives here: the order of the steps and what a run leaves behind. Not here: the steps (`cohort`, `probing`, `drop_path`,
+`tuned`).
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ import torch
 from cache.embeddings import open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
-from cache.records import Target, open_records, target_array
-from cache.signals import open_signals
-from stages.evaluation.metrics import score
-from stages.evaluation.predictions import Block as Predicted
+from cache.places import Place
 from stages.experts import Expert, load_expert
 from stages.experts._versions import is_version, read_version
-from stages.heads.tasks import TaskSpec, encode, layout, unusable
+from stages.heads.tasks import layout
+from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
-from stages.training.inputs import prepared_inputs, training_rows
+from stages.training.distributed import Group, training_group
 from stages.training.loop import LoopSettings, Training
 from stages.training.memory import checkpoint_blocks
 from stages.training.versions import cohort_facts, write_version
@@ -82,9 +81,9 @@ class PosttrainPaths:
     """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
 
     records: Path
-    signals: Path
+    signals: Place
     state: Path
-    features: Path | None = None
+    features: Place | None = None
 
 
 @dataclass
@@ -96,6 +95,8 @@ class PosttrainSummary:
     runs
         One entry per fraction and seed: records, chosen penalty and epoch, metrics on validation and test records of
         the probe alone and of the tuned network, and the curve.
+    folder
+        Empty in a process that leaves writing to another.
     predictions
         Of each run, the tuned network's test predictions [n, columns]; `test_rows` are their rows.
     """
@@ -121,71 +122,35 @@ def posttrain(settings: PosttrainSettings, paths: PosttrainPaths, progress: Say 
     InputError
         Training records that cannot teach the task.
     """
-    s = settings
-    data = _Data.read(s, paths)
+    with training_group(torch.device(settings.loop.device)) as group:
+        summary = _all_runs(settings, paths, group, progress)
+        if group.leads:
+            _write_results(settings, summary)
+        group.wait()
+    return summary
+
+
+def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progress: Say | None) -> PosttrainSummary:
+    expert = _load(s)
+    residual_blocks(expert)
+    with group.leader_first():
+        data = LabelledCohort.read(expert, s.expert, s.task, (paths.records, paths.signals), paths.state)
     summary = PosttrainSummary(s.name, test_rows=data.rows[data.of("test")])
     for fraction in sorted(s.fractions, reverse=True):
         for seed in s.seeds:
-            run = _Run(s, data, paths, fraction, seed)
+            run = _Run(s, data, paths, group, (fraction, seed))
             tuned, entry = run.execute(progress)
-            if not summary.runs:
+            if not summary.runs and group.leads:
                 summary.folder = str(_write(s, data, tuned, run, entry))
             summary.runs.append(entry)
             summary.predictions.append(run.test_predictions)
             summary.probe_predictions.append(run.probe_predictions)
-    text = json.dumps({"schema_version": 1, "task": s.task, "runs": summary.runs}, indent=1) + "\n"
-    (Path(summary.folder) / RESULTS_FILE).write_text(text, encoding="utf-8")
     return summary
 
 
-@dataclass(frozen=True)
-class _Data:
-    """One cohort's labelled records: prepared input, targets and split, row for row."""
-
-    records: pd.DataFrame
-    rows: np.ndarray
-    inputs: np.ndarray
-    target: Target
-    task: TaskSpec
-    y: torch.Tensor
-    known: torch.Tensor
-    signals_digest: str
-
-    @classmethod
-    def read(cls, s: PosttrainSettings, paths: PosttrainPaths) -> _Data:
-        records, signals = open_records(paths.records), open_signals(paths.signals)
-        targets: dict[str, Target] = records.attrs["targets"]
-        if s.task not in targets:
-            raise UsageError(f"--task {s.task}: records.parquet has the targets {', '.join(targets) or 'none'}")
-        target = targets[s.task]
-        task = TaskSpec(target.name, target.kind, target.classes, target.unit)
-        y, known = encode(task, target_array(records, target), len(records))
-        labelled = np.flatnonzero(known.any(1))
-        parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
-        rows = np.intersect1d(np.concatenate(parts), labelled)
-        expert = _load(s)
-        residual_blocks(expert)
-        identity = {"expert": s.expert.partition("+")[0], **expert.spec.preprocessing}
-        inputs = prepared_inputs(paths.state / "inputs", identity, expert.prepare, signals, rows)
-        y, known = y[rows], known[rows]
-        train = records["split"].to_numpy()[rows] == "train"
-        if reason := unusable(task, y[train], known[train]):
-            raise InputError(f"task '{s.task}' cannot be learnt: {reason}")
-        targets_y, weights = torch.from_numpy(np.asarray(y, np.float32)), torch.from_numpy(known)
-        return cls(records, rows, inputs, target, task, targets_y, weights, signals.content_digest())
-
-    def of(self, split: str) -> np.ndarray:
-        """Positions of a split's records."""
-        return np.flatnonzero(self.records["split"].to_numpy()[self.rows] == split)
-
-    def training(self, fraction: float, seed: int) -> np.ndarray:
-        """Positions of a share of the training patients; a smaller share is part of a larger one."""
-        positions = self.of("train")
-        patients = self.records["patient_id"].to_numpy()[self.rows[positions]]
-        names = np.unique(patients)
-        order = np.random.default_rng([seed, 4]).permutation(len(names))
-        kept = names[order[: max(1, round(fraction * len(names)))]]
-        return positions[np.isin(patients, kept)]
+def _write_results(s: PosttrainSettings, summary: PosttrainSummary) -> None:
+    text = json.dumps({"schema_version": 1, "task": s.task, "runs": summary.runs}, indent=1) + "\n"
+    (Path(summary.folder) / RESULTS_FILE).write_text(text, encoding="utf-8")
 
 
 def _load(s: PosttrainSettings) -> Expert:
@@ -198,8 +163,11 @@ def _load(s: PosttrainSettings) -> Expert:
 class _Run:
     """One fraction and seed."""
 
-    def __init__(self, s: PosttrainSettings, data: _Data, paths: PosttrainPaths, fraction: float, seed: int) -> None:
-        self.s, self.data, self.paths, self.fraction, self.seed = s, data, paths, fraction, seed
+    def __init__(
+        self, s: PosttrainSettings, data: LabelledCohort, paths: PosttrainPaths, group: Group, share: tuple[float, int]
+    ) -> None:
+        self.s, self.data, self.paths, self.group = s, data, paths, group
+        self.fraction, self.seed = fraction, seed = share
         self.train, self.val, self.test = data.training(fraction, seed), data.of("val"), data.of("test")
         self.centre, self.scale = self._units()
         self.y = (data.y - self.centre) / self.scale
@@ -212,27 +180,32 @@ class _Run:
         return float(labels.mean()), max(float(labels.std(correction=0)), 1e-12)
 
     def execute(self, progress: Say | None) -> tuple[Tuned, dict[str, Any]]:
-        s = self.s
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             tuned = self._network()
         entry: dict[str, Any] = {"fraction": self.fraction, "seed": self.seed, "n_train": len(self.train)}
-        features = self._features(tuned)
-        start = {k: v.clone() for k, v in tuned.head.state_dict().items()}
-        entry["penalty"] = fit_probe(
-            tuned.head, self._labelled(features[self.train], self.train), self._validation(features)
-        )
-        entry["probe"], self.probe_predictions = self._judge(tuned, features)
-        if not s.probing:
-            tuned.head.load_state_dict(start)
-            tuned.head.standardise(features[torch.from_numpy(self.train)])
+        entry |= self._probe(tuned)
         training = self._training(tuned, progress)
         result: Any = training.run()
         del tuned
-        entry["tuned"], self.test_predictions = self._judge(result, self._all_features(result))
-        entry["epoch"] = training.best["epoch"] if training.best else s.loop.epochs
+        self.group.share(result)
+        entry["tuned"], self.test_predictions = self._judge(result, self._features(result, self._judged))
+        entry["epoch"] = training.best["epoch"] if training.best else self.s.loop.epochs
         entry["curve"] = training.history.epochs
         return result, entry
+
+    def _probe(self, tuned: Tuned) -> dict[str, Any]:
+        """Fit and judge the preview probe; keep it as the head, unless the run is to start from a fresh one."""
+        features = self._frozen(tuned)
+        fresh = {k: v.clone() for k, v in tuned.head.state_dict().items()}
+        train = self._labelled(features[self.train], self.train)
+        penalty = fit_probe(tuned.head, train, self._validation(features))
+        judged, self.probe_predictions = self._judge(tuned, features)
+        if not self.s.probing:
+            tuned.head.load_state_dict(fresh)
+            tuned.head.standardise(train.x)
+        self.group.share(tuned)
+        return {"penalty": penalty, "probe": judged}
 
     def _network(self) -> Tuned:
         s, expert = self.s, _load(self.s)
@@ -243,25 +216,35 @@ class _Run:
         head = Head(expert.spec.embedding_dim, layout([self.data.task]))
         return Tuned(expert, head, depth).to(s.loop.device)
 
-    def _features(self, tuned: Tuned) -> torch.Tensor:
-        """Return the frozen features of all records, from the expert's store if there is one."""
+    @property
+    def _judged(self) -> np.ndarray:
+        return np.concatenate([self.val, self.test])
+
+    def _frozen(self, tuned: Tuned) -> torch.Tensor:
+        """Return the frozen backbone's features, from the expert's store if there is one."""
         if self.paths.features is None:
-            return self._all_features(tuned)
+            return self._features(tuned, np.concatenate([self.train, self._judged]))
         stored = open_embeddings(self.paths.features).read_embedding()[self.data.rows].astype(np.float32)
         if not np.isfinite(stored).all():
             raise InputError(f"{self.paths.features}: has no vector for some records; run `ensemble embed` again")
         return torch.from_numpy(stored)
 
-    def _all_features(self, tuned: Tuned) -> torch.Tensor:
-        return tuned.frozen_features(self.data.inputs, self.s.loop.micro_batch or self.s.loop.batch_size)
+    def _features(self, tuned: Tuned, positions: np.ndarray) -> torch.Tensor:
+        """Compute features [position, width] of the records at `positions`; NaN elsewhere."""
+        batch = self.s.loop.micro_batch or self.s.loop.batch_size
+        mine = self.group.mine(positions)
+        part = tuned.frozen_features(self.data.inputs, mine, batch)
+        found = part.new_full((len(self.data.rows), part.shape[1]), torch.nan)
+        found[positions] = self.group.join(part, len(positions))
+        return found.cpu()
 
     def _labelled(self, x: torch.Tensor, positions: np.ndarray) -> Labelled:
         """Join features of the records at `positions` with their labels, on the device."""
         chosen, device = torch.from_numpy(positions), self.s.loop.device
         return Labelled(x.to(device), self.y[chosen].to(device), self.data.known[chosen].to(device))
 
-    def _validation(self, x: torch.Tensor) -> Labelled | None:
-        return self._labelled(x[self.val], self.val) if len(self.val) else None
+    def _validation(self, features: torch.Tensor) -> Labelled | None:
+        return self._labelled(features[self.val], self.val) if len(self.val) else None
 
     def _training(self, tuned: Tuned, progress: Say | None) -> Training:
         s, tag = self.s, f"{self.s.name}-{self.fraction:g}-{self.seed}"
@@ -271,10 +254,12 @@ class _Run:
             replace(s.loop, seed=self.seed),
             groups=rate_groups(tuned, s.layer_decay),
             checkpoint=self.paths.state / "training" / f"{tag}.pt",
-            identity=self._identity(tuned),
+            identity=self.group.agree(self._identity(tuned)),
+            group=self.group,
             progress=progress,
             after_epoch=self._after_epoch if len(self.val) else None,
             keep_best="validation_loss" if len(self.val) and s.select == "best" else "",
+            some_unused=True,
         )
 
     def _identity(self, tuned: Tuned) -> str:
@@ -286,36 +271,18 @@ class _Run:
         return fingerprint({"asked": asked, "cohort": cohort, "start": start})
 
     def _after_epoch(self, model: Any, _: int) -> dict[str, float]:
-        features = model.frozen_features(self.data.inputs[self.val], self.s.loop.micro_batch or self.s.loop.batch_size)
-        judged = self._labelled(features, self.val)
+        judged = self._labelled(self._features(model, self.val)[self.val], self.val)
         with torch.no_grad():
             return {"validation_loss": float(model.head.loss(model.head(judged.x), judged.y, judged.known))}
 
     def _judge(self, tuned: Tuned, features: torch.Tensor) -> tuple[dict[str, dict[str, float]], np.ndarray]:
         """Return the metrics on validation and test records, and the test predictions."""
         predicted = tuned.probabilities(features).numpy() * self.scale + self.centre
-        found = {name: self._metrics(predicted, part) for name, part in (("val", self.val), ("test", self.test))}
+        found = {name: self.data.metrics(predicted, part) for name, part in (("val", self.val), ("test", self.test))}
         return found, predicted[self.test]
 
-    def _metrics(self, predicted: np.ndarray, positions: np.ndarray) -> dict[str, float]:
-        if not len(positions):
-            return {}
-        data = self.data
-        frame = data.records.iloc[data.rows[positions]]
-        truth = target_array(data.records, data.target)[data.rows[positions]]
-        part = predicted[positions]
-        block = Predicted(
-            frame["record_id"].to_numpy(),
-            frame["patient_id"].to_numpy(),
-            frame["split"].to_numpy(),
-            np.zeros(len(frame), np.int64),
-            truth,
-            part[:, 0] if data.task.kind in ("regression", "binary") else part,
-        )
-        return {name: float(values[0]) for name, values in score(data.target, block).values.items()}
 
-
-def _write(s: PosttrainSettings, data: _Data, tuned: Tuned, run: _Run, entry: dict[str, Any]) -> Path:
+def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, entry: dict[str, Any]) -> Path:
     expert = tuned.expert
     version = read_version(s.expert) if is_version(s.expert) else None
     seen = data.rows[np.concatenate([run.train, run.val])]

@@ -15,6 +15,7 @@ from stages.experts import Expert
 from stages.heads.losses import activate
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.probing import Head
+from stages.training.memory import in_batches
 
 
 class Tuned(nn.Module):
@@ -39,16 +40,17 @@ class Tuned(nn.Module):
         return self.head.loss(self.head(self.features(x)), y, known)
 
     @torch.no_grad()
-    def frozen_features(self, x: np.ndarray, batch: int) -> Tensor:
-        """Return the features of all records, in eval mode, on the CPU."""
-        was_training, device = self.training, next(self.parameters()).device
+    def frozen_features(self, x: np.ndarray, rows: np.ndarray, batch: int) -> Tensor:
+        """Return the features [row, width] of records `rows`, in eval mode, on the network's device."""
+        was_training, device = self.training, self.head.mean.device
         self.eval()
-        parts = [
-            self.features(torch.from_numpy(np.array(x[start : start + batch])).to(device)).cpu()
-            for start in range(0, len(x), batch)
-        ]
+
+        def of(part: slice) -> Tensor:
+            return self.features(torch.from_numpy(np.array(x[rows[part]])).to(device))
+
+        parts = in_batches(len(rows), batch, of)
         self.train(was_training)
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.zeros(0, len(self.head.mean), device=device)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Probabilities (regression: standardised values) [n, columns] of features, on the CPU."""

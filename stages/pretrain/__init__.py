@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cache.fingerprint import fingerprint
+from cache.places import Place
 from cache.records import open_records
 from cache.signals import open_signals
 from stages.experts import expert_class
@@ -22,7 +23,7 @@ from stages.pretrain.objectives import Objective, make_objective
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import prepared_inputs, training_rows
 from stages.training.loop import History, LoopSettings, Training
-from stages.training.memory import checkpoint_blocks
+from stages.training.memory import checkpoint_blocks, in_batches
 from stages.training.versions import cohort_facts, write_version
 
 __all__ = ["PretrainPaths", "PretrainSettings", "PretrainSummary", "pretrain"]
@@ -53,7 +54,7 @@ class PretrainPaths:
     """Where a run reads, and its state folder: prepared inputs and the checkpoint, safe to delete."""
 
     records: Path
-    signals: Path
+    signals: Place
     state: Path
 
 
@@ -118,12 +119,9 @@ def _training(
     for split in ("train", "val"):
         if split == "train" or (records["split"] == split).any():
             rows = training_rows(records, split)[: None if split == "train" else MAX_VALIDATION]
-            if not group.leads:
-                group.wait()
             folder = paths.state / "inputs"
-            parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows)
-            if group.leads:
-                group.wait()
+            with group.leader_first():
+                parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows)
     return Training(
         objective.model,
         objective.batches(parts["train"]),
@@ -150,13 +148,15 @@ def _validation(objective: Objective, inputs: np.ndarray, batch: int) -> Callabl
     def measure(model: nn.Module, _: int) -> dict[str, float]:
         device = next(model.parameters()).device
         generator = np.random.default_rng(0)
-        was_training, losses = model.training, []
+        was_training = model.training
+
+        def loss_of(part: slice) -> float:
+            rows = np.arange(part.start, part.stop)
+            return float(model(*(each.to(device) for each in batches.fetch(rows, generator)))) * len(rows)
+
         model.eval()
         with torch.inference_mode():
-            for start in range(0, len(batches), batch):
-                rows = np.arange(start, min(start + batch, len(batches)))
-                part = [each.to(device) for each in batches.fetch(rows, generator)]
-                losses.append(float(model(*part)) * len(rows))
+            losses = in_batches(len(batches), batch, loss_of)
         model.train(was_training)
         return {"validation_loss": sum(losses) / len(batches)}
 

@@ -1,4 +1,4 @@
-"""Several GPUs through torch's own launcher: `torchrun --nproc-per-node N -m pipeline.cli pretrain ...`.
+"""Several GPUs through torch's own launcher: `torchrun --nproc-per-node N -m pipeline.cli pretrain|posttrain ...`.
 
 Lives here: joining the group that torchrun's environment describes, and what one rank does for all. Without it
 everything is a group of one.
@@ -10,11 +10,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)
+"""How long a process waits for the others: preparing inputs takes long, and torchrun ends all if one dies."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,26 @@ class Group:
         """Whether this process writes the files and speaks."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Make `model` average its gradients over the group."""
+    def wrap(self, model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
+        """Make `model` average its gradients over the group; `some_unused`: not every parameter may have one."""
         if self.size == 1:
             return model
         devices = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=some_unused)
+
+    def mine(self, rows: np.ndarray) -> np.ndarray:
+        """Return this process's share of rows."""
+        return rows[self.rank :: self.size]
+
+    def join(self, part: Tensor, n: int) -> Tensor:
+        """Put together what every process made of its share of `n` rows, [its share, ...] -> [n, ...]."""
+        if self.size == 1:
+            return part
+        padded = part.new_zeros(-(-n // self.size), *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:n]
 
     def mean(self, value: Tensor) -> Tensor:
         """Average a scalar over the group."""
@@ -44,10 +64,33 @@ class Group:
             value /= self.size
         return value
 
+    def agree(self, value: T) -> T:
+        """Return the leader's value to all."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told)
+        return told[0]
+
+    def share(self, model: nn.Module) -> None:
+        """Give all the leader's parameters and buffers."""
+        if self.size > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, 0)
+
     def wait(self) -> None:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Let the others come in when the leader is through, and find the files it has made."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
 
 
 def local_device(device: str) -> str:
@@ -64,7 +107,7 @@ def training_group(device: torch.device) -> Iterator[Group]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:

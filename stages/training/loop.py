@@ -9,7 +9,6 @@ Lives here: the loop. Not here: objectives, data, files (`checkpoint`).
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from cache.errors import InputError, UsageError
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
 from stages.training.distributed import Group, without_exchange
+from stages.training.memory import smaller_batch
 
-_LOG = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -97,6 +96,8 @@ class Training:
     keep_best
         Entry of `after_epoch` whose lowest value chooses the result, the weights before the first step included; empty:
         the last epoch's.
+    some_unused
+        Whether parameters may be left without a gradient, which a group of processes has to know.
     checkpoint
         File to resume from and write to; None: neither. `identity` says what a checkpoint must have been made from.
     """
@@ -114,6 +115,7 @@ class Training:
         progress: Callable[[int, int, float], None] | None = None,
         after_epoch: AfterEpoch | None = None,
         keep_best: str = "",
+        some_unused: bool = False,
     ) -> None:
         self.settings, self.batches, self.model = settings, batches, model
         self.group = group or Group()
@@ -131,7 +133,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.average = copy.deepcopy(model) if settings.ema else None
         self.step = self._resume()
-        self.wrapped = self.group.wrap(model, self.device)
+        self.wrapped = self.group.wrap(model, self.device, some_unused=some_unused)
 
     def _batch_size(self) -> int:
         size = self.group.size
@@ -198,7 +200,7 @@ class Training:
         """Fetch this process's share of the step's records, in the order that seed and epoch say."""
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.batches))
         start = self.step % self.steps_per_epoch * self.batch
-        rows = order[start : start + self.batch][self.group.rank :: self.group.size]
+        rows = self.group.mine(order[start : start + self.batch])
         generator = np.random.default_rng([self.settings.seed, 2, self.step, self.group.rank])
         return self.batches.fetch(rows, generator)
 
@@ -208,17 +210,8 @@ class Training:
             try:
                 return self._accumulate(inputs)
             except torch.OutOfMemoryError as error:
-                self._smaller(error)
-
-    def _smaller(self, error: Exception) -> None:
-        if self.group.size > 1 or self.micro == 1:
-            raise InputError(
-                f"out of device memory with {self.micro} record(s) a forward pass; set a smaller micro_batch, or "
-                "gradient_checkpointing: true, precision: bf16, or a smaller size"
-            ) from error
-        self.micro = max(1, self.micro // 2)
-        torch.cuda.empty_cache()
-        _LOG.warning("device memory is full: going on with %d records a forward pass, the same batch", self.micro)
+                # The others of a group would wait for gradients that this one repeats.
+                self.micro = smaller_batch(self.micro, error, may=self.group.size == 1)
 
     def _accumulate(self, inputs: tuple[Tensor, ...]) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -244,6 +237,8 @@ class Training:
         with torch.no_grad():
             for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
+            for kept, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                kept.copy_(current)
 
     def _record(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -263,7 +258,8 @@ class Training:
         """Let `after_epoch` judge the weights, and keep them if they are the best so far."""
         result = self.result()
         if self.after_epoch is not None:
-            entry |= self.after_epoch(result, int(entry["epoch"]))
+            self.group.share(result)
+            entry |= self.group.agree(self.after_epoch(result, int(entry["epoch"])))
         if self.keep_best and (self.best is None or entry[self.keep_best] < self.best["value"]):
             state = {key: value.detach().cpu().clone() for key, value in result.state_dict().items()}
             self.best = {"value": entry[self.keep_best], "epoch": entry["epoch"], "state": state}

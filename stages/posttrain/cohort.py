@@ -1,0 +1,119 @@
+"""The labelled records that a backbone is adapted on: prepared input, targets and split, row for row.
+
+Lives here: reading them, and which patients a fraction takes. Not here: what is done with them (`run`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache.errors import InputError, UsageError
+from cache.places import Place
+from cache.records import Target, open_records, target_array
+from cache.signals import open_signals
+from stages.evaluation.metrics import score
+from stages.evaluation.predictions import Block
+from stages.experts import Expert
+from stages.heads.tasks import TaskSpec, encode, unusable
+from stages.training.inputs import prepared_inputs, training_rows
+
+
+@dataclass(frozen=True)
+class LabelledCohort:
+    """Readable records that have a label of the task.
+
+    Attributes
+    ----------
+    rows
+        Their rows in records.parquet, ascending; positions count these rows.
+    inputs
+        [position, windows, ...], mapped into memory.
+    y, known
+        Targets and label weights, [position, columns].
+    """
+
+    records: pd.DataFrame
+    rows: np.ndarray
+    inputs: np.ndarray
+    target: Target
+    task: TaskSpec
+    y: torch.Tensor
+    known: torch.Tensor
+    signals_digest: str
+
+    @classmethod
+    def read(cls, expert: Expert, name: str, task_name: str, paths: tuple[Path, Place], state: Path) -> Self:
+        """Read the cohort as `expert` takes it.
+
+        Parameters
+        ----------
+        name
+            Of the expert or version.
+        paths
+            records.parquet and signals.zarr.
+        state
+            The study's state folder.
+
+        Raises
+        ------
+        UsageError
+            A task that does not exist.
+        InputError
+            Training records that cannot teach it.
+        """
+        records, signals = open_records(paths[0]), open_signals(paths[1])
+        targets: dict[str, Target] = records.attrs["targets"]
+        if task_name not in targets:
+            raise UsageError(f"--task {task_name}: records.parquet has the targets {', '.join(targets) or 'none'}")
+        target = targets[task_name]
+        task = TaskSpec(target.name, target.kind, target.classes, target.unit)
+        y, known = encode(task, target_array(records, target), len(records))
+        parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
+        rows = np.intersect1d(np.concatenate(parts), np.flatnonzero(known.any(1)))
+        y, known = y[rows], known[rows]
+        train = records["split"].to_numpy()[rows] == "train"
+        if reason := unusable(task, y[train], known[train]):
+            raise InputError(f"task '{task_name}' cannot be learnt: {reason}")
+        identity = {"expert": name.partition("+")[0], **expert.spec.preprocessing}
+        inputs = prepared_inputs(state / "inputs", identity, expert.prepare, signals, rows)
+        targets_y, weights = torch.from_numpy(np.asarray(y, np.float32)), torch.from_numpy(known)
+        return cls(records, rows, inputs, target, task, targets_y, weights, signals.content_digest())
+
+    def of(self, split: str) -> np.ndarray:
+        """Positions of a split's records."""
+        return np.flatnonzero(self.records["split"].to_numpy()[self.rows] == split)
+
+    def training(self, fraction: float, seed: int) -> np.ndarray:
+        """Positions of a share of the training patients; a smaller share is part of a larger one."""
+        positions = self.of("train")
+        patients = self.records["patient_id"].to_numpy()[self.rows[positions]]
+        return positions[share_of_patients(patients, fraction, seed)]
+
+    def metrics(self, predicted: np.ndarray, positions: np.ndarray) -> dict[str, float]:
+        """Score predictions [position, columns] on some records; none where there are no records."""
+        if not len(positions):
+            return {}
+        rows = self.rows[positions]
+        frame, part = self.records.iloc[rows], predicted[positions]
+        block = Block(
+            frame["record_id"].to_numpy(),
+            frame["patient_id"].to_numpy(),
+            frame["split"].to_numpy(),
+            np.zeros(len(frame), np.int64),
+            target_array(self.records, self.target)[rows],
+            part[:, 0] if self.task.kind in ("regression", "binary") else part,
+        )
+        return {name: float(values[0]) for name, values in score(self.target, block).values.items()}
+
+
+def share_of_patients(patients: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return which records [n] belong to a share of the patients, drawn by the seed; at least one patient is."""
+    names = np.unique(patients)
+    order = np.random.default_rng([seed, 4]).permutation(len(names))
+    return np.isin(patients, names[order[: max(1, round(fraction * len(names)))]])
