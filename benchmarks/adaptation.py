@@ -1,0 +1,412 @@
+"""Do pretraining and post-training help? Tables for docs/methods.md, on the generated cohort and on PTB-XL.
+
+    ENSEMBLE_TEST_DATA=... python -P benchmarks/adaptation.py [--folder FOLDER] [--seeds 0,1,2,3,4] [--quick]
+
+A small ST-MEM and its IPASTMEM variant are pretrained on the generated cohort's training patients, once per seed and
+for the same steps; each is then probed and post-trained, with the same seed, on a share of the generated cohort's
+patients and on PTB-XL's (`$ENSEMBLE_TEST_DATA/ptbxl`), by its published folds (1-8, 9, 10) and rotated: seed k tests
+the k-th fifth of the folds, so that each record is tested once.
+
+Every run is kept in FOLDER, so a killed benchmark goes on where it stopped, several may share the seeds among them, and
+a last one over all seeds prints all tables. What differs from `ensemble posttrain`'s own settings is in `Sizes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache.fingerprint import fingerprint
+from cache.records import Target, open_records, target_array, write_records
+from cache.signals import open_signals
+from stages.evaluation.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
+from stages.evaluation.metrics import make_scorer
+from stages.evaluation.predictions import Block
+from stages.experts import load_expert
+from stages.heads import EnsembleHeads, TaskSpec
+from stages.ingest import ingest
+from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
+from stages.posttrain.cohort import share_of_patients
+from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.synthetic.generate import generate
+from stages.training.loop import LoopSettings
+
+METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
+VARIANTS = {"stmem": "ST-MEM", "ipastmem": "IPASTMEM"}
+ROTATIONS = 5
+PRETRAINING = LoopSettings(
+    epochs=8,
+    batch_size=16,
+    learning_rate=2e-3,
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    warmup_epochs=0.5,
+    clip_norm=1.0,
+    checkpoint_seconds=20,
+)
+FINETUNING = LoopSettings(
+    epochs=12,
+    batch_size=32,
+    learning_rate=5e-4,
+    min_learning_rate=1e-5,
+    weight_decay=0.05,
+    checkpoint_seconds=1e9,
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How small everything is."""
+
+    records: int = 4000
+    fraction: float = 0.1
+    """Share of the generated cohort's training patients that post-training sees labels of."""
+    network: tuple[tuple[str, Any], ...] = (
+        *(("width", 64), ("depth", 4), ("heads", 1), ("dim_head", 32), ("mlp_dim", 128), ("patch_size", 100)),
+        *(("decoder_embed_dim", 32), ("decoder_depth", 1), ("decoder_num_heads", 1), ("decoder_dim_head", 32)),
+        *(("mlp_ratio", 2.0), ("mask_ratio", 0.5)),
+    )
+    pretraining: LoopSettings = PRETRAINING
+    finetuning: LoopSettings = FINETUNING
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The network under the official names."""
+        return dict(self.network)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """What loading needs; the rest follows from the weights."""
+        return {key: self.config[key] for key in ("heads", "dim_head")}
+
+
+QUICK = Sizes(
+    records=160,
+    fraction=1.0,
+    pretraining=replace(PRETRAINING, epochs=1, batch_size=64),
+    finetuning=replace(FINETUNING, epochs=1),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to adapt; `change` is laid over the post-training settings."""
+
+    title: str
+    change: tuple[tuple[str, Any], ...]
+
+
+ARMS = {
+    "plain": Arm("plain fine-tuning", (("probing", False), ("drop_path", 0.0))),
+    "probing": Arm("probing, no stochastic depth", (("drop_path", 0.0),)),
+    "depth": Arm("stochastic depth 0.5, no probing", (("probing", False), ("drop_path", 0.5))),
+    "full": Arm("full strategy: probing, stochastic depth 0.5", (("drop_path", 0.5),)),
+    "mild": Arm(
+        "probing, stochastic depth 0 to 0.2, linear",
+        (("drop_path", 0.2), ("drop_path_schedule", "linear")),
+    ),
+}
+PROBE = "probe alone (stage 1)"
+MIXES = {"last": "last layer", "ppa": "PPA", "pma": "PMA"}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A cohort's folder, and its table of records for a seed: rotated tables differ in their splits alone."""
+
+    name: str
+    title: str
+    folder: Path
+    task: str
+    fraction: float
+    rotated: bool = False
+
+    def records(self, seed: int) -> Path:
+        """Return the table of a seed."""
+        return self.folder / (f"records-{seed % ROTATIONS}.parquet" if self.rotated else "records.parquet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path(".ensemble/adaptation"), help="where runs are kept")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="these alone; empty: only prepare the cohorts")
+    parser.add_argument("--quick", action="store_true", help="a check of the program: its figures mean nothing")
+    parser.add_argument("--cohorts", default="", help="generated, ptbxl, ptbxl-rotated; all if not given")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = QUICK if options.quick else Sizes()
+    folder = options.folder.resolve() / ("quick" if options.quick else "full")
+    wanted = [name for name in options.cohorts.split(",") if name]
+    cohorts = [c for c in prepare_cohorts(folder, sizes) if not wanted or c.name in wanted]
+    seeds = [int(seed) for seed in options.seeds.split(",") if seed]
+    bench = Bench(folder, sizes)
+    for variant in VARIANTS:
+        for seed in seeds:
+            bench.backbone(variant, seed)
+    for cohort in cohorts:
+        for seed in seeds:
+            for variant in VARIANTS:
+                bench.mixes(cohort, variant, seed)
+            for arm in ARMS:
+                bench.tuned(cohort, arm, seed)
+    if seeds:
+        print_tables(bench, cohorts, seeds)
+
+
+def prepare_cohorts(folder: Path, sizes: Sizes) -> list[Cohort]:
+    """Make what is not there yet; PTB-XL only where $ENSEMBLE_TEST_DATA names it."""
+    found = [Cohort("generated", "Generated cohort", folder / "generated", "report_label", sizes.fraction)]
+    source = found[0].folder / "source"
+    if not found[0].records(0).is_file():
+        generate(source, sizes.records, seed=7)
+        take(found[0], "mimic-iv-ecg", source)
+    if not (data := os.environ.get("ENSEMBLE_TEST_DATA")):
+        print("ENSEMBLE_TEST_DATA is not set: without PTB-XL")
+        return found
+    ptbxl = Cohort("ptbxl", "PTB-XL, folds 1-8 / 9 / 10", folder / "ptbxl", "superclass", 1.0)
+    rotated = Cohort(
+        "ptbxl-rotated", "PTB-XL, each fifth of the folds tested once", ptbxl.folder, "superclass", 1.0, True
+    )
+    if not ptbxl.records(0).is_file():
+        take(ptbxl, "ptbxl", Path(data) / "ptbxl")
+    for turn in range(ROTATIONS):
+        if not rotated.records(turn).is_file():
+            rotate(ptbxl.records(0), rotated.records(turn), turn)
+    return [*found, ptbxl, rotated]
+
+
+def take(cohort: Cohort, source: str, path: Path) -> None:
+    """Ingest a cohort into its folder."""
+    cohort.folder.mkdir(parents=True, exist_ok=True)
+    ingest(source, path, records_path=cohort.records(0), signals_path=cohort.folder / "signals.zarr")
+
+
+def rotate(records: Path, out: Path, turn: int) -> None:
+    """Write the same records with the `turn`-th fifth of the ten folds as test, the next as validation split."""
+    frame = open_records(records)
+    targets = list(frame.attrs["targets"].values())
+    place = (frame["fold"].to_numpy() // 2 - turn) % ROTATIONS
+    frame["split"] = np.where(place == 0, "test", np.where(place == 1, "val", "train"))
+    write_records(out, frame, targets)
+
+
+class Bench:
+    """Runs, each done once and kept.
+
+    A run gives {what: predictions [test record, class]}, and `rows`, the records that they belong to.
+    """
+
+    def __init__(self, folder: Path, sizes: Sizes) -> None:
+        self.folder, self.sizes = folder, sizes
+        self._layers: dict[tuple[Path, str, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def backbone(self, variant: str, seed: int) -> Path:
+        """Pretrain on the generated cohort's training patients; return the weights."""
+        study, name = self.folder / "generated", f"stmem+{variant}-{seed}"
+        weights = study / "weights" / "versions" / name / "model.safetensors"
+        if not weights.is_file():
+            print(f"pretraining {name}", flush=True)
+            loop = replace(self.sizes.pretraining, seed=seed)
+            with chdir(study):
+                paths = PretrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))
+                found = pretrain(
+                    PretrainSettings(name, "stmem", loop, variant=variant, config=self.sizes.config), paths
+                )
+            last = found.history.epochs[-1]
+            np.save(weights.parent / "losses.npy", [last["loss"], last.get("validation_loss", np.nan)])
+        return weights
+
+    def tuned(self, cohort: Cohort, arm: str, seed: int) -> dict[str, np.ndarray]:
+        """Post-train one arm: `tuned`, and `probe`, which is the same in all arms of one backbone."""
+        chosen = ARMS[arm]
+
+        def run() -> dict[str, np.ndarray]:
+            settings = PosttrainSettings(
+                f"stmem+{arm}-{cohort.name}-{seed}",
+                "stmem",
+                cohort.task,
+                self.sizes.finetuning,
+                weights=self.backbone("stmem", seed),
+                config=self.sizes.encoder,
+                preprocessing="soup",
+                select="last",
+                fractions=(cohort.fraction,),
+                seeds=(seed,),
+                **dict(chosen.change),
+            )
+            with chdir(cohort.folder):
+                paths = PosttrainPaths(cohort.records(seed), cohort.folder / "signals.zarr", Path(".ensemble"))
+                found = posttrain(settings, paths)
+            return {
+                "rows": found.test_rows,
+                "tuned": found.predictions[0],
+                "probe": found.probe_predictions[0],
+                "n_train": np.array(found.runs[0]["n_train"]),
+            }
+
+        return self._once(f"{cohort.name}-{arm}-{seed}", [cohort.fraction, arm, chosen.change], run)
+
+    def mixes(self, cohort: Cohort, variant: str, seed: int) -> dict[str, np.ndarray]:
+        """Fit the linear head on the frozen backbone's layers, mixed in each way."""
+
+        def run() -> dict[str, np.ndarray]:
+            records = open_records(cohort.records(seed))
+            target = records.attrs["targets"][cohort.task]
+            y = target_array(records, target)
+            labelled = np.isfinite(y).all(1) if y.ndim > 1 else y >= 0
+            rows = np.flatnonzero((records["status"] == "ok").to_numpy() & labelled)
+            chosen = records.iloc[rows]
+            split = chosen["split"].to_numpy()
+            train, *rest = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
+            patients = chosen["patient_id"].to_numpy()
+            splits = [(train[share_of_patients(patients[train], cohort.fraction, seed)], *rest)]
+            layers = self._pooled(cohort, variant, seed)[rows]
+            features = {"stmem": {"layers": layers[:, 1:], "embed": layers[:, 0]}}
+            spec = TaskSpec(target.name, target.kind, target.classes)
+            found = {"rows": rows[splits[0][2]], "n_train": np.array(len(splits[0][0]))}
+            for kind in MIXES:
+                heads = EnsembleHeads(layer_mix=kind, lora=False, gate_epochs=0, inner_folds=0, seed=seed)
+                heads.fit(features, {target.name: y[rows]}, [spec], splits=splits)
+                found[kind] = heads.predict_proba(features)[target.name][splits[0][2]]
+            return found
+
+        return self._once(f"{cohort.name}-mixes-{variant}-{seed}", [cohort.fraction, variant], run)
+
+    def _pooled(self, cohort: Cohort, variant: str, seed: int) -> np.ndarray:
+        """Layers of every record, [record, layer, width]; layer 0 is the tokens before the first block."""
+        path = cohort.folder / "layers" / f"{variant}-{seed}-{fingerprint(asdict(self.sizes))[:8]}.npy"
+        if not path.is_file():
+            expert = load_expert("stmem", self.backbone(variant, seed), self.sizes.encoder, preprocessing="soup")
+            signals = open_signals(cohort.folder / "signals.zarr")
+            parts = []
+            for start in range(0, len(signals), 64):
+                x = expert.prepare(signals.read_mv(slice(start, min(start + 64, len(signals)))), 500)
+                with torch.inference_mode():
+                    parts.append(np.asarray(expert.encode(x[:, 0]).layers))
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, np.concatenate(parts))
+        return np.asarray(np.load(path))
+
+    def _once(self, name: str, made_from: Any, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        digest = fingerprint({"sizes": asdict(self.sizes), "made_from": repr(made_from)})[:8]
+        path = self.folder / "runs" / f"{name}-{digest}.npz"
+        if not path.is_file():
+            print(f"running {name}", flush=True)
+            path.parent.mkdir(exist_ok=True)
+            found = run()
+            with open(partial := path.with_suffix(".partial"), "wb") as file:
+                np.savez(file, allow_pickle=False, **found)
+            partial.rename(path)
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method's metrics over seeds, on common resamples of the patients."""
+
+    seeds: list[Bootstrap]
+
+    def value(self, metric: str) -> tuple[float, float]:
+        """Return mean and standard deviation over seeds."""
+        values = [seed.values[metric] for seed in self.seeds]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+
+    def minus(self, other: Measured, metric: str) -> tuple[Estimate, float]:
+        """Return the mean difference with its interval over patients, and its standard deviation over seeds."""
+        pairs = list(zip(self.seeds, other.seeds, strict=True))
+        values = [a.values[metric] - b.values[metric] for a, b in pairs]
+        replicates = np.mean([a.replicates[metric] - b.replicates[metric] for a, b in pairs], axis=0)
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+        return estimate(float(np.mean(values)), replicates), spread
+
+
+def measure(cohort: Cohort, runs: list[dict[str, np.ndarray]], what: str, seeds: list[int]) -> Measured:
+    """Score one kind of predictions of every seed, resampling the patients that any seed tests."""
+    tables = [open_records(cohort.records(seed)) for seed in seeds]
+    target = tables[0].attrs["targets"][cohort.task]
+    parts = [table.iloc[run["rows"]]["patient_id"].to_numpy(str) for table, run in zip(tables, runs, strict=True)]
+    index, n_patients = patient_index(np.concatenate(parts))
+    patients = np.split(index, np.cumsum([len(part) for part in parts])[:-1])
+    return Measured(
+        [
+            bootstrap(make_scorer(target, block_of(table, run, what, target)), rows, n_patients)
+            for table, run, rows in zip(tables, runs, patients, strict=True)
+        ]
+    )
+
+
+def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, target: Target) -> Block:
+    """Join predictions with the truth."""
+    frame = records.iloc[run["rows"]]
+    record_id, patient_id, split, fold = (frame[c].to_numpy() for c in ("record_id", "patient_id", "split", "fold"))
+    return Block(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
+
+
+def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
+    """Print everything as Markdown."""
+    for variant, title in VARIANTS.items():
+        losses = [np.load(bench.backbone(variant, seed).parent / "losses.npy") for seed in seeds]
+        train, validation = np.mean(losses, axis=0)
+        print(f"{title}: pretraining loss {train:.3f}, validation {validation:.3f} (mean of {len(seeds)} seeds)")
+    for cohort in cohorts:
+        arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in ARMS}
+        n_train, n_test = (np.mean([len_of(run) for run in arms["plain"]]) for len_of in (n_trained, n_tested))
+        print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed\n")
+        found = {ARMS[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
+        found[PROBE] = measure(cohort, arms["plain"], "probe", seeds)
+        print_table(found, [ARMS["plain"].title, PROBE])
+        mixes = {
+            f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
+            for variant, title in VARIANTS.items()
+            for kind, words in MIXES.items()
+        }
+        print()
+        print_table(mixes, [f"ST-MEM, {MIXES['last']}"])
+        print()
+        for words in MIXES.values():
+            a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
+            told = "; ".join(f"{title} {told_difference(*a.minus(b, metric))}" for metric, title in METRICS.items())
+            print(f"IPASTMEM minus ST-MEM, {words}: {told}")
+
+
+def n_trained(run: dict[str, np.ndarray]) -> int:
+    """Return the number of training records."""
+    return int(run["n_train"])
+
+
+def n_tested(run: dict[str, np.ndarray]) -> int:
+    """Return the number of test records."""
+    return len(run["rows"])
+
+
+def print_table(found: dict[str, Measured], references: list[str]) -> None:
+    """Print values with their spread over seeds, and differences from the references with patient intervals."""
+    pairs = [(reference, metric) for reference in references for metric in METRICS]
+    head = [*METRICS.values(), *(f"{METRICS[metric]} minus {reference}" for reference, metric in pairs)]
+    print(f"| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
+    for title, method in found.items():
+        cells = ["{:.3f} ± {:.3f}".format(*method.value(metric)) for metric in METRICS]
+        cells += [
+            told_difference(*method.minus(found[reference], metric)) if title != reference else ""
+            for reference, metric in pairs
+        ]
+        print(f"| {title} | {' | '.join(cells)} |")
+
+
+def told_difference(difference: Estimate, spread: float) -> str:
+    """Write a difference, its 95 % interval over patients and its standard deviation over seeds."""
+    return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) ± {spread:.3f}"
+
+
+if __name__ == "__main__":
+    main()
