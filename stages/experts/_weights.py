@@ -21,13 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache.errors import MissingFileError, WeightsError
-from stages.experts._base import ExpertSpec
+from stages.experts._base import ExpertSpec, WeightsSource
 from stages.experts._versions import is_version, version_folder
 
+PACKAGE_FOLDER = Path(__file__).parent
+"""Where weights lie that come with the package."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRAMEWORKS = ("fairseq", "fairseq_signals", "omegaconf", "hydra", "pytorch_lightning", "lightning", "typing")
 """Packages whose objects official checkpoints hold beside the weights; none of them is imported or needed."""
 WRAPPERS = ("model", "state_dict", "model_state_dict", "encoder", "module")
+PREFIXES = ("module.", "_orig_mod.")
+"""Of DataParallel and torch.compile; no official key begins so."""
 
 
 def sha256_of(path: Path) -> str:
@@ -43,6 +47,8 @@ def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
     """Return the checkpoint file that `weights` (a file, a folder, or None for the model hub) means."""
     if weights is None and is_version(spec.name):
         weights = version_folder(spec.name)
+    if weights is None and spec.weights is not None and spec.weights.packaged:
+        return _packaged(spec.name, spec.weights)
     if weights is None:
         from stages.experts._hub import fetch
 
@@ -65,6 +71,15 @@ def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
     return path
 
 
+def _packaged(expert: str, source: WeightsSource) -> Path:
+    path = PACKAGE_FOLDER / source.filename
+    digest = sha256_of(path) if path.is_file() else ""
+    if digest != source.sha256:
+        found = f"has sha256 {digest[:16]}..." if digest else "is missing"
+        raise WeightsError(f"expert '{expert}': {path} {found}; install the package again")
+    return path
+
+
 def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, digest: str) -> dict[str, str]:
     """Tell where weights come from, for a store's reader: a repository and its commit, or a file of the user's own.
 
@@ -78,6 +93,8 @@ def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, d
     source = spec.weights
     if path is None or source is None or is_version(spec.name):
         return {"weights_source": source.repo_id if source else "", "weights_revision": ""}
+    if source.packaged and digest == source.sha256:
+        return {"weights_source": "the package", "weights_revision": spec.version}
     if weights is not None and digest != source.sha256:
         return {"weights_source": f"file {path.name}", "weights_revision": ""}
     from stages.experts._hub import commit_of
@@ -145,14 +162,19 @@ def _reason(error: Exception) -> str:
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, from under `model`, `state_dict` ... where the authors wrapped them."""
+    """Return the tensors of a checkpoint, from under `model`, `state_dict` ... where the authors wrapped them.
+
+    Tensors beside such a wrapper (a loss, an epoch) are no weights. A prefix that parallel or compiled training put
+    before every key is taken off.
+    """
     current: Mapping[str, Any] = content
-    while not any(isinstance(v, Tensor) for v in current.values()):
-        inner = next((current[k] for k in WRAPPERS if isinstance(current.get(k), Mapping)), None)
-        if inner is None:
-            break
-        current = inner
-    return {k: v for k, v in current.items() if isinstance(v, Tensor)}
+    for _ in WRAPPERS:
+        inner = (current[k] for k in WRAPPERS if isinstance(current.get(k), Mapping) and current[k])
+        current = next(inner, current)
+    state = {k: v for k, v in current.items() if isinstance(v, Tensor)}
+    while prefix := next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
 
 
 def read_state(spec: ExpertSpec, weights: str | Path | None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cache.errors import InputError
-from stages.experts import expert_class
+from stages.experts import expert_class, load_expert
 from stages.experts._base import STANDARD_LEADS
 from stages.experts._run import run_expert, set_precision
 from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, new_expert, prepared, records, small_expert
@@ -137,15 +137,30 @@ def test_other_sampling_rates_give_the_same_shape(name, rate_hz):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_weights_load_from_a_data_parallel_checkpoint_under_the_same_keys(name, tmp_path):
+    expert, cls = small_expert(name), expert_class(name)[0]
+    if not expert.spec.needs_weights:
+        pytest.skip("no weights")
+    state = expert.module.state_dict()
+    content = {"epoch": torch.tensor(3), "state_dict": {f"module.{key}": value for key, value in state.items()}}
+    torch.save(content, tmp_path / "weights.pth")
+    loaded = load_expert(name, tmp_path / "weights.pth", cls.small_config(expert_class(name)[1]))
+    assert loaded.module.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
+    assert loaded.spec == expert.spec
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("device", DEVICES)
-def test_bfloat16_stays_close_to_float32(name, device):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bits_stay_close_to_float32(name, device, precision):
     expert = new_expert(name)
     expert.device = torch.device(device)
     if expert.module is not None:
         expert.module.to(device)
     reference = run_expert(small_expert(name), prepared(name)).embedding
-    set_precision(expert, "bf16")
-    embedding = run_expert(expert, prepared(name), "bf16").embedding
+    set_precision(expert, precision)
+    embedding = run_expert(expert, prepared(name), precision).embedding
     assert embedding.dtype == np.float32
     one, other = (torch.from_numpy(v).nan_to_num() for v in (embedding, reference))
     assert torch.cosine_similarity(one, other).min() > 0.98

@@ -121,7 +121,17 @@ def test_what_is_no_checkpoint_is_one_line_with_the_file(tmp_path, name, content
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"state_dict": s}}])
+WRAPPED = {
+    "plain": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s},
+    "twice": lambda s: {"model": {"state_dict": s}},
+    "beside tensors": lambda s: {"loss": torch.tensor(0.5), "model": s, "epoch": 3},
+    "data parallel": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_weights_load_from_under_the_usual_wrappers(tmp_path, official_state, wrap):
     torch.save(wrap(official_state), tmp_path / "w.pth")
     expert = load_expert("ecgfounder", tmp_path / "w.pth")
