@@ -109,10 +109,10 @@ def recover_group(path: Place, guard: Guard | None = None) -> None:
         remove(left)
 
 
-def leftovers(path: Place) -> list[Place]:
-    """Return what a killed `create_group` left of, or beside, a store."""
+def leftovers(path: Place) -> list[Path]:
+    """Return the folders beside a store that a killed `create_group` left; beside objects it leaves none."""
     if isinstance(path, ObjectPath):
-        return [path] if not store_exists(path) and path.files() else []
+        return []
     aside = [_aside(path)] if path.exists() and _aside(path).exists() else []
     return [*aside, *sorted(path.parent.glob(f".{path.name}.*.partial"))]
 

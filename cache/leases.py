@@ -105,9 +105,20 @@ class Leases:
         self._stop.set()
         if self._heart is not None:
             self._heart.join()
-        with self._guard:
+        with self._guard, contextlib.suppress(StorageError):  # then they end by themselves
+            used = bool(self._session.tag or self._owner.tag)
             for lease in (self._owner, self._session):
                 lease.give_back()
+            if used:
+                self._clean()
+
+    def _clean(self) -> None:
+        """Remove what dead processes left, if nobody is at work; a claim that slips through costs a shard's work."""
+        there = self._folder.files()
+        if OWNER not in there and all(
+            self._ended(self._folder / name) for name in there if name.startswith("sessions/")
+        ):
+            self._folder.delete([name for name in there if name.startswith("shards/")])
 
     # ---- the whole store ---------------------------------------------------------------------------------------------
 

@@ -19,7 +19,11 @@ def place(location: str | Path | ObjectPath) -> Place:
     """Return a location as a `Path` of this machine, or as an `ObjectPath` where it is a URL."""
     if isinstance(location, Path | ObjectPath):
         return location
-    return ObjectPath(location) if is_url(location) else Path(location)
+    if not is_url(location):
+        return Path(location)
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        raise UsageError("a URL holds credentials; leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return ObjectPath(location)
 
 
 def folder_of(location: str | Place) -> Path:
@@ -53,7 +57,16 @@ def store_exists(store: Place) -> bool:
 
 
 def stores_in(folder: Place) -> list[Place]:
-    """Return the names below a folder that are stores, or what is left of one, in order."""
+    """Return the stores right below a folder, in order."""
+    return [store for store in _named_as_stores(folder) if store_exists(store)]
+
+
+def half_made_in(folder: Place) -> list[Place]:
+    """Return what killed runs left where there should be a store: objects without root metadata."""
+    return [store for store in _named_as_stores(folder) if not store_exists(store)]
+
+
+def _named_as_stores(folder: Place) -> list[Place]:
     if isinstance(folder, ObjectPath):
         found: list[Place] = list(folder.children())
     else:

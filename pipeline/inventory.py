@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from cache._zarr import leftovers
 from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
-from cache.claims import Claims
+from cache.claims import AnyClaims, claims_on
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import EnsembleError, StoreError, UsageError
 from cache.exchange import IMPORTED, import_vectors, read_ids, read_vectors
+from cache.places import Place, half_made_in, n_bytes, remove, store_exists, stores_in
 from cache.records import open_records, records_digest
 from cache.resume import difference, grew_from
 from cache.signals import open_signals
+from pipeline.markers import write_marker
 from pipeline.study import Study
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def stores_table(study: Study) -> Table:
         except EnsembleError as error:
             table.add_row(path.stem, "", "", _size(path), "", f"damaged: {error}")
             continue
-        done = sum(r.stop - r.start for s in range(store.n_shards) if store.complete(s) for r in [store.rows_of(s)])
+        done = len(store) - sum(r.stop - r.start for s in store.pending() for r in [store.rows_of(s)])
         state = _state(study, store, cohort)
         table.add_row(path.stem, str(len(store)), str(done), _size(path), store.fingerprint[:12], state)
     return table
@@ -93,7 +94,7 @@ def verify(study: Study, *, unwritten: bool = True) -> Iterator[str]:
     unwritten
         Also name the shards that were never written.
     """
-    for path in [study.signals] if study.signals.exists() else []:
+    for path in [study.signals] if store_exists(study.signals) else []:
         yield from (str(fault) for fault in signal_faults(path) if unwritten or not fault.missing)
     for path in _stores(study):
         yield from (str(fault) for fault in embedding_faults(path) if unwritten or not fault.missing)
@@ -107,15 +108,15 @@ def repair(study: Study) -> Iterator[str]:
     StoreError
         Another process works in a store.
     """
-    if study.signals.exists():
+    if store_exists(study.signals):
         yield from repair_signals(study.signals)
     for path in _stores(study):
-        with _owning(study, path):
-            yield from repair_embeddings(path)
+        with _owning(study, path) as claims:
+            yield from repair_embeddings(path, claims.confirm)
 
 
-def _owning(study: Study, path: Path) -> closing[Claims]:
-    claims = Claims(path, study.state)
+def _owning(study: Study, path: Place) -> closing[AnyClaims]:
+    claims = claims_on(path, study.state)
     if not claims.try_own():
         claims.close()
         raise StoreError(f"{path}: another process works in it; wait for it to end, or stop it")
@@ -126,7 +127,7 @@ def _owning(study: Study, path: Path) -> closing[Claims]:
 class Unused:
     """A folder that nothing refers to."""
 
-    path: Path
+    path: Place
     why: str
 
     def __str__(self) -> str:
@@ -138,8 +139,8 @@ def unused(study: Study) -> list[Unused]:
     used = {*study.params.experts, *_fitted(study)}
     stores = _stores(study)
     found = [Unused(p, "neither params.yaml nor heads/ names it") for p in stores if p.stem not in used]
-    found += [Unused(left, "left by a killed run") for path in [study.signals, *stores] for left in leftovers(path)]
-    return found
+    left = [*half_made_in(study.embeddings), *(each for path in [study.signals, *stores] for each in leftovers(path))]
+    return found + [Unused(path, "left by a killed run") for path in left]
 
 
 def _fitted(study: Study) -> list[str]:
@@ -164,7 +165,7 @@ def collect(study: Study) -> Iterator[str]:
         line = f"deleted {found}"
         store = next((p for p in _stores(study) if found.path in (p, *leftovers(p))), found.path)
         with _owning(study, store):
-            shutil.rmtree(found.path)
+            remove(found.path)
         yield line
 
 
@@ -187,7 +188,7 @@ def import_file(
         raise UsageError(f"--expert {expert}: give another name, of letters and digits, that no expert of ours has")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"--dtype {dtype}: expected float16 or float32")
-    if target.exists() and not replace:
+    if store_exists(target) and not replace:
         raise UsageError(f"{target} exists; say --replace, or give another --expert")
     records = open_records(study.records)
     arrays, own_ids = read_vectors(file.expanduser(), id_column)
@@ -196,14 +197,13 @@ def import_file(
         raise UsageError(f"{file} holds no column '{id_column}'; give a file with the record ids as --ids")
     size = study.params.embed.shard_records
     store = import_vectors(target, arrays, names, records, state=study.state, dtype=dtype, shard_records=size)
+    write_marker(study, expert)
     return f"{len(names)} vectors, {len(store.layer_names)} layer(s) -> {target}; name '{expert}' under `experts`"
 
 
-def _stores(study: Study) -> list[Path]:
-    found = study.embeddings.glob("*.zarr") if study.embeddings.is_dir() else []
-    return sorted(path for path in found if not path.name.startswith("."))
+def _stores(study: Study) -> list[Place]:
+    return stores_in(study.embeddings)
 
 
-def _size(path: Path) -> str:
-    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return f"{n_bytes / 1e6:.1f} MB"
+def _size(path: Place) -> str:
+    return f"{n_bytes(path) / 1e6:.1f} MB"

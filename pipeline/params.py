@@ -14,6 +14,8 @@ from cache.errors import MissingFileError, UsageError
 PARAMS_FILE = "params.yaml"
 DEFAULT_WEIGHTS = "weights/default"
 """Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
+SIGNALS, EMBEDDINGS = "signals.zarr", "embeddings"
+"""Where the stores lie if params.yaml does not say: in the study's folder."""
 
 
 class _Section(BaseModel):
@@ -131,6 +133,8 @@ class Params(_Section):
     seed: int = 0
     generate: Generate = Generate()
     cohort: Cohort
+    signals: str = SIGNALS
+    embeddings: str = EMBEDDINGS
     experts: dict[str, ExpertParams]
     pretrain: dict[str, Pretrain] = {}
     posttrain: dict[str, Posttrain] = {}

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from cache.errors import MissingFileError, UsageError
-from pipeline.params import DEFAULT_WEIGHTS, PARAMS_FILE, Cohort, ExpertParams, Params, read_params
+from cache.places import Place, within
+from pipeline.params import DEFAULT_WEIGHTS, EMBEDDINGS, PARAMS_FILE, SIGNALS, Cohort, ExpertParams, Params, read_params
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,23 @@ class Study:
         """records.parquet."""
         return self.folder / "records.parquet"
 
-    @property
-    def signals(self) -> Path:
-        """signals.zarr."""
-        return self.folder / "signals.zarr"
+    @cached_property
+    def signals(self) -> Place:
+        """signals.zarr, or where params.yaml says; a URL if it is one."""
+        return within(self.folder, self.params.signals if self._has_params() else SIGNALS)
 
-    @property
-    def embeddings(self) -> Path:
-        """Folder of the experts' stores."""
-        return self.folder / "embeddings"
+    @cached_property
+    def embeddings(self) -> Place:
+        """Folder of the experts' stores, or where params.yaml says; a URL if it is one."""
+        return within(self.folder, self.params.embeddings if self._has_params() else EMBEDDINGS)
 
-    def embedding(self, expert: str) -> Path:
+    def embedding(self, expert: str) -> Place:
         """One expert's store."""
         return self.embeddings / f"{expert}.zarr"
+
+    def marker(self, expert: str) -> Path:
+        """Return the name of the file that stands in the study for a store behind a URL."""
+        return self.folder / EMBEDDINGS / f"{expert}.json"
 
     @property
     def heads(self) -> Path:

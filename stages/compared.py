@@ -20,6 +20,7 @@ import stages.heads
 from cache.errors import InputError
 from cache.files import replacing
 from cache.fingerprint import file_digest, fingerprint
+from cache.places import Place
 from stages.features import Data, Split, read_outputs
 from stages.fits import ENECG_FOLDER, read_enecg_lead
 from stages.heads import EnsembleHeads
@@ -44,8 +45,8 @@ class Setting:
     heads: EnsembleHeads
     splits: list[Split]
     signal: np.ndarray | None
-    stores: Mapping[str, Path]
-    signals_path: Path
+    stores: Mapping[str, Place]
+    signals_path: Place
     heads_folder: Path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import InputError
+from cache.places import Place
 from stages.compared import ENECG, Costs, FoldPredictions, Memory, Setting, fitted_method, state_key
 from stages.evaluation.comparison import EXPERT_PREFIX, Draws
 from stages.evaluation.gate_weights import GateWeightWriter, writing_gate_weights
@@ -29,7 +30,7 @@ class EvaluationPaths:
     """Where an evaluation reads and writes."""
 
     records: Path
-    signals: Path
+    signals: Place
     heads: Path
     predictions: Path
     gate_weights: Path
@@ -55,7 +56,7 @@ class Evaluation:
 
 def evaluate(
     paths: EvaluationPaths,
-    stores: Mapping[str, Path],
+    stores: Mapping[str, Place],
     *,
     methods: tuple[str, ...] = DEFAULT_METHODS,
     fractions: tuple[float, ...] = (),

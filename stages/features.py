@@ -16,6 +16,7 @@ import pandas as pd
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
+from cache.places import Place
 from cache.records import Target, open_records, records_digest, target_array
 from stages.heads import TaskSpec
 
@@ -58,7 +59,7 @@ class Data:
         return np.any(seen, axis=0)
 
 
-def read_data(records_path: Path, stores: Mapping[str, Path], tasks: Sequence[str] | None = None) -> Data:
+def read_data(records_path: Path, stores: Mapping[str, Place], tasks: Sequence[str] | None = None) -> Data:
     """Read the stores and targets of one cohort.
 
     Raises
@@ -85,7 +86,7 @@ def read_data(records_path: Path, stores: Mapping[str, Path], tasks: Sequence[st
     )
 
 
-def read_outputs(stores: Mapping[str, Path]) -> dict[str, np.ndarray]:
+def read_outputs(stores: Mapping[str, Place]) -> dict[str, np.ndarray]:
     """Expert -> output of its own head [n, width], of those that have one."""
     opened = {name: open_embeddings(path) for name, path in stores.items()}
     return {name: store.read_output() for name, store in opened.items() if store.output is not None}
@@ -99,7 +100,7 @@ def expert_identity(attributes: Mapping[str, Any]) -> str:
     return fingerprint({key: attributes.get(key) for key in IDENTITY_KEYS})
 
 
-def _checked(path: Path, digest: str) -> EmbeddingStore:
+def _checked(path: Place, digest: str) -> EmbeddingStore:
     store = open_embeddings(path)
     store.require_records(digest)
     store.require_complete()

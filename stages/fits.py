@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.errors import FingerprintError
+from cache.places import Place
 from cache.signals import LEADS, N_SAMPLES, open_signals
 from stages.features import Data
 from stages.heads import EnsembleHeads
@@ -30,7 +31,7 @@ def reads_signal(heads: EnsembleHeads) -> bool:
     return "signal" in parse_sources(heads.gate_input)
 
 
-def read_gate_signal(heads: EnsembleHeads, signals_path: Path) -> np.ndarray | None:
+def read_gate_signal(heads: EnsembleHeads, signals_path: Place) -> np.ndarray | None:
     """Read what the gate sees of the signals, float32 [n, leads, 5000] in mV; None where it sees nothing of them."""
     if not reads_signal(heads):
         return None
@@ -42,7 +43,7 @@ def read_gate_signal(heads: EnsembleHeads, signals_path: Path) -> np.ndarray | N
     return signal
 
 
-def read_enecg_lead(signals_path: Path) -> np.ndarray:
+def read_enecg_lead(signals_path: Place) -> np.ndarray:
     """Read lead II as EnECG's gate sees it, float32 [n, 5000].
 
     Missing samples are 0, then ONE z-score over all leads and time of a record (population standard deviation), as the

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,3 +146,26 @@ def toy_study(tmp_path: Path, tiny_ecgfm: TinyExpert) -> Path:
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on loopback (moto's), that knows conditional requests."""
+    from tests.s3_server import serving
+
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new, empty bucket; whoever is asked about the environment is told how to get there."""
+    from cache.objects import file_system
+    from tests.s3_server import environment
+
+    for name, value in environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    file_system.cache_clear()
+    bucket = f"b{uuid.uuid4().hex[:12]}"
+    file_system("s3", os.getpid()).call_s3("create_bucket", Bucket=bucket)
+    return f"s3://{bucket}"

@@ -43,10 +43,12 @@ def ingest(
 
     Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
     """
+    from cache.places import folder_of
     from pipeline.runs import write_run
     from stages.ingest import ingest as run_ingest
 
     study = Study()
+    signals = folder_of(study.signals)
     chosen = study.cohort(source, path, labels)
     with progress("ingest") as update:
         summary = run_ingest(
@@ -54,7 +56,7 @@ def ingest(
             study.folder / Path(chosen.path).expanduser(),
             chosen.options,
             records_path=study.records,
-            signals_path=study.signals,
+            signals_path=signals,
             limit=limit or chosen.limit,
             workers=workers or chosen.workers,
             seed=study.seed,
@@ -86,6 +88,7 @@ def embed(
 
     Example: `ensemble embed --expert ecgfm --weights mimic_iv_ecg_physionet_pretrained.pt`
     """
+    from pipeline.markers import write_marker
     from pipeline.runs import write_run
     from pipeline.workers import run_embed, worker_count
     from stages.embed import Embedder, EmbedPaths
@@ -93,6 +96,7 @@ def embed(
     study = Study()
     if is_imported(study, expert):
         typer.echo(f"{expert}: imported, nothing to run -> {study.embedding(expert)}")
+        write_marker(study, expert)
         return
     settings = embed_settings(study, expert, weights, device, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
@@ -101,6 +105,7 @@ def embed(
         return
     n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
     summary = run_embed(settings, paths, workers=n_workers, scheduler=scheduler)
+    write_marker(study, expert)
     write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
     _print_summary(summary)
     allowed = study.params.embed.max_bad if max_bad is None else max_bad
@@ -302,12 +307,13 @@ def is_imported(study: Study, expert: str) -> bool:
         Such a store that is incomplete, or of other records.
     """
     from cache import open_embeddings, open_records, records_digest
+    from cache.places import store_exists
     from stages.experts import expert_class
 
     try:
         expert_class(expert)
     except UsageError:
-        if not study.embedding(expert).exists():
+        if not store_exists(study.embedding(expert)):
             return False
         store = open_embeddings(study.embedding(expert))
         store.require_records(records_digest(open_records(study.records)["record_id"].tolist()))

@@ -28,6 +28,9 @@ def init(
     source: Annotated[str, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")],
     path: Annotated[Path, typer.Option(help="Folder with the records.")],
     labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Where the embeddings go, s3://bucket/prefix; into the study if not given.")
+    ] = None,
 ) -> None:
     """Make a study of your own: params.yaml, dvc.yaml and .gitignore, ready for `dvc repro`.
 
@@ -35,7 +38,7 @@ def init(
     """
     from pipeline.scaffold import make_study
 
-    made = make_study(folder, source, path, labels)
+    made = make_study(folder, source, path, labels, embeddings)
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
 

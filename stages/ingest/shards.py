@@ -23,6 +23,7 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.files import write_text
+from cache.places import folder_of
 from cache.signals import LEADS, MISSING, N_SAMPLES, PackedRows, SignalStore, open_signals
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.table import Rows
@@ -80,7 +81,7 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, de
         first = max(held.start, rows.n_kept)
         if first < held.stop and not _done(store, work, shard):
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
-            place = (cohort.name, str(cohort.folder), options, store.path, shard, first - held.start)
+            place = (cohort.name, str(cohort.folder), options, folder_of(store.path), shard, first - held.start)
             tasks.append(
                 Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, derive_leads=derive_leads)
             )
