@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import itertools
+import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 from urllib.parse import quote, urlsplit
 
@@ -33,7 +36,8 @@ PAUSE_S = 1.0
 TIMEOUT_S = (20, 60)
 BLOCK_BYTES = 1 << 20
 USER_AGENT = "ecg-ensemble"
-"""Our own name. A server that gives restricted files to certain programs only refuses it; the error names wget then."""
+AGENT_VARIABLE = "ENSEMBLE_USER_AGENT"
+"""Our own name, or what a person puts in its place: PhysioNet takes passwords from programs it knows by name only."""
 _LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S[^\r\n]*)")
 Progress = Callable[[int, int], None]
 
@@ -50,6 +54,8 @@ class Collection:
         Beginnings of the paths that are taken; all where empty.
     credentialed
         Whether the server asks who it is.
+    list_file
+        Where the list of digests is kept, within the folder.
     """
 
     folder: str
@@ -57,6 +63,7 @@ class Collection:
     licence: str
     only: tuple[str, ...] = ()
     credentialed: bool = False
+    list_file: str = SUMS
 
 
 _PHYSIONET_CREDENTIALED = "PhysioNet Credentialed Health Data License 1.5.0"
@@ -69,6 +76,7 @@ COLLECTIONS = {
         _PHYSIONET_CREDENTIALED,
         only=("hosp/patients.csv.gz", "hosp/labevents.csv.gz"),
         credentialed=True,
+        list_file=f"hosp/{SUMS}",  # its folder is that of MIMIC-IV-ECG, which has a list of its own
     ),
     "ludb": Collection("ludb/1.0.1", "LUDB", "ODC-By 1.0"),
     "chapman": Collection("ecg-arrhythmia/1.0.0", "Chapman/Ningbo", "CC BY 4.0"),
@@ -130,8 +138,8 @@ def download(
     chosen = tuple(only) or collection.only
     getter = _Getter(f"{base_url.rstrip('/')}/{collection.folder}", folder, credentials)
     folder.mkdir(parents=True, exist_ok=True)
-    getter.fetch(SUMS, None)
-    sums = folder / SUMS
+    sums = folder / collection.list_file
+    getter.fetch_list(sums)
     total = sum(1 for _ in _listed(sums, chosen))
     if not total:
         raise UsageError(f"{name}: no file begins with {', '.join(chosen)}; {sums} lists those there are")
@@ -162,6 +170,13 @@ def _listed(sums: Path, only: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             path = found["path"].removeprefix("./")
             if path != SUMS and path.startswith(only or ""):
                 yield path, found["digest"].lower()
+
+
+def _is_list(path: Path) -> bool:
+    try:
+        return all(len(digest) == 64 for _, digest in _listed(path, ()))
+    except InputError:
+        return False
 
 
 def _fetch_all(
@@ -228,9 +243,44 @@ class _Getter:
             return -1
         return self.fetch(path, digest)
 
-    def fetch(self, path: str, digest: str | None) -> int:
+    def fetch(self, path: str, digest: str) -> int:
         """Take one file, going on with what an earlier run left of it; returns its bytes."""
         target = Path(inside(self._folder.resolve(), path))
+
+        def once(file: BinaryIO, partial: Path) -> None:
+            self._append(path, file)
+            file.flush()
+            if _digest(partial) != digest:
+                file.truncate(0)
+                raise _TryAgainError("what came does not have the published SHA-256")
+            partial.replace(target)
+
+        self._insist(path, target, once)
+        return target.stat().st_size
+
+    def fetch_list(self, target: Path) -> None:
+        """Bring the list of digests up to date: it is sent again only if the server has a later one."""
+        known = {"If-Modified-Since": formatdate(target.stat().st_mtime, usegmt=True)} if target.is_file() else {}
+
+        def once(file: BinaryIO, partial: Path) -> None:
+            file.truncate(0)  # nothing says whether the rest would belong to this beginning
+            changed = self._append(SUMS, file, known)
+            file.flush()
+            if changed is None:
+                partial.unlink()
+                return
+            if not _is_list(partial):  # a page of excuses must not take the place of the list
+                partial.unlink()
+                raise DownloadError(f"{self._url}/{SUMS}: what the server sends is no list of SHA-256 digests")
+            partial.replace(target)
+            if changed:
+                stamp = parsedate_to_datetime(changed).timestamp()
+                os.utime(target, (stamp, stamp))
+
+        self._insist(SUMS, target, once)
+
+    def _insist(self, path: str, target: Path, once: Callable[[BinaryIO, Path], None]) -> None:
+        """Try `once` on the partial file of `target` until it is done, or was tried often enough."""
         partial = target.with_name(f"{target.name}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
         reason = ""
@@ -240,15 +290,7 @@ class _Getter:
             try:
                 with partial.open("ab") as file:
                     _lock(file, partial)
-                    if digest is None:
-                        file.truncate(0)  # nothing says whether the rest would belong to this beginning
-                    self._append(path, file)
-                    file.flush()
-                    if digest is not None and _digest(partial) != digest:
-                        file.truncate(0)
-                        raise _TryAgainError("what came does not have the published SHA-256")
-                    partial.replace(target)
-                    return target.stat().st_size
+                    return once(file, partial)
             except DownloadError:
                 raise
             except (requests.RequestException, HTTPError, _TryAgainError) as error:
@@ -257,14 +299,20 @@ class _Getter:
                 raise DownloadError(f"{partial}: cannot be written ({error.strerror})") from error
         raise DownloadError(f"{self._url}/{path}: {reason or 'stopped'}; run again to go on")
 
-    def _append(self, path: str, file: BinaryIO) -> None:
+    def _append(self, path: str, file: BinaryIO, headers: Mapping[str, str] = MappingProxyType({})) -> str | None:
+        """Write what is missing of a file behind what is there; returns when it was last changed ("" = not said).
+
+        None where the server has nothing later than `headers` ask for.
+        """
         start = file.seek(0, 2)
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers = {**headers, "Range": f"bytes={start}-"} if start else dict(headers)
         with self._session().get(
             f"{self._url}/{quote(path)}", headers=headers, stream=True, timeout=TIMEOUT_S
         ) as answer:
             if answer.status_code == 416:
-                return  # nothing is left to send; the digest says whether it is the file
+                return ""  # nothing is left to send; the digest says whether it is the file
+            if answer.status_code == 304:
+                return None
             self._check(answer, path)
             if answer.status_code != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 file.truncate(0)
@@ -274,26 +322,37 @@ class _Getter:
                 if self._stopped.is_set():
                     raise _TryAgainError("stopped")
                 file.write(block)
+            return str(answer.headers.get("Last-Modified", ""))
 
     def _check(self, answer: requests.Response, path: str) -> None:
         status = answer.status_code
         if status in (401, 403):
-            who = "the user name and password of" if self._credentials else "a user name and password from"
-            raise _RefusedError(
-                f"{self._url}/{path}: the server refuses {who} the environment (HTTP {status}); set PHYSIONET_USERNAME "
-                "and PHYSIONET_PASSWORD of an account that has signed the collection's agreement; if they are right, "
-                "fetch it with wget as the collection's page says"
-            )
+            raise _RefusedError(f"{self._url}/{path}: {self._refusal(status)}")
         if status in (404, 410):
             raise DownloadError(f"{self._url}/{path}: there is no such file (HTTP {status}); check --base-url")
         if status not in (200, 206):
             raise _TryAgainError(f"the server answers HTTP {status}")
 
+    def _refusal(self, status: int) -> str:
+        if self._credentials is None:
+            return (
+                f"the server asks who we are (HTTP {status}); set PHYSIONET_USERNAME and PHYSIONET_PASSWORD of an "
+                "account that has signed the collection's agreement"
+            )
+        return (
+            f"the server refuses this user name and password (HTTP {status}); check PHYSIONET_USERNAME and "
+            "PHYSIONET_PASSWORD, and that the account has signed the collection's agreement. PhysioNet takes them from "
+            "programs it knows only, such as wget: fetch the files with the wget line of the collection's page and "
+            f"run this again with --verify, or set {AGENT_VARIABLE} to a name it knows"
+        )
+
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
-            session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+            session.headers.update(
+                {"User-Agent": os.environ.get(AGENT_VARIABLE) or USER_AGENT, "Accept-Encoding": "identity"}
+            )
             who = self._credentials
             # Said even where there is nobody to name: else requests would look for a password in ~/.netrc.
             session.auth = (who.username, who.password) if who else _nobody

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         self.password: str | None = None
         self.asked: list[tuple[str, str | None]] = []
         self.agents: set[str] = set()
+        self.changed = "Sat, 02 May 2020 10:00:00 GMT"
 
     @property
     def url(self) -> str:
@@ -64,6 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, b"")
         elif content is None:
             self._send(404, b"")
+        elif path == "SHA256SUMS.txt" and self.headers.get("If-Modified-Since") == self.server.changed:
+            self._send(304, b"")
+        elif fault == "page":
+            self._send(200, b"<html>We are down for maintenance</html>")
         elif fault in ("500", "403"):
             self._send(int(fault), b"")
         elif fault == "wrong":
@@ -81,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, drop: bool = False) -> None:
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+        stamp = {"Last-Modified": self.server.changed}
+        for name, value in {**(headers or {}), **stamp, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if drop else body)
@@ -171,6 +177,39 @@ def test_files_that_are_there_are_checked_on_request(server, tmp_path):
     assert (tmp_path / "RECORDS").read_bytes() == server.files["RECORDS"]
 
 
+def test_the_list_is_sent_again_only_when_it_has_changed(server, tmp_path):
+    take(server, tmp_path)
+    before = (tmp_path / "SHA256SUMS.txt").stat()
+    take(server, tmp_path)
+    assert (tmp_path / "SHA256SUMS.txt").stat().st_ino == before.st_ino
+    server.publish(RECORDS=b"data/1\n", more=b"new")
+    server.changed = "Sun, 03 May 2020 10:00:00 GMT"
+    assert take(server, tmp_path).n_files == 1
+    assert (tmp_path / "SHA256SUMS.txt").read_text() == server.sums
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_page_of_excuses_does_not_take_the_place_of_the_list(server, tmp_path):
+    take(server, tmp_path)
+    server.changed = "Sun, 03 May 2020 10:00:00 GMT"
+    server.faults["SHA256SUMS.txt"] = ["page"]
+    with pytest.raises(DownloadError, match="no list of SHA-256 digests"):
+        take(server, tmp_path)
+    assert (tmp_path / "SHA256SUMS.txt").read_text() == server.sums
+    assert take(server, tmp_path).n_present == 3
+
+
+def test_two_collections_in_one_folder_keep_their_own_lists():
+    ecg, hosp = stage.COLLECTIONS["mimic-iv-ecg"], stage.COLLECTIONS["mimic-iv-hosp"]
+    assert ecg.list_file != hosp.list_file
+
+
+def test_a_server_that_knows_some_programs_only_can_be_given_such_a_name(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENSEMBLE_USER_AGENT", "a-known-program/1.0")
+    take(server, tmp_path, credentials=WHO)
+    assert server.agents == {"a-known-program/1.0"}
+
+
 def test_only_what_is_asked_for_comes(server, tmp_path):
     take(server, tmp_path, only=["data/", "RECO"])
     assert names(tmp_path) == ["RECORDS", "SHA256SUMS.txt", "data/1"]
@@ -225,8 +264,8 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(server, tmp_path, line):
     server.sums = line.format("0" * 64) + "\n"
     with pytest.raises(EnsembleError) as caught:
         take(server, tmp_path / "in")
-    assert isinstance(caught.value, InputError | UsageError)
-    assert names(tmp_path) == ["in/SHA256SUMS.txt"]
+    assert isinstance(caught.value, DownloadError | InputError | UsageError)
+    assert set(names(tmp_path)) <= {"in/SHA256SUMS.txt"}
 
 
 @pytest.mark.parametrize(
