@@ -17,13 +17,15 @@ COMMANDS = ["dvc repro", "dvc metrics show", "ensemble report --show"]
 def report_facts(study: Study) -> dict[str, Any]:
     """Collect the facts of one study, as `stages.report.write_report` takes them."""
     experts = [_expert(study, name) for name in study.fitted_experts()]
+    trainings = [_training(study, name) for name in _made_here(study)]
     sources = sorted(set(open_records(study.records)["source"]))
     return {
         "title": f"{study.params.cohort.source}: {', '.join(expert['name'] for expert in experts)}",
-        "warnings": [*_overlaps(experts, sources), *_patients_seen(study)],
+        "warnings": [*_overlaps(experts, sources), *_seen_warnings(study, trainings)],
         "commands": COMMANDS,
         "versions": versions(),
         "experts": experts,
+        "trainings": trainings,
         "methods": _costs(study),
         "learning_curve": _run(study, "evaluate").get("learning_curve", {}),
     }
@@ -67,20 +69,44 @@ def _overlaps(experts: list[dict[str, Any]], sources: list[str]) -> list[str]:
     ]
 
 
-def _patients_seen(study: Study) -> list[str]:
-    """Warn where a version made here has seen patients that it is judged on (with folds, that is every patient)."""
-    from stages.experts._versions import is_version, list_versions
-    from stages.training.versions import patients_seen
+def _made_here(study: Study) -> list[str]:
+    """Return the versions in use that were made here, each behind the version it came from."""
+    from stages.experts._versions import is_version, list_versions, read_version
+
+    there, found = list_versions(), []
+    for expert in study.fitted_experts():
+        line: list[str] = []
+        name: str | None = expert
+        while name is not None and is_version(name) and name in there:
+            line.insert(0, name)
+            name = read_version(name).facts["parent"]
+        found += [name for name in line if name not in found]
+    return found
+
+
+def _training(study: Study, name: str) -> dict[str, Any]:
+    """Say how a version was made, and how many of the patients that are judged it has seen (with folds, all are)."""
+    from stages.experts._versions import read_version
+    from stages.training.versions import patient_digests, patients_seen
 
     records = open_records(study.records)
     judged = records[records["split"] == "test"] if study.params.fit_heads.folds == "split" else records
-    made = [name for name in study.fitted_experts() if is_version(name) and name in list_versions()]
-    counts = {name: patients_seen(name, judged) for name in made}
+    facts = read_version(name).facts
+    told = {key: facts.get(key) for key in ("made_by", "parent", "task", "kept_epoch", "curve")}
+    cohort = {key: facts["cohort"][key] for key in ("sources", "n_records", "n_patients")}
+    seen = {"n_seen": patients_seen(name, judged), "n_judged": len(patient_digests(judged))}
+    return {"name": name, **told, **cohort, **seen}
+
+
+def _seen_warnings(study: Study, trainings: list[dict[str, Any]]) -> list[str]:
+    """Warn where a version made here has seen patients that it is judged on."""
     advice = "" if study.params.fit_heads.folds == "split" else "; set fit_heads.folds: split"
+    fitted = study.fitted_experts()
     return [
-        f"{name} was trained on {n} of the patients it is judged on: its numbers here are too good{advice}"
-        for name, n in counts.items()
-        if n
+        f"{told['name']} was trained on {told['n_seen']} of the patients it is judged on: its numbers here are too "
+        f"good{advice}"
+        for told in trainings
+        if told["n_seen"] and told["name"] in fitted
     ]
 
 

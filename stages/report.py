@@ -33,7 +33,9 @@ def write_report(
         What the files do not say; every key is optional (docs/outputs.md): "title", "warnings" [str], "commands"
         [str], "versions" {name: version}, "experts" [{"name", "title", "version", "licence", "source", "sha256",
         "revision", "pretrained_on", "non_commercial"}], "methods" {METHOD: {"title", "description", "parameters",
-        "seconds", "peak_memory_mb"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low", "high"}]}.
+        "seconds", "peak_memory_mb"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low", "high"}]},
+        "trainings" [{"name", "made_by", "parent", "task", "kept_epoch", "curve" [{"epoch", "loss", "validation_loss"}],
+        "sources", "n_records", "n_patients", "n_seen", "n_judged"}].
 
     Returns
     -------

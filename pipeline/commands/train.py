@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +17,7 @@ from pipeline.study import Study
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cache.places import Place
     from pipeline.params import Posttrain, Pretrain, Training
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
@@ -33,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    expert: Annotated[str | None, typer.Option(help="stmem, timesnet or dlinear.")] = None,
+    expert: Annotated[str | None, typer.Option(help="stmem, seed, timesnet or dlinear.")] = None,
     variant: Annotated[str | None, typer.Option(help="stmem: stmem or ipastmem.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the version, EXPERT+TAG; under `pretrain` in params.yaml.")
@@ -61,8 +64,8 @@ def pretrain(
     chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}
     chosen |= {"device": device, "precision": precision}
     settings = pretrain_settings(study, expert, name, {**chosen, "seed": seed})
-    with progress(f"pretrain {settings.name}", "steps") as update:
-        summary = run_pretrain(settings, PretrainPaths(study.records, study.signals, study.state), _with_loss(update))
+    with _steps(f"pretrain {settings.name}") as tell:
+        summary = run_pretrain(settings, PretrainPaths(study.records, study.signals, study.state), tell)
     if not summary.folder:
         return
     write_run(study.state, f"pretrain-{settings.name}", {"settings": asdict(settings), **asdict(summary)})
@@ -84,7 +87,9 @@ def pretrain_settings(study: Study, expert: str | None, name: str | None, option
 
     expert = expert or (study.params.pretrain[name].expert if name in study.params.pretrain else None)
     if expert is None:
-        raise UsageError("--expert: which one? stmem, timesnet or dlinear; or --name of an entry under `pretrain`")
+        raise UsageError(
+            "--expert: which one? stmem, seed, timesnet or dlinear; or --name of an entry under `pretrain`"
+        )
     name = name or f"{expert}+{options['variant'] or 'pretrained'}"
     params = _overridden(Pretrain, study.params.pretrain.get(name), {**options, "expert": expert})
     return PretrainSettings(
@@ -115,7 +120,7 @@ def _overridden(kind: type[Section], params: Section | None, options: dict[str, 
 
 def _pretrain_loop(params: Pretrain, seed: int) -> LoopSettings:
     """Fill in what is not given: the published recipe of ST-MEM, and a common one for the forecasters."""
-    masked = params.expert == "stmem"
+    masked = params.expert in ("stmem", "seed")
     epochs = params.epochs or (800 if masked else 10)
     warmup = params.warmup_epochs
     return loop_settings(
@@ -156,8 +161,6 @@ def posttrain(
     from stages.posttrain import posttrain as run_posttrain
     from stages.posttrain.run import summary_lines
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("posttrain runs on one GPU; start one process a seed or version instead of torchrun")
     study = Study()
     chosen: dict[str, Any] = {"task": task, "weights": weights, "drop_path": drop_path, "epochs": epochs}
     chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}
@@ -167,9 +170,12 @@ def posttrain(
     chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
     settings = posttrain_settings(study, expert, name, chosen)
     paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
-    typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
-    with progress(f"posttrain {settings.name}", "steps") as update:
-        summary = run_posttrain(settings, paths, _with_loss(update))
+    if _leads():
+        typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
+    with _steps(f"posttrain {settings.name}") as tell:
+        summary = run_posttrain(settings, paths, tell)
+    if not summary.folder:
+        return
     write_run(study.state, f"posttrain-{settings.name}", {"settings": asdict(settings), "runs": summary.runs})
     for line in summary_lines(summary):
         typer.echo(line)
@@ -234,7 +240,7 @@ def _posttrain_loop(params: Posttrain, seed: int) -> LoopSettings:
     )
 
 
-def _current_store(study: Study, settings: PosttrainSettings) -> Path | None:
+def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
     """Return the expert's store, if it was made from these weights and records."""
     from dataclasses import replace
 
@@ -284,10 +290,16 @@ def loop_settings(params: Training, seed: int, **more: Any) -> LoopSettings:
     )
 
 
-def _with_loss(update: Any) -> Any:
-    """Pass steps on to the bar; the loss goes into its title where there is one."""
+def _leads() -> bool:
+    """Whether this process speaks, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
-    def told(done: int, total: int, loss: float) -> None:
-        update(done, total, note=f"loss {loss:.4f}")
 
-    return told
+@contextmanager
+def _steps(title: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Give a callback that tells steps, loss and time left."""
+    if not _leads():
+        yield lambda done, total, loss: None
+        return
+    with progress(title, "steps") as update:
+        yield lambda done, total, loss: update(done, total, note=f"loss {loss:.4f}")

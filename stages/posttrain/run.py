@@ -297,6 +297,7 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
         "pretrained_on": list(expert.spec.pretrained_on),
         "cohort": cohort_facts(data.records, data.rows[run.train], data.signals_digest),
         "parameters": {**{name: getattr(s, name) for name in strategy}, "seed": run.seed, **loop},
+        "kept_epoch": entry["epoch"],
         "curve": entry["curve"],
     }
     return write_version(

@@ -1,7 +1,7 @@
 """The report's page: which sections there are and what each task shows.
 
-Lives here: the template's context. Not here: drawings (`figures`, `gate_figures`), tables (`tables`), reading files
-(`stages.report`).
+Lives here: the template's context. Not here: drawings (`figures`, `gate_figures`, `training_figures`), tables
+(`tables`), reading files (`stages.report`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.evaluation.metrics import METRICS
 from stages.evaluation.plots import file_name
 from stages.evaluation.predictions import Block, Predictions
 from stages.evaluation.table import decimals, ordered_methods
-from stages.reporting import figures, gate_figures, tables
+from stages.reporting import figures, gate_figures, tables, training_figures
 from stages.reporting.glossary import TERMS, method_meaning, method_title
 
 Json = dict[str, Any]
@@ -65,6 +65,7 @@ def context(
         "tasks": [_task(name, metrics, predictions, weights, facts) for name in metrics["tasks"]],
         "cohort": cohort,
         "experts": facts.get("experts", []),
+        "trainings": [training_figures.training(told) for told in facts.get("trainings", [])],
         "commands": facts.get("commands", ["dvc repro"]),
         "versions": sorted(facts.get("versions", {}).items()),
         "methods": [

@@ -1,9 +1,11 @@
 """Post-training: the strategy and its ablations, and the version that comes out."""
 
 import json
+import random
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +180,55 @@ def test_the_probe_solves_what_is_linear(kind):
 def test_wrong_use_is_told(stmem, change, message):
     with pytest.raises(UsageError, match=message):
         posttrain(replace(stmem, **change), PATHS)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
+from stages.training.loop import LoopSettings
+torch.set_num_threads(1)
+settings, step = json.loads(sys.argv[1]), int(sys.argv[2])
+loop = settings.pop("loop")
+loop["betas"] = tuple(loop["betas"])
+told = []
+def stop(done, total, loss):
+    told.append(done)
+    if len(told) == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+paths = PosttrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))
+posttrain(PosttrainSettings(loop=LoopSettings(**loop), **settings), paths, stop)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_identical_curve_and_version(stmem, study):
+    loop = replace(LOOP, epochs=4, ema=0.9, checkpoint_seconds=0.0)
+    asked = replace(stmem, weights=str(stmem.weights), loop=loop, select="best", seeds=(0, 1), drop_path=0.3)
+    step = random.randrange(2, 2 * 4 * 3)
+    command = [sys.executable, "-c", KILLED, json.dumps(asdict(asked)), str(step)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = list((study / ".ensemble/training").iterdir())
+    resumed = posttrain(asked, PATHS)
+    weights = (study / "weights/versions/stmem+sex/model.safetensors").read_bytes()
+    assert len(kept) == 1 + (step > 13)  # the second seed's checkpoint, where it had begun its second step
+    for path in (study / ".ensemble/training").iterdir():
+        path.unlink()
+    whole = posttrain(asked, PATHS)
+    assert whole.runs == resumed.runs
+    assert (study / "weights/versions/stmem+sex/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_stays_close(stmem, study, precision):
+    asked = replace(stmem, drop_path=0.0)
+    exact, mixed = (
+        posttrain(replace(asked, loop=replace(LOOP, precision=chosen)), PATHS).runs[0]["curve"]
+        for chosen in ("fp32", precision)
+    )
+    assert [e["loss"] for e in mixed] == pytest.approx([e["loss"] for e in exact], rel=0.03)
+    assert [e["loss"] for e in mixed] != [e["loss"] for e in exact]
 
 
 def test_impossible_fractions_are_refused(stmem):

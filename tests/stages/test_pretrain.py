@@ -19,6 +19,7 @@ from cache.signals import open_signals
 from stages.experts import list_experts, load_expert
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
 from stages.training.loop import LoopSettings, Training, learning_rate_factor
+from stages.training.memory import in_batches
 from stages.training.versions import patients_seen
 
 TINY = {"width": 16, "heads": 2, "dim_head": 8, "mlp_dim": 32, "depth": 2, "drop_out_rate": 0.1}
@@ -116,19 +117,6 @@ def test_a_killed_run_goes_on_to_the_identical_curve(study):
     assert (study / "weights/versions/stmem+test/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(study):
-    settings = PretrainSettings("dlinear+test", "dlinear", replace(LOOP, epochs=1), config={"kernel_size": 25})
-    alone = run(settings).history.losses
-    (study / ".ensemble/training/dlinear+test.pt").unlink()
-    script = study / "together.py"
-    script.write_text(KILLED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    subprocess.run([*launch, json.dumps(asdict(settings)), "0"], check=True, capture_output=True)
-    checkpoint = torch.load(study / ".ensemble/training/dlinear+test.pt", weights_only=True)
-    assert checkpoint["state"]["history"]["losses"] == pytest.approx(alone, rel=1e-4)
-
-
 def test_a_checkpoint_of_other_parameters_is_not_used(study, caplog):
     run()
     assert run(learning_rate=5e-3).resumed_at == 0
@@ -172,7 +160,7 @@ def test_forecasting_learns_and_loads(study, expert, leads, config):
     [
         ({"variant": "soup"}, "expected stmem or ipastmem"),
         ({"size": "huge"}, "expected tiny, small, base"),
-        ({"expert": "rocket"}, "only stmem, timesnet and dlinear"),
+        ({"expert": "rocket"}, "only stmem, seed, timesnet and dlinear"),
         ({"expert": "dlinear", "variant": "ipastmem"}, "no variants"),
         ({"expert": "timesnet", "variant": "", "leads": "both"}, "expected each"),
         ({"config": {"mask_ratio": 0.99}}, "mask_ratio 0.99"),
@@ -224,6 +212,37 @@ def test_moving_average_is_what_remains():
     average = training.run()
     assert average is not training.model
     assert not torch.equal(average.map.weight, training.model.map.weight)
+
+
+class Normed(torch.nn.Module):
+    """Keeps running statistics, which no optimiser moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return (self.norm(x) - 1).square().mean()
+
+
+def test_moving_average_follows_running_statistics():
+    training = Training(Normed(), Rows(), LoopSettings(epochs=3, batch_size=16, learning_rate=0.1, ema=0.9))
+    average = training.run()
+    assert average is not training.model
+    assert average.norm.running_mean != 0
+    assert torch.equal(average.norm.running_mean, training.model.norm.running_mean)
+
+
+def test_full_memory_halves_a_pass_without_gradients(caplog):
+    def double(part):
+        if part.stop - part.start > 3:
+            raise torch.OutOfMemoryError("full")
+        return list(range(part.start, part.stop))
+
+    assert [row for part in in_batches(10, 8, double) for row in part] == list(range(10))
+    assert "2 records a forward pass" in caplog.text
+    with pytest.raises(InputError, match="micro_batch"):
+        in_batches(3, 2, lambda part: double(slice(0, 9)))
 
 
 def test_learning_rate_warms_up_and_falls_to_its_floor():
