@@ -20,6 +20,8 @@ from cache.fingerprint import text_digest
 Kind = Literal["regression", "binary", "multiclass", "multilabel"]
 KINDS: tuple[Kind, ...] = ("regression", "binary", "multiclass", "multilabel")
 SPLITS = ("train", "val", "test")
+ROW_GROUP_RECORDS = 65_536
+"""What who reads only some rows holds in memory."""
 
 BASE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "record_id": (pa.string(), "unique name of the ECG"),
@@ -112,7 +114,9 @@ def write_records(
     columns.attrs = {}  # open_records keeps the targets there; the schema has them
     table = pa.Table.from_pandas(columns, schema=schema, preserve_index=False)
     with replacing(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(None), temporary, compression="zstd", row_group_size=ROW_GROUP_RECORDS
+        )
 
 
 def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:

@@ -32,7 +32,7 @@ class Row:
 
 
 class RecordRows:
-    """The rows of records.parquet, with one of its row groups (at most 2**20 rows of three columns) in memory.
+    """The rows of records.parquet, with one of its row groups (65,536 rows of three columns) in memory.
 
     Raises
     ------

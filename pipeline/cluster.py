@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING
 
-from cache.errors import UsageError
+from cache.errors import EnsembleError, UsageError
 from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 CONNECT_TIMEOUT_S = 10
 RETRIES = 3
-"""A task whose worker died is tried on another one this often."""
+"""A task that failed is tried again this often. One whose worker died goes to another worker; Dask gives that up after
+`distributed.scheduler.allowed-failures` deaths (3)."""
 
 _EMBEDDERS: dict[str, Embedder] = {}
 """The expert that this worker process has loaded."""
@@ -29,7 +31,9 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str)
     The study's folder must have the same path on every worker. Where workers were started with `--resources GPU=1`,
     each runs one task at a time.
     """
-    paths = EmbedPaths(*(path.absolute() for path in (paths.records, paths.signals, paths.store, paths.state)))
+    paths = EmbedPaths(
+        paths.records.absolute(), paths.signals.absolute(), paths.store.absolute(), paths.state.absolute()
+    )
     with _connect(scheduler) as client:
         from distributed import as_completed
 
@@ -43,15 +47,33 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str)
         )
         with counting(f"embed {settings.expert} on {scheduler}", summary.n_resumed, summary.n_records) as count:
             for task in as_completed(tasks):
-                part = task.result()
+                part = _result(task, scheduler)
                 summary.add(part)
                 count(part.n_embedded)
     return embedder.finish(summary)
 
 
+def _result(task: Future, scheduler: str) -> EmbedSummary:
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        summary: EmbedSummary = task.result()
+    except KilledWorker as error:
+        raise EnsembleError(
+            f"--scheduler {scheduler}: several workers died at one shard; look at their logs (out of memory? then a "
+            "smaller --batch-size), and run again"
+        ) from error
+    except CancelledError as error:
+        raise EnsembleError(
+            f"--scheduler {scheduler}: the connection was lost; start a cluster, and the same command goes on"
+        ) from error
+    return summary
+
+
 def _connect(scheduler: str) -> Client:
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs is said in one line here
     try:
         return Client(scheduler, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:

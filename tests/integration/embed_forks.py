@@ -32,8 +32,8 @@ def embed(task: dict) -> None:
 
     whole_write = EmbeddingStore.write
 
-    def write(store: EmbeddingStore, shard: int, content: Shard) -> None:
-        whole_write(store, shard, content)
+    def write(store: EmbeddingStore, shard: int, content: Shard, *more: object) -> None:
+        whole_write(store, shard, content, *more)
         say(f"written {np.isfinite(content.embedding).any(axis=1).sum()}")
 
     run_expert = line.run_expert
