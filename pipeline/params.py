@@ -37,6 +37,8 @@ class Cohort(_Section):
     path: str
     limit: int | None = Field(default=None, ge=1)
     workers: int = Field(default=1, ge=1)
+    derive_leads: bool = False
+    pace_spikes: bool = False
     options: dict[str, Any] = {}
 
 

@@ -36,8 +36,13 @@ def ingest(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add what is new; what is there stays as it is.")] = False,
     derive_leads: Annotated[
-        bool, typer.Option("--derive-leads", help="Compute limb leads that a file lacks from I and II.")
-    ] = False,
+        bool | None,
+        typer.Option("--derive-leads", show_default=False, help="Compute limb leads that a file lacks from I and II."),
+    ] = None,
+    pace_spikes: Annotated[
+        bool | None,
+        typer.Option("--pace-spikes", show_default=False, help="Count pacemaker spikes (column pace_spikes)."),
+    ] = None,
 ) -> None:
     """Read a cohort into records.parquet and signals.zarr.
 
@@ -61,7 +66,8 @@ def ingest(
             workers=workers or chosen.workers,
             seed=study.seed,
             append=append,
-            derive_leads=derive_leads,
+            derive_leads=derive_leads or chosen.derive_leads,
+            pace_spikes=pace_spikes or chosen.pace_spikes,
             progress=update,
         )
     for note in summary.notes:

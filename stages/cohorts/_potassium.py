@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from stages.readers.tables import Table, numbers
 
-SERUM, WHOLE_BLOOD = "50971", "50822"
+SERUM, WHOLE_BLOOD, ABNORMAL = "50971", "50822", "abnormal"
 COLUMNS = ["subject_id", "itemid", "charttime", "valuenum", "ref_range_lower", "ref_range_upper", "flag"]
 HOUR_S = 3600
 
@@ -53,7 +53,8 @@ def read_results(path: Path, subjects: np.ndarray) -> Results:
     for batch in table.batches(COLUMNS):
         chosen = batch.filter(pc.is_in(batch["itemid"], value_set=wanted))
         if chosen.num_rows:
-            kept.append(_usable(chosen.to_pandas(), subjects, left_out))
+            flagged = pc.equal(pc.utf8_lower(pc.utf8_trim_whitespace(chosen["flag"])), ABNORMAL).fill_null(False)
+            kept.append(_usable(chosen.to_pandas(), np.asarray(flagged), subjects, left_out))
     if table.malformed:
         left_out["rows with a wrong number of cells"] = table.malformed
     subject, time_s, item, abnormal = (np.concatenate(c) for c in zip(*kept, strict=True)) if kept else _none()
@@ -69,12 +70,14 @@ def _none() -> tuple[np.ndarray, ...]:
     return whole, whole, whole, np.zeros(0, dtype=bool)
 
 
-def _usable(rows: pd.DataFrame, subjects: np.ndarray, left_out: dict[str, int]) -> tuple[np.ndarray, ...]:
+def _usable(
+    rows: pd.DataFrame, flagged: np.ndarray, subjects: np.ndarray, left_out: dict[str, int]
+) -> tuple[np.ndarray, ...]:
     subject = numbers(rows["subject_id"])
-    rows, subject = rows[np.isin(subject, subjects)], subject[np.isin(subject, subjects)]
+    ours = np.isin(subject, subjects)
+    rows, flagged, subject = rows[ours], flagged[ours], subject[ours]
     time_s, timed = seconds(rows["charttime"])
     value, low, high = (numbers(rows[c]) for c in ("valuenum", "ref_range_lower", "ref_range_upper"))
-    flagged = rows["flag"].astype("str").str.strip().str.lower().eq("abnormal").to_numpy(dtype=bool)
     known = flagged | np.isfinite(value)
     left_out["no time"] += int((~timed).sum())
     left_out["neither a number nor a flag"] += int((timed & ~known).sum())

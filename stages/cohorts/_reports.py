@@ -7,6 +7,7 @@ is 14, other. Case, punctuation, decoration and the cart's spellings of one stat
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 CLASSES = (
     "sinus rhythm",
@@ -45,8 +46,11 @@ def report_class(line: object) -> int | None:
     """Return 0 to 14 for a report's first line; None where there is no line."""
     if not isinstance(line, str) or not line.strip():
         return None
-    if len(line) > LONGEST_LINE:
-        return OTHER
+    return _class_of(line) if len(line) <= LONGEST_LINE else OTHER
+
+
+@lru_cache(maxsize=65536)
+def _class_of(line: str) -> int:
     plain = " ".join(line.lower().split()).strip(" *-.,;!\"'")
     for pattern, spelling in _SPELLINGS:
         plain = pattern.sub(spelling, plain)

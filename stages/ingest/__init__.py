@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.signals import SignalStore, create_signals, grow_signals, open_signals
 from stages.cohorts import Cohort, open_cohort
-from stages.ingest.shards import Progress, pending_tasks, quality_of_new, run
+from stages.ingest.shards import Extras, Progress, pending_tasks, quality_of_new, run
 from stages.ingest.table import Rows, appended_rows, new_rows
 from stages.ingest.told import IngestSummary, add_quality, summary_of, write_tables
 
 __all__ = ["IngestSummary", "ingest"]
 
-VERSION = "2"
+VERSION = "3"
 """Raised whenever the same files would give other rows; an interrupted run of another version is not gone on with."""
 
 
@@ -40,6 +41,7 @@ def ingest(
     seed: int = 0,
     append: bool = False,
     derive_leads: bool = False,
+    pace_spikes: bool = False,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Read a cohort into the stores. The same input gives the same bytes, whatever `workers`.
@@ -62,6 +64,8 @@ def ingest(
         Add the records that the stores do not have behind those they have, which stay as they are, folds included.
     derive_leads
         Compute III, aVR, aVL and aVF from I and II where a file lacks them; the column `derived_leads` names them.
+    pace_spikes
+        Count pacemaker spikes into the column of that name, which is null otherwise.
     progress
         Called with (records done, records in all).
 
@@ -90,8 +94,9 @@ def ingest(
             else new_rows(entries, source, limit, seed)
         )
         del entries
-        store = _store(signals_path, work, rows, _identity(cohort, rows, derive_leads))
-        run(pending_tasks(cohort, store, rows, work, derive_leads), work, workers, len(rows.frame), progress)
+        extras = Extras(derive_leads=derive_leads, pace_spikes=pace_spikes)
+        store = _store(signals_path, work, rows, _identity(cohort, rows, extras))
+        run(pending_tasks(cohort, store, rows, work, extras), work, workers, len(rows.frame), progress)
         add_quality(rows, quality_of_new(work, store, rows.n_kept))
         write_tables(records_path, rows)
         shutil.rmtree(work)
@@ -104,7 +109,7 @@ def _check_usage(limit: int | None, workers: int) -> None:
             raise UsageError(f"{name} is {value}; give a number from 1 up")
 
 
-def _identity(cohort: Cohort, rows: Rows, derive_leads: bool) -> str:
+def _identity(cohort: Cohort, rows: Rows, extras: Extras) -> str:
     """Say what an interrupted run was reading; only the same is gone on with."""
     ids = text_digest(f"{i}\0{p}" for i, p in zip(rows.frame["record_id"], rows.frame["path"], strict=True))
     content = {
@@ -114,7 +119,7 @@ def _identity(cohort: Cohort, rows: Rows, derive_leads: bool) -> str:
         "options": cohort.options.model_dump(mode="json"),
         "rows": ids,
         "kept": rows.n_kept,
-        "derive_leads": derive_leads,
+        **asdict(extras),
     }
     return fingerprint(content)
 

@@ -29,9 +29,9 @@ from stages.cohorts import Cohort, open_cohort
 from stages.ingest.table import Rows
 from stages.readers import Counts, Quality, Recording, standardise_block
 from stages.readers.limbs import derive_limb_leads, limb_suspicions
+from stages.readers.pacing import count_pace_spikes
 
 Progress = Callable[[int, int], None]
-_Packing = Future[tuple[PackedRows, list[str | None]]]
 BLOCK_RECORDS = 64
 """Read and packed at once: large enough for array calls, small enough for the processor's cache."""
 PACKERS, SHARDS_AHEAD = 2, 2
@@ -48,8 +48,17 @@ QUALITY = {
     "reason": "object",
     "derived_leads": "object",
     "limb_swap": "object",
+    "pace_spikes": "Int64",
 }
 """Columns that reading a record gives."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is done on request only."""
+
+    derive_leads: bool = False
+    pace_spikes: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Task:
     n_kept: int
     paths: tuple[str, ...]
     refused: dict[int, str]
-    derive_leads: bool
+    extras: Extras
 
     @property
     def n_records(self) -> int:
@@ -72,7 +81,7 @@ class Task:
         return self.n_kept + len(self.paths)
 
 
-def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, derive_leads: bool) -> list[Task]:
+def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, extras: Extras) -> list[Task]:
     """Return the shards that are not complete."""
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
     paths, tasks = rows.frame["path"].tolist(), []
@@ -82,9 +91,7 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, de
         if first < held.stop and not _done(store, work, shard):
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
             place = (cohort.name, str(cohort.folder), options, folder_of(store.path), shard, first - held.start)
-            tasks.append(
-                Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, derive_leads=derive_leads)
-            )
+            tasks.append(Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, extras=extras))
     return tasks
 
 
@@ -152,8 +159,8 @@ def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> N
     with ThreadPoolExecutor(PACKERS) as packers, ThreadPoolExecutor(1) as writer:
         for task in tasks:
             blocks = [
-                (judged, packers.submit(_pack, store, block, judged, free))
-                for block, judged in _read_shard(task, rows, free, report)
+                (judged, packers.submit(_pack, store, buffer, judged, free, task.extras))
+                for buffer, judged in _read_shard(task, rows, free, report)
             ]
             if len(writing) == SHARDS_AHEAD:
                 writing.popleft().result()
@@ -192,12 +199,9 @@ class _Judged:
     told: dict[str, list[Any]]
 
 
-Block = tuple[np.ndarray, _Judged]
-
-
 def _read_shard(
     task: Task, n_rows: int, free: SimpleQueue[np.ndarray], report: Callable[[int], None]
-) -> Iterator[Block]:
+) -> Iterator[tuple[np.ndarray, _Judged]]:
     """Read a shard in blocks of `n_rows`, into arrays that are free."""
     cohort = _cohort(task.source, task.folder, task.options)
     kept, valid = _kept(task)
@@ -206,16 +210,18 @@ def _read_shard(
         paths = task.paths[max(start - task.n_kept, 0) : max(start + n_rows - task.n_kept, 0)]
         first = max(start - task.n_kept, 0)
         refused = [task.refused.get(first + k) for k in range(len(paths))]
-        block = free.get()[: len(there) + len(paths)]
-        block[: len(there)] = there
-        told = _read_records(cohort, paths, refused, block[len(there) :], derive_leads=task.derive_leads)
+        buffer = free.get()
+        buffer[: len(there)] = there
+        told = _read_records(cohort, paths, refused, buffer[len(there) :], derive_leads=task.extras.derive_leads)
         lengths = np.array([*valid[start : start + n_rows], *told.pop("valid")], dtype=np.int32)
         report(len(paths))
-        yield block, _Judged(len(there), lengths, told)
+        yield buffer, _Judged(len(there), lengths, told)
 
 
 def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Return the signals and valid lengths of the rows that stay."""
+    if not task.n_kept:
+        return np.empty((0, len(LEADS), N_SAMPLES), dtype=np.int16), np.empty(0, dtype=np.int32)
     store = open_signals(task.signals)
     start = store.rows_of(task.shard).start
     rows = slice(start, start + task.n_kept)
@@ -223,20 +229,25 @@ def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(
-    store: SignalStore, block: np.ndarray, judged: _Judged, free: SimpleQueue[np.ndarray]
-) -> tuple[PackedRows, list[str | None]]:
-    """Pack a block and look for exchanged leads; then its array is free again."""
+    store: SignalStore, buffer: np.ndarray, judged: _Judged, free: SimpleQueue[np.ndarray], extras: Extras
+) -> PackedRows:
+    """Pack a block, and judge what is seen in finished rows; then its array is free again."""
+    block = buffer[: len(judged.valid)]
     try:
-        return store.pack(block), limb_suspicions(block[judged.n_kept :])
+        new = block[judged.n_kept :]
+        judged.told["limb_swap"] = limb_suspicions(new)
+        if extras.pace_spikes:
+            counts = zip(count_pace_spikes(new), judged.told["status"], strict=True)
+            judged.told["pace_spikes"] = [n if status == "ok" else None for n, status in counts]
+        return store.pack(block)
     finally:
-        free.put(block.base if block.base is not None else block)
+        free.put(buffer)
 
 
-def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[_Judged, _Packing]], work: Path) -> None:
-    packed, swaps = zip(*(packing.result() for _, packing in blocks), strict=True)
+def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[_Judged, Future[PackedRows]]], work: Path) -> None:
+    packed = [packing.result() for _, packing in blocks]
     store.write_packed(task.shard, packed, np.concatenate([judged.valid for judged, _ in blocks]))
     told = {name: [value for judged, _ in blocks for value in judged.told[name]] for name in QUALITY}
-    told["limb_swap"] = [swap for block in swaps for swap in block]
     write_text(_told(work, task.shard), json.dumps(told))
 
 

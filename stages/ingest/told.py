@@ -19,9 +19,10 @@ from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
 from stages.ingest.shards import QUALITY
 from stages.ingest.table import Rows
+from stages.readers.pacing import SEVERAL
 
-EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string()}
-"""Columns beside the base ones: limb leads computed from I and II, and a suspicion that limb leads were exchanged."""
+EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
+"""Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def summary_of(rows: Rows) -> IngestSummary:
         reasons=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
         labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
         splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
-        notes=[*rows.notes, *_of_limbs(frame)],
+        notes=[*rows.notes, *_of_limbs(frame), *_of_pacing(frame)],
         n_new=len(frame) - rows.n_kept,
     )
 
@@ -106,3 +107,8 @@ def _of_limbs(frame: pd.DataFrame) -> list[str]:
         told = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
         notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({told})")
     return notes
+
+
+def _of_pacing(frame: pd.DataFrame) -> list[str]:
+    paced = int((frame["pace_spikes"].fillna(0) >= SEVERAL).sum())
+    return [f"pace_spikes: {paced} records have {SEVERAL} or more"] if paced else []

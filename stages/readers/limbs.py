@@ -16,7 +16,7 @@ LIMBS = LEADS[:6]
 DERIVED = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 """Lead -> its shares of I and II."""
 
-BLOCK_ROWS = 64
+BLOCK_ROWS = 16
 STEP, LAG = 4, 2
 """Slopes are taken at 125 Hz over 16 ms, where the QRS complex is steep and baseline wander is not."""
 INVERTED, UPRIGHT = -0.3, 0.0

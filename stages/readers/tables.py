@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from cache.errors import InputError, MissingFileError
@@ -118,15 +119,22 @@ def read_table(
     table = Table(path)
     blocks = []
     for batch in table.batches(columns):
-        block = batch.to_pandas()
+        block = pa.RecordBatch.from_arrays(
+            [_stripped(cells) for cells in batch.columns], batch.schema.names
+        ).to_pandas()
         blocks.append(block if keep is None else block[np.asarray(keep(block), dtype=bool)])
     names = list(columns or table.columns)
     frame = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({name: [] for name in names}, dtype=str)
     for name in frame:
-        stripped = frame[name].astype("str").str.strip()
-        frame[name] = stripped.where(frame[name].notna() & (stripped != ""), None)
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
     notes = [f"{path.name}: {table.malformed} rows with a wrong number of cells were passed over"]
     return frame, notes if table.malformed else []
+
+
+def _stripped(cells: pa.Array) -> pa.Array:
+    """Take blanks off both ends of texts; what is empty then is null."""
+    plain = pc.utf8_trim_whitespace(cells)
+    return pc.if_else(pc.equal(plain, ""), None, plain)
 
 
 def numbers(column: pd.Series) -> np.ndarray:

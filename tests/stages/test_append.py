@@ -50,9 +50,11 @@ def test_what_was_there_stays_and_only_new_rows_are_read(cohort, tmp_path, monke
     before, table = files(tmp_path), pq.read_table(tmp_path / "records.parquet")
     digest = open_signals(tmp_path / "signals.zarr").content_digest()
     read = []
-    real = shards._read_record
+    real = shards._read_records
     monkeypatch.setattr(
-        shards, "_read_record", lambda cohort, path, *more: (read.append(path), real(cohort, path, *more))[1]
+        shards,
+        "_read_records",
+        lambda c, paths, *more, **extra: (read.extend(paths), real(c, paths, *more, **extra))[1],
     )
     summary = run(cohort, tmp_path, append=True)
     after, records = files(tmp_path), open_records(tmp_path / "records.parquet")
