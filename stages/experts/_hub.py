@@ -12,6 +12,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from cache.errors import UsageError, WeightsError
@@ -64,9 +65,8 @@ def cached(spec: ExpertSpec) -> Path | None:
 
 def commit_of(path: Path) -> str:
     """Return the commit that a file of the hub's cache belongs to (`.../snapshots/COMMIT/...`), "" elsewhere."""
-    parts = path.parts
-    found = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
-    return found if is_commit(found) else ""
+    commits = [after for before, after in pairwise(path.parts) if before == "snapshots" and is_commit(after)]
+    return commits[-1] if commits else ""
 
 
 def fetch(spec: ExpertSpec, repin: bool = False) -> Path:

@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -15,9 +17,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
 from cache.errors import UsageError, WeightsError
-from stages.experts import WeightsSource, expert_class, load_expert
+from stages.experts import WeightsSource, expert_class, list_experts, load_expert
+from stages.experts._hub import commit_of, is_commit, pin_of
 from stages.experts._hub import fetch as fetch_spec
-from stages.experts._hub import pin_of
 from stages.experts._weights import origin_of
 from tests.stages.hub_server import COMMIT, running_hub
 
@@ -213,9 +215,19 @@ def test_a_hub_that_always_breaks_off_leaves_nothing_that_looks_like_the_file(hu
     assert not (tmp_path / "cache/ensemble/weights.json").exists()
 
 
-def test_every_pinned_expert_names_a_whole_commit_or_digest():
-    sources = [expert_class(name)[0].published_spec(expert_class(name)[1]).weights for name in ("ecgfm", "ecgfounder")]
-    assert all(len(source.revision) == 40 and len(source.sha256) == 64 for source in sources)
+@pytest.mark.parametrize("name", list_experts())
+def test_published_pins_are_whole_commits_and_digests(name):
+    cls, variant = expert_class(name)
+    source = cls.published_spec(variant).weights
+    if source is None:
+        pytest.skip("no weights")
+    assert source.revision == "" if not source.repo_id else source.revision == "main" or is_commit(source.revision)
+    assert not source.sha256 or re.fullmatch("[0-9a-f]{64}", source.sha256)
+
+
+def test_the_commit_is_read_off_the_cache_alone():
+    assert commit_of(Path(f"/data/snapshots/hub/models--a--b/snapshots/{COMMIT}/folder/w.pth")) == COMMIT
+    assert commit_of(Path("/data/snapshots/w.pth")) == ""
 
 
 def test_the_environment_and_the_command_do_all_this(hub, tmp_path):
