@@ -80,7 +80,8 @@ def _alone(recording: Recording | Counts | None, out: np.ndarray) -> Quality | E
 
 
 def _usual_way(counts: Counts) -> tuple[int, Runs] | None:
-    if counts.rate_hz != RATE_HZ or len(counts.samples) < N_SAMPLES:
+    n_samples, n_leads = counts.samples.shape
+    if counts.rate_hz != RATE_HZ or n_samples < N_SAMPLES or n_leads != len(counts.leads):
         return None
     return _way(counts.leads, counts.gains_per_mv, counts.baselines)
 

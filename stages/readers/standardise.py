@@ -51,6 +51,8 @@ def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
     if not RATES_HZ[0] <= recording.rate_hz <= RATES_HZ[1]:
         raise InputError(f"its sampling rate is {recording.rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
     if isinstance(recording, Counts):
+        if 0 in recording.gains_per_mv:
+            raise InputError("a lead has gain 0: it is not calibrated")
         if recording.rate_hz == RATE_HZ:
             return _from_counts(recording, columns, out)
         recording = recording.to_recording()
