@@ -116,6 +116,8 @@ class ObjectPath:
 
     def exists(self) -> bool:
         """Whether there is an object of this very name."""
+        if self.protocol in _EXTRAS:
+            return bool(self.tag())
         with _told(self):
             try:
                 return self._fs.info(self._key)["type"] == "file"

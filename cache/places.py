@@ -53,7 +53,13 @@ def name_within(store: Place, file: Place) -> str:
 
 def store_exists(store: Place) -> bool:
     """Whether there is a store. Among objects that is its root metadata, which is written last and deleted first."""
-    return store.exists() if isinstance(store, Path) else (store / METADATA).exists()
+    if isinstance(store, Path):
+        return store.exists()
+    try:  # read it: of an object that is only asked for, a storage does not say why it is not given
+        (store / METADATA).read_bytes()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def stores_in(folder: Place) -> list[Place]:

@@ -6,6 +6,7 @@ A run that was killed goes on where it stopped; one that was made from something
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -168,7 +169,7 @@ class Embedder:
         if not self._told:
             _LOG.warning("%s: waiting %s", self.paths.store, what)
             self._told = True
-        time.sleep(claims.pause_s)
+        time.sleep(claims.pause_s * random.uniform(0.5, 1.5))  # rivals that met once should not meet again
 
     def finish(self, summary: EmbedSummary) -> EmbedSummary:
         """Count the records of the finished store that have no vector."""
