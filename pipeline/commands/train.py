@@ -176,7 +176,8 @@ def posttrain(
         summary = run_posttrain(settings, paths, tell)
     if not summary.folder:
         return
-    write_run(study.state, f"posttrain-{settings.name}", {"settings": asdict(settings), "runs": summary.runs})
+    told = {**asdict(settings), "weights": str(settings.weights or "")}
+    write_run(study.state, f"posttrain-{settings.name}", {"settings": told, "runs": summary.runs})
     for line in summary_lines(summary):
         typer.echo(line)
     typer.echo(
