@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from cache import open_embeddings
+from stages.experts import expert_class
 
 EMBED = [sys.executable, "-m", "pipeline.cli", "embed", "--expert", "ecgfm"]
 
@@ -158,6 +160,17 @@ def test_other_settings_start_the_store_afresh(toy_study, embed):
     (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
     done = embed(toy_study)
     assert "40 records embedded" in done.stdout
+
+
+def test_another_version_of_the_code_starts_the_store_afresh(toy_study, embed, monkeypatch):
+    embed(toy_study)
+    cls, _ = expert_class("ecgfm")
+    published = cls.published_spec
+    monkeypatch.setattr(cls, "published_spec", lambda *variant: replace(published(*variant), version="next"))
+    assert "40 of 40 records to embed, 0 done already" in (told := embed(toy_study, "--dry-run").stdout)
+    assert "(changed: version)" in told
+    assert "40 records embedded" in embed(toy_study).stdout
+    assert open_embeddings(toy_study / "embeddings/ecgfm.zarr").attributes["version"] == "next"
 
 
 def test_more_bad_records_than_allowed_exits_with_3(toy_study, embed):

@@ -1,10 +1,12 @@
 """Disks that refuse: one line says so, whole shards stay, and the run resumes to the same bytes."""
 
+import contextlib
 import errno
 import os
 import random
 import resource
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,21 @@ def assert_one_line(stderr: str, text: str) -> None:
     assert text in stderr
 
 
-def test_a_full_disk_is_one_line_and_the_run_resumes(study, whole, embed):
-    (study / "embeddings").mkdir()
-    disk = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(study / "embeddings")]
-    if subprocess.run(disk, capture_output=True, check=False).returncode:
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Callable[[], None]]:
+    """Mount a small disk on a folder; gives what makes it large."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk needs root; see the test of the size limit")
     try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(study, whole, embed):
+    with small_disk(study / "embeddings", "400k") as grow:
         code, stderr = embed()
         assert code == 1
         assert_one_line(stderr, "No space left on device); make room and run again")
@@ -47,11 +58,19 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(study, whole, embed):
         assert all(fault.missing for fault in embedding_faults(study / STORE) if fault.shard in done)
         for shard in done:
             store.read_layers(store.rows_of(shard))
-        subprocess.run(["mount", "-o", "remount,size=50m", str(study / "embeddings")], check=True)
+        grow()
         assert embed() == (0, "")
         assert bytes_of(study / STORE) == whole
-    finally:
-        subprocess.run(["umount", "-l", str(study / "embeddings")], check=True)
+
+
+def test_a_disk_too_full_for_the_store_itself_is_one_line(study, whole, embed):
+    with small_disk(study / "embeddings", "12k") as grow:
+        code, stderr = embed()
+        assert code == 1
+        assert_one_line(stderr, "No space left on device")
+        grow()
+        assert embed() == (0, "")
+        assert bytes_of(study / STORE) == whole
 
 
 def test_a_size_limit_is_one_line_and_the_run_resumes(study, whole, embed):
