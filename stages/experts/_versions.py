@@ -148,14 +148,16 @@ def _tuples(value: Any) -> Any:
 
 def _renamed(spec: ExpertSpec, version: Version) -> ExpertSpec:
     """Tell a base's spec as the version's: its own name, parameters, weights and training."""
-    made_by = version.facts["made_by"]
+    made_by, n_parameters = version.facts["made_by"], version.facts["spec"]["parameters"]
+    published = n_parameters == spec.published_parameters
+    size = spec.title if published else f"{version.base} of {n_parameters:,} parameters"
     return dataclasses.replace(
         spec,
         name=version.name,
-        title=f"{spec.title}, {made_by}ed here",
+        title=f"{size}, {made_by}ed here",
         licence=version.facts["licence"],
         non_commercial=version.facts["non_commercial"],
-        published_parameters=version.facts["spec"]["parameters"],
+        published_parameters=n_parameters,
         weights=WeightsSource("", WEIGHTS_FILE, "", note=f"made by `ensemble {made_by}` in {version.folder}"),
         pretrained_on=tuple(version.facts["pretrained_on"]),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from stages.reporting.svg import Axes
+from stages.reporting.svg import Axes, nice_ticks
 
 MAX_POINTS = 200
 """Of a line: more epochs than this are thinned out, the last one kept."""
@@ -47,11 +47,12 @@ def loss_curve(name: str, curve: Sequence[Mapping[str, float]], kept_epoch: floa
     values = [point[key] for point in curve for key in LINES if key in point]
     if not values:
         return ""
-    first, last = curve[0]["epoch"], curve[-1]["epoch"]
+    first, last = curve[0]["epoch"], max(curve[-1]["epoch"], curve[0]["epoch"] + 1)
+    whole_epochs = [tick for tick in nice_ticks(first, last) if tick == round(tick)]
     pad = 0.06 * (max(values) - min(values)) or 0.05
     axes = Axes(
-        (560, 280), (first, max(last, first + 1)), (min(values) - pad, max(values) + pad), title=f"Loss of {name}",
-        labels=("epoch", "loss"), margins=(56, 12, 10, 40),
+        (500, 270), (first, last), (min(values) - pad, max(values) + pad), title=f"Loss of {name}",
+        labels=("epoch", "loss"), margins=(66, 12, 10, 40), ticks=(whole_epochs, None),
     )  # fmt: skip
     for key, (_, css) in LINES.items():
         points = _thinned([point for point in curve if key in point])
