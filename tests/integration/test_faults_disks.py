@@ -67,7 +67,7 @@ def test_a_disk_too_full_for_the_store_itself_is_one_line(study, whole, embed):
     with small_disk(study / "embeddings", "12k") as grow:
         code, stderr = embed()
         assert code == 1
-        assert_one_line(stderr, "No space left on device")
+        assert_one_line(stderr, "cannot be made (No space left on device)")
         grow()
         assert embed() == (0, "")
         assert bytes_of(study / STORE) == whole
