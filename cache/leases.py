@@ -213,12 +213,18 @@ class Leases:
         return True
 
     def _check_conditions(self, lease: _Lease) -> None:
-        """Refuse a storage that does not know conditional requests: leases there would exclude nobody."""
-        if lease.file.create(b"") or lease.file.replace(b"", '"0"'):
-            lease.file.unlink(missing_ok=True)
+        """Refuse a storage that does not know conditional requests: leases there would exclude nobody.
+
+        Some make an object that `If-Match` names and that is not there.
+        """
+        none = self._folder / "sessions" / f"{self._me}-none"
+        if lease.file.create(b"") or lease.file.replace(b"", '"0"') or none.replace(b"", '"0"'):
+            for file in (lease.file, none):
+                file.unlink(missing_ok=True)
+            lease.tag = ""
             raise StorageError(
-                f"{self._store}: the storage ignores If-None-Match and If-Match, so that runs cannot be kept apart; "
-                "embed into a folder and copy it"
+                f"{self._store}: the storage ignores If-None-Match or If-Match, so that runs cannot be kept apart; "
+                "update it, or embed into a folder and copy it"
             )
         self._checked = True
 

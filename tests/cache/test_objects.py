@@ -318,14 +318,28 @@ def test_what_was_put_by_mistake_of_another_store_never_counts(two, url, tmp_pat
     assert bytes_of(url) == bytes_of(other.path)
 
 
-def test_a_storage_without_conditional_requests_is_refused(url, tmp_path, monkeypatch):
+def never(given, there):
+    return given in ("IfMatch", "IfNoneMatch")
+
+
+def if_match_of_nothing(given, there):
+    return given == "IfMatch" and not there
+
+
+@pytest.mark.parametrize("ignored", [never, if_match_of_nothing])
+def test_a_storage_without_conditional_requests_is_refused(url, tmp_path, monkeypatch, ignored):
     files = file_system("s3", os.getpid())
     call = files.call_s3
-    monkeypatch.setattr(
-        files, "call_s3", lambda m, **k: call(m, **{n: v for n, v in k.items() if n not in ("IfMatch", "IfNoneMatch")})
-    )
-    with closing(claims_on(url, tmp_path)) as claims, pytest.raises(StorageError, match="ignores If-None-Match"):
+
+    def careless(method, Bucket, Key, **more):
+        there = method == "put_object" and files.exists(f"{Bucket}/{Key}")
+        heard = {name: value for name, value in more.items() if not ignored(name, there)}
+        return call(method, Bucket=Bucket, Key=Key, **heard)
+
+    monkeypatch.setattr(files, "call_s3", careless)
+    with closing(claims_on(url, tmp_path)) as claims, pytest.raises(StorageError, match="ignores If-None-Match or If-"):
         claims.share()
+    assert (url.parent / ".claims").files() == {}
 
 
 def test_a_length_that_is_no_number_is_refused(url, tmp_path, monkeypatch):

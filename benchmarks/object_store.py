@@ -1,0 +1,147 @@
+"""Writing and reading embeddings on object storage, beside the same on this machine's disk.
+
+    python benchmarks/object_store.py [--shards N] [--rounds N]
+
+The server is moto's, in a process of its own on loopback. It is written in Python, so that its own work is most of what
+is timed; the requests, which decide on a real storage, are counted. Both sides take turns in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cache.claims import claims_on
+from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
+from cache.objects import file_system
+from cache.places import Place, place
+from cache.resume import create_embeddings
+from tests.s3_server import environment, serving
+
+SHARD, LAYERS, WIDTH = 1024, 13, 768
+
+
+def _serve(told: Connection) -> None:
+    with serving() as address:
+        told.send(address)
+        told.recv()
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Run the server in a process of its own."""
+    ours, its = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(its,))
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        ours.send("end")
+        process.join()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long something takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def write(store: Place, content: Shard, n_shards: int, state: Path) -> None:
+    """Write shard by shard, each claimed, as `embed` does."""
+    layout = Layout(n_shards * SHARD, tuple(f"block_{k}" for k in range(LAYERS)), (WIDTH,) * LAYERS, WIDTH)
+    with closing(claims_on(store, state)) as claims:
+        claims.share()
+        made = create_embeddings(store, layout, Identity({"expert": "toy"}, "s", "r"))
+        for shard in range(n_shards):
+            with claims.claim(shard):
+                made.write(shard, content, claims.confirm)
+
+
+def counted(work: Callable[[], object]) -> Counter[str]:
+    """Return the requests that something sends, by kind."""
+    sent: Counter[str] = Counter()
+    client = file_system("s3", os.getpid())
+    inner, outer = client._call_s3, client.call_s3
+
+    async def call_inner(method: str, *args: object, **kwargs: object) -> object:
+        sent[method] += 1
+        return await inner(method, *args, **kwargs)
+
+    def call_outer(method: str, *args: object, **kwargs: object) -> object:
+        sent[method] += 1
+        return outer(method, *args, **kwargs)
+
+    client._call_s3, client.call_s3 = call_inner, call_outer
+    try:
+        work()
+    finally:
+        del client._call_s3, client.call_s3
+    return sent
+
+
+def reading(store: Place) -> dict[str, Callable[[], object]]:
+    """Return what is read, by name."""
+    opened: EmbeddingStore = open_embeddings(store)
+    return {
+        "read all layers": opened.read_layers,
+        "read one layer": lambda: opened.read_layer("block_7"),
+        "read the embedding": opened.read_embedding,
+        "look for pending shards": lambda: open_embeddings(store).pending(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    content = Shard(
+        rng.normal(size=(SHARD, LAYERS, WIDTH)).astype(np.float16), rng.normal(size=(SHARD, WIDTH)).astype(np.float16)
+    )
+    bytes_of = {
+        "write": content.layers.nbytes + content.embedding.nbytes,
+        "read all layers": content.layers.nbytes,
+        "read one layer": content.layers.nbytes // LAYERS,
+        "read the embedding": content.embedding.nbytes,
+    }
+    took: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name, server() as address:
+        os.environ.update(environment(address))
+        file_system("s3", os.getpid()).call_s3("create_bucket", Bucket="bench")
+        places = {"disk": Path(name) / "toy.zarr", "bucket": place("s3://bench/study/toy.zarr")}
+        for _, (kind, store) in itertools.product(range(options.rounds), places.items()):
+            rounds = took.setdefault(kind, defaultdict(list))
+            rounds["write"].append(seconds(partial(write, store, content, options.shards, Path(name))))
+            for what, work in reading(store).items():
+                rounds[what].append(seconds(work))
+        requests = {what: counted(work) for what, work in reading(places["bucket"]).items()}
+        requests["write"] = counted(lambda: write(places["bucket"], content, options.shards, Path(name)))
+    for what in took["disk"]:
+        times = {kind: median(took[kind][what]) for kind in took}
+        rates = {
+            kind: f"{bytes_of[what] * options.shards / s / 1e6:.0f} MB/s" if what in bytes_of else f"{s:.2f} s"
+            for kind, s in times.items()
+        }
+        sent = ", ".join(f"{n} {method}" for method, n in sorted(requests[what].items()))
+        print(f"{what}: disk {rates['disk']}, bucket {rates['bucket']}; {options.shards} shards took {sent}")
+
+
+if __name__ == "__main__":
+    main()
