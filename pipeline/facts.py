@@ -18,10 +18,9 @@ def report_facts(study: Study) -> dict[str, Any]:
     """Collect the facts of one study, as `stages.report.write_report` takes them."""
     experts = [_expert(study, name) for name in study.fitted_experts()]
     trainings = [_training(study, name) for name in _made_here(study)]
-    sources = sorted(set(open_records(study.records)["source"]))
     return {
         "title": f"{study.params.cohort.source}: {', '.join(expert['name'] for expert in experts)}",
-        "warnings": [*_overlaps(experts, sources), *_seen_warnings(study, trainings)],
+        "warnings": [*_overlaps(study, experts), *_seen_warnings(study, trainings)],
         "commands": COMMANDS,
         "versions": versions(),
         "experts": experts,
@@ -59,8 +58,18 @@ def _expert(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _overlaps(experts: list[dict[str, Any]], sources: list[str]) -> list[str]:
+def overlap_warnings(study: Study) -> list[str]:
+    """Warn where an expert, or a version made here, has seen what it is judged on."""
+    experts = [_expert(study, name) for name in study.fitted_experts()]
+    return [
+        *_overlaps(study, experts),
+        *_seen_warnings(study, [_training(study, name) for name in _made_here(study)]),
+    ]
+
+
+def _overlaps(study: Study, experts: list[dict[str, Any]]) -> list[str]:
     """Warn where an expert's published weights have seen the cohort that it is judged on."""
+    sources = sorted(set(open_records(study.records)["source"]))
     return [
         f"{expert['name']} was pretrained on {source}: its numbers here may be too good"
         for expert in experts

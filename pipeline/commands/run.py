@@ -180,6 +180,7 @@ def evaluate(
 
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
+    from pipeline.facts import overlap_warnings
     from pipeline.runs import write_run
     from stages.compared import COMPARED
     from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
@@ -214,6 +215,8 @@ def evaluate(
     _print_metrics(found.metrics)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
+    for warning in overlap_warnings(study):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def report(
