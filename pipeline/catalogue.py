@@ -58,6 +58,8 @@ def weights_state(spec: ExpertSpec) -> str:
         return "here (params.yaml)" if named.exists() else f"missing: params.yaml names {named}"
     if "+" in spec.name:
         return "here (made here)"
+    if spec.weights and spec.weights.packaged:
+        return "here (in the package)"
     if cached(spec):
         return "here (hub cache)"
     return TO_FETCH if spec.weights and spec.weights.repo_id else TO_GIVE
@@ -112,6 +114,8 @@ def _places(spec: ExpertSpec) -> list[str]:
     if "+" in spec.name:
         return [source.note if source else ""]
     places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
+    if source and source.packaged:
+        return [*places, "the package"]
     return [*places, f"hub cache {constants.HF_HUB_CACHE}"] if source and source.repo_id else places
 
 
@@ -121,6 +125,8 @@ def _how_to_get(spec: ExpertSpec) -> str:
         return "none needed"
     if "+" in spec.name:
         return ""
+    if source and source.packaged:
+        return "nothing to do"
     if source and source.repo_id:
         return f"ensemble weights fetch {spec.name}; embed does it too (hub {source.repo_id}, {source.filename})"
     digest = f" (sha256 of {source.filename}: {source.sha256})" if source and source.sha256 else ""
@@ -132,6 +138,8 @@ def _pinned(spec: ExpertSpec) -> str:
     from stages.experts._hub import asked_revision, is_commit, pin_of
 
     source = spec.weights
+    if source is not None and source.packaged:
+        return f"by this release, sha256 {source.sha256}"
     if source is None or not source.repo_id or "+" in spec.name:
         return ""
     pin, revision = pin_of(source), asked_revision(source)

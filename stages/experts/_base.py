@@ -34,6 +34,8 @@ class WeightsSource:
     note: str = ""
     also_at: tuple[str, ...] = ()
     """Other ids of the same repository (a renamed account), tried where the first is not found."""
+    packaged: bool = False
+    """Whether `filename` lies beside the experts' code, in the package."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class StMemOptions:
     heads: int = 12
     dim_head: int = 64
     qkv_bias: bool = True
+    patch_norm: bool = True
+    """Not an official option. False: no norms around the patch embedding, so that patches keep their amplitude."""
     drop_out_rate: float = 0.0
     attn_drop_out_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -55,9 +57,9 @@ class StMemVit(nn.Module):
         width = options.width
         self.to_patch_embedding = nn.Sequential(
             nn.Identity(),
-            nn.LayerNorm(options.patch_size, eps=NORM_EPS),
+            nn.LayerNorm(options.patch_size, eps=NORM_EPS) if options.patch_norm else nn.Identity(),
             nn.Linear(options.patch_size, width),
-            nn.LayerNorm(width, eps=NORM_EPS),
+            nn.LayerNorm(width, eps=NORM_EPS) if options.patch_norm else nn.Identity(),
         )
         positions = sincos_positions(options.n_patches, width)
         self.pos_embedding = nn.Parameter(positions, requires_grad=False)

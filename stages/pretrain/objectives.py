@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cache.errors import UsageError
 from stages.experts import expert_class
 from stages.experts._options import architecture_overrides
-from stages.experts._stmem_net import StMemOptions
+from stages.experts._stmem_net import Attention, StMemOptions
+from stages.experts.seed import seed_options
 from stages.experts.stmem import SOUP_GEOMETRY
 from stages.pretrain.forecast import Forecaster, Series, prepare_series
 from stages.pretrain.masked import VARIANTS, MaskedOptions, MaskedStMem
@@ -27,6 +28,14 @@ from stages.training.loop import Batches
 
 SIZES = {"tiny": (192, 3, 768), "small": (384, 6, 1536), "base": (768, 12, 3072)}
 """Width, heads and feed-forward width; all have 12 blocks."""
+SEED_DECODER: dict[str, Any] = {
+    "decoder_embed_dim": 64,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "decoder_dim_head": 32,
+    "mask_ratio": 0.5,
+    "norm_pix_loss": False,
+}
 LEADS = ("each", "joint")
 
 
@@ -90,11 +99,13 @@ def make_objective(
         torch.manual_seed(seed)
         if expert == "stmem":
             return _masked(variant or "stmem", size, preprocessing, config)
+        if expert == "seed":
+            return _seed(variant or "stmem", config)
         if expert in ("timesnet", "dlinear"):
             if variant:
                 raise UsageError(f"--variant {variant}: expert '{expert}' has no variants; leave it out")
             return _forecast(expert, leads, config)
-    raise UsageError(f"--expert {expert}: only stmem, timesnet and dlinear can be pretrained here")
+    raise UsageError(f"--expert {expert}: only stmem, seed, timesnet and dlinear can be pretrained here")
 
 
 def _masked(variant: str, size: str, preprocessing: str, config: Mapping[str, Any]) -> Objective:
@@ -124,6 +135,42 @@ def _masked(variant: str, size: str, preprocessing: str, config: Mapping[str, An
         {**architecture, "dim_head": options.encoder.dim_head},
         preprocessing,
     )
+
+
+def _seed(variant: str, config: Mapping[str, Any]) -> Objective:
+    """Build the masked autoencoder of expert `seed`; its version holds the encoder alone, in float16."""
+    own = [f.name for f in dataclasses.fields(MaskedOptions) if f.name not in ("encoder", "variant")]
+    more = {**SEED_DECODER, **{name: value for name, value in config.items() if name in own}}
+    size = {name: value for name, value in config.items() if name not in own}
+    model = MaskedStMem(MaskedOptions(seed_options(size), variant=variant, **more))
+    _start_attentive(model)
+    expert = expert_class("seed")[0].build(size, None)
+    return Objective(
+        model,
+        [*model.encoder.blocks, *model.decoder_blocks],
+        expert.prepare,
+        {"expert": "seed", **expert.spec.preprocessing},
+        lambda inputs: MaskedBatches(inputs, model.options.encoder.n_patches),
+        lambda trained: {key: value.half() for key, value in trained.get_submodule("encoder").state_dict().items()},
+        size,
+        "authors",
+    )
+
+
+def _start_attentive(model: MaskedStMem) -> None:
+    """Let tokens attend to what is like them, and tell the leads apart, from the first step on.
+
+    Queries and keys begin alike (mimetic initialisation: Trockman and Kolter, ICML 2023, arXiv 2305.09828), and lead
+    embeddings at the scale of the positions: a short training then leaves its first plateau sooner.
+    """
+    with torch.no_grad():
+        for embedding in (model.encoder.sep_embedding, *model.encoder.lead_embeddings):
+            embedding.normal_(0, 0.5)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                query, key, _ = module.to_qkv.weight.chunk(3)
+                query.normal_(0, query.shape[1] ** -0.5)
+                key.copy_(query)
 
 
 def _forecast(expert: str, leads: str, config: Mapping[str, Any]) -> Objective:

@@ -45,6 +45,8 @@ def _facts(name: str) -> str:
 def _weights(spec: ExpertSpec) -> str:
     if not spec.needs_weights:
         return "none needed"
+    if spec.weights is not None and spec.weights.packaged:
+        return "in the package"
     if spec.weights is None or not spec.weights.repo_id:
         return "a file, see below"
     return f"hub {spec.weights.repo_id}, {spec.weights.filename}"
