@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 from cache.errors import InputError
+from stages.readers.wfdb_record import MAX_SAMPLES
 
 
 @lru_cache(maxsize=32)
@@ -33,3 +35,9 @@ def dataset(path: str, name: str, n_axes: int) -> Any:
     if getattr(found, "ndim", None) != n_axes:
         raise InputError(f"{path.rsplit('/', 1)[-1]} has no dataset '{name}' with {n_axes} axes")
     return found
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Refuse a record so large that no recording is: a packed file may promise any size."""
+    if math.prod(shape) > MAX_SAMPLES:
+        raise InputError(f"its array is {shape}, more than {MAX_SAMPLES} samples")

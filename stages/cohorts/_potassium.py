@@ -14,11 +14,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cache.errors import InputError
 from stages.readers.tables import Table, numbers
 
 SERUM, WHOLE_BLOOD, ABNORMAL = "50971", "50822", "abnormal"
 COLUMNS = ["subject_id", "itemid", "charttime", "valuenum", "ref_range_lower", "ref_range_upper", "flag"]
 HOUR_S = 3600
+MAX_RESULTS = 50_000_000
+"""MIMIC-IV has four million."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,22 @@ def read_results(path: Path, subjects: np.ndarray) -> Results:
     ----------
     subjects
         int64, those of the cohort; sorted, unique.
+
+    Raises
+    ------
+    InputError
+        Not a readable table, or more potassium results than any hospital has.
     """
     left_out = {"no time": 0, "neither a number nor a flag": 0}
-    table, kept = Table(path), []
+    table, kept, n_kept = Table(path), [], 0
     wanted = pa.array([SERUM, WHOLE_BLOOD])
     for batch in table.batches(COLUMNS):
         chosen = batch.filter(pc.is_in(batch["itemid"], value_set=wanted))
         if chosen.num_rows:
             flagged = pc.equal(pc.utf8_lower(pc.utf8_trim_whitespace(chosen["flag"])), ABNORMAL).fill_null(False)
+            n_kept += chosen.num_rows
+            if n_kept > MAX_RESULTS:
+                raise InputError(f"{path}: more than {MAX_RESULTS} potassium results; it is not MIMIC-IV's labevents")
             kept.append(_usable(chosen.to_pandas(), np.asarray(flagged), subjects, left_out))
     if table.malformed:
         left_out["rows with a wrong number of cells"] = table.malformed

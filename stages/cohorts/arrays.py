@@ -18,10 +18,11 @@ from cache.errors import InputError, UsageError
 from cache.records import Target
 from cache.signals import LEADS
 from stages.cohorts._base import Cohort, Entries, register
-from stages.cohorts._hdf5 import open_hdf5
+from stages.cohorts._hdf5 import check_size, open_hdf5
 from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, read_labels
 from stages.readers import Recording, inside
 
+MAX_GROUP_BYTES = 1 << 30
 MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
 
 
@@ -62,7 +63,9 @@ class Arrays(Cohort):
 
     def read(self, path: str) -> Recording:
         """Read one record; `path` is its row."""
-        samples = np.asarray(self._rows()[int(path)], dtype=np.float64)
+        rows = self._rows()
+        check_size(getattr(rows, "shape", (0,))[1:])
+        samples = np.asarray(rows[int(path)], dtype=np.float64)
         n_leads = len(self.options.leads)
         if samples.ndim != 2 or n_leads not in samples.shape:
             raise InputError(
@@ -117,6 +120,9 @@ class _Lists:
 
     def __getitem__(self, row: int) -> np.ndarray:
         group = int(np.searchsorted(self._ends, row, side="right"))
+        unpacked = self._file.metadata.row_group(group).total_byte_size
+        if unpacked > MAX_GROUP_BYTES:
+            raise InputError(f"its row group unpacks to {unpacked >> 20} MB; write groups of fewer records")
         if self._held[0] != group:
             self._held = (group, self._file.read_row_group(group, columns=list(self._leads)))
         first = int(self._ends[group - 1]) if group else 0

@@ -15,7 +15,7 @@ from cache.errors import InputError
 from cache.records import Target
 from cache.signals import LEADS
 from stages.cohorts._base import Cohort, Entries, check_not_empty, register
-from stages.cohorts._hdf5 import dataset
+from stages.cohorts._hdf5 import check_size, dataset
 from stages.cohorts._snomed import age_of
 from stages.readers import Recording, inside
 from stages.readers.tables import read_table
@@ -50,7 +50,9 @@ class Code15(Cohort):
         return Entries(frame, _add_labels(frame, table), notes)
 
     def _exams(self, name: str) -> list[str]:
-        return [str(int(exam)) for exam in dataset(inside(self.folder, name), "exam_id", 1)[:]]
+        exams = dataset(inside(self.folder, name), "exam_id", 1)
+        check_size(exams.shape)
+        return [str(int(exam)) for exam in exams[:]]
 
     def read(self, path: str) -> Recording:
         """Read one exam; `path` is SHARD#ROW."""
@@ -60,6 +62,7 @@ class Code15(Cohort):
         tracings = dataset(inside(self.folder, name), "tracings", 3)
         if int(row) >= len(tracings) or tracings.shape[2] != len(LEADS):
             raise InputError(f"{name} has no 12-lead exam in row {row}")
+        check_size(tracings.shape[1:])
         samples = np.asarray(tracings[int(row)], dtype=np.float64)
         used = np.flatnonzero((samples != 0).any(axis=1))
         if not len(used):

@@ -19,6 +19,8 @@ import pyarrow.csv as pacsv
 from cache.errors import InputError, MissingFileError
 
 BLOCK_BYTES = 2 << 20
+MAX_CELLS, MAX_BYTES = 50_000_000, 1 << 30
+"""What is held of a table: enough for ten million records. A packed file may unpack to any size."""
 
 
 @dataclass
@@ -116,13 +118,16 @@ def read_table(
     -------
     The rows, stripped of blanks around their cells, and notes (rows passed over).
     """
-    table = Table(path)
-    blocks = []
+    table, blocks, n_cells, n_bytes = Table(path), [], 0, 0
     for batch in table.batches(columns):
-        block = pa.RecordBatch.from_arrays(
-            [_stripped(cells) for cells in batch.columns], batch.schema.names
-        ).to_pandas()
-        blocks.append(block if keep is None else block[np.asarray(keep(block), dtype=bool)])
+        cells = [_stripped(column) for column in batch.columns]
+        block = pa.RecordBatch.from_arrays(cells, batch.schema.names).to_pandas()
+        chosen = np.ones(len(block), dtype=bool) if keep is None else np.asarray(keep(block), dtype=bool)
+        blocks.append(block[chosen])
+        n_cells += int(chosen.sum()) * len(cells)
+        n_bytes += batch.nbytes * int(chosen.sum()) // max(len(chosen), 1)
+        if n_cells > MAX_CELLS or n_bytes > MAX_BYTES:
+            raise InputError(f"{path}: more than {MAX_CELLS} cells or {MAX_BYTES >> 20} MB; is it a list of records?")
     names = list(columns or table.columns)
     frame = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({name: [] for name in names}, dtype=str)
     for name in frame:

@@ -97,8 +97,8 @@ class Header:
     ----------
     layout
         None where there are no signals.
-    file_names, initials
-        Per signal; initials are None where they are not stated.
+    file_names, initials, checksums
+        Per signal; the last two are None where they are not stated.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Header:
     layout: Layout | None
     file_names: tuple[str, ...]
     initials: tuple[int | None, ...]
+    checksums: tuple[int | None, ...]
     signal_lines: tuple[str, ...]
     comments: tuple[str, ...]
 
@@ -143,7 +144,7 @@ def parse_header(content: bytes) -> Header:
     if n_segments == 0 and len(lines) - 1 < n_signals:
         raise InputError(f"its header promises {n_signals} signals and describes {len(lines) - 1}")
     described = lines[1:] if n_segments else lines[1 : 1 + n_signals]
-    layout, file_names, initials = (None, (), ()) if n_segments or not n_signals else _columns(described)
+    layout, file_names, initials, checksums = _columns([] if n_segments else described)
     return Header(
         name=name,
         n_segments=n_segments,
@@ -152,6 +153,7 @@ def parse_header(content: bytes) -> Header:
         layout=layout,
         file_names=file_names,
         initials=initials,
+        checksums=checksums,
         signal_lines=tuple(described),
         comments=tuple(comments),
     )
@@ -164,8 +166,13 @@ def _decoded(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def _columns(lines: list[str]) -> tuple[Layout, tuple[str, ...], tuple[int | None, ...]]:
-    """Return what the signal lines say: their layout, and each lead's file and first value."""
+_Stated = tuple[int | None, ...]
+
+
+def _columns(lines: list[str]) -> tuple[Layout | None, tuple[str, ...], _Stated, _Stated]:
+    """Return what the signal lines say: their layout, and each lead's file, first value and checksum."""
+    if not lines:
+        return None, (), (), ()
     cells = [line.split(None, 8) for line in lines]
     if min(map(len, cells)) == 9:
         # The lines of a collection differ in file name, first value and checksum alone: the rest is parsed once.
@@ -173,9 +180,10 @@ def _columns(lines: list[str]) -> tuple[Layout, tuple[str, ...], tuple[int | Non
         if _INTEGERS.fullmatch(" ".join(initials + checksums)):
             layout = _like(formats, gains, bits, zeros, blocks, leads)
             if layout is not None:
-                return layout, files, tuple(map(int, initials))
+                return layout, files, tuple(map(int, initials)), tuple(map(int, checksums))
     signals = [_parsed(line) for line in lines]
-    return _layout(signals), tuple(s.file_name for s in signals), tuple(s.initial for s in signals)
+    names, first = tuple(s.file_name for s in signals), tuple(s.initial for s in signals)
+    return _layout(signals), names, first, tuple(s.checksum for s in signals)
 
 
 @lru_cache(maxsize=4096)

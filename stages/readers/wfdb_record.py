@@ -21,7 +21,9 @@ from stages.readers.recording import READ_MARGIN_S, SECONDS_KEPT, Counts, Record
 from stages.readers.wfdb_header import MAX_HEADER_BYTES, Header, Layout, parse_header
 
 MAX_SAMPLES = 50_000_000
+MAX_BYTES = 4 * MAX_SAMPLES
 USUAL_HEADER_BYTES = 8192
+SUMMED_TOGETHER = 50
 
 
 def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
@@ -77,8 +79,8 @@ def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str)
             raise InputError(f"{file_name} holds no samples")
         wanted = min(n_samples, int((SECONDS_KEPT + READ_MARGIN_S) * header.rate_hz) + 1)
         samples = _samples(descriptor, file_name, offset, wanted, n_signals)
-        if held - promised >= 2 * n_signals or (wanted == n_samples and not _begins_as_stated(header, samples)):
-            _check_sums(header, descriptor, n_samples)
+        if not _as_stated(header, samples, n_samples, longer=held - promised >= 2 * n_signals):
+            _check_sums(header, offset, descriptor, n_samples)
     finally:
         os.close(descriptor)
     if layout.fault is not None:
@@ -99,23 +101,39 @@ def _samples(descriptor: int, file_name: str, offset: int, n_samples: int, n_sig
     return samples
 
 
-def _begins_as_stated(header: Header, samples: np.ndarray) -> bool:
-    """Whether a lead begins with the value its header states; all zero means that nothing was stated."""
+def _as_stated(header: Header, samples: np.ndarray, n_samples: int, *, longer: bool) -> bool:
+    """Whether the samples are those the header was written for, as far as those at hand can tell."""
+    if len(samples) == n_samples and not longer and _says_sums(header):
+        return _sums_agree(header, samples)
     stated = header.initials
-    return None in stated or not any(stated) or any(map(operator.eq, samples[0].tolist(), stated))
+    begins = None in stated or not any(stated) or any(map(operator.eq, samples[0].tolist(), stated))
+    return begins and not longer
 
 
-def _check_sums(header: Header, descriptor: int, n_samples: int) -> None:
+def _says_sums(header: Header) -> bool:
+    """Whether checksums are stated; all zero means that they are not."""
+    return None not in header.checksums and any(header.checksums)
+
+
+def _sums_agree(header: Header, samples: np.ndarray) -> bool:
+    """Whether a lead has its checksum. One is enough: editors of headers leave single ones wrong."""
+    n_samples, n_signals = samples.shape
+    whole = n_samples // SUMMED_TOGETHER * SUMMED_TOGETHER
+    # A checksum counts modulo 65536, as int16 does; summing long rows first is ten times as fast.
+    sums = samples[:whole].reshape(-1, SUMMED_TOGETHER * n_signals).sum(axis=0, dtype=np.int16)
+    sums = sums.reshape(-1, n_signals).sum(axis=0, dtype=np.int16) + samples[whole:].sum(axis=0, dtype=np.int16)
+    return any((total - stated) % 65536 == 0 for total, stated in zip(sums.tolist(), header.checksums, strict=True))
+
+
+def _check_sums(header: Header, offset: int, descriptor: int, n_samples: int) -> None:
     """Refuse samples that are not those the header was written for: then no lead has the checksum it states."""
-    signals = header.signals
-    first = signals[0]
-    if n_samples * len(signals) <= MAX_SAMPLES:
-        samples = _samples(descriptor, first.file_name, first.offset, n_samples, len(signals))
-        sums = samples.sum(axis=0, dtype=np.int64)
-        checksums = [s.checksum for s in signals]
-        if any(c is not None and (int(t) - c) % 65536 == 0 for t, c in zip(sums, checksums, strict=True)):
-            return
-    raise InputError(f"header and {first.file_name} disagree (size or first values, and every checksum)")
+    file_name, n_signals = header.file_names[0], len(header.file_names)
+    if not (
+        _says_sums(header)
+        and n_samples * n_signals <= MAX_SAMPLES
+        and _sums_agree(header, _samples(descriptor, file_name, offset, n_samples, n_signals))
+    ):
+        raise InputError(f"header and {file_name} disagree (size or first values, and every checksum)")
 
 
 def _read_with_wfdb(header: Header, folder: str | Path, relative: str) -> Recording:
@@ -162,7 +180,10 @@ def _cleaned(header: Header, folder: str | Path, above: str) -> Iterator[str]:
         lines = [f"record {len(header.signals)} {header.rate_hz:.12g}{samples}", *header.signal_lines]
         Path(temporary, "record.hea").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for file_name in set(header.file_names):
-            Path(temporary, file_name).symlink_to(os.path.abspath(inside(folder, _beside(above, file_name))))
+            source = os.path.abspath(inside(folder, _beside(above, file_name)))
+            if not header.n_samples and os.path.isfile(source) and os.path.getsize(source) > MAX_BYTES:
+                raise InputError(f"{file_name} has more than {MAX_BYTES} bytes and the header does not say its length")
+            Path(temporary, file_name).symlink_to(source)
         yield str(Path(temporary, "record"))
 
 

@@ -1,16 +1,21 @@
 """Tables that nobody vouches for: any bytes are read or refused in one line, and none takes the machine down."""
 
 import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.errors import EnsembleError
+from cache.errors import EnsembleError, InputError
 from stages.cohorts import open_cohort
+from stages.cohorts._potassium import read_results
+from stages.readers.tables import read_table
 
 HEADS = {
     "record_list.csv": "subject_id,study_id,file_name,ecg_time,path",
@@ -87,3 +92,88 @@ def test_a_giant_cell_costs_neither_memory_nor_a_traceback(tmp_path, make):
     grown_kb, told = done.stdout.split(" ", 1)
     assert int(grown_kb) < 80_000
     assert told.startswith(str(path))
+
+
+def test_a_bomb_of_small_rows_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.readers.tables.MAX_CELLS", 100_000)
+    path = tmp_path / "table.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"a,b\n" + b"1,1\n" * 2_000_000)
+    with pytest.raises(InputError, match="more than 100000 cells"):
+        read_table(path)
+    few, _ = read_table(path, ["a"], keep=lambda block: block.index < 3)
+    assert 0 < len(few) < 100
+
+
+def test_more_potassium_than_any_hospital_has_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.cohorts._potassium.MAX_RESULTS", 1000)
+    path = tmp_path / "labevents.csv"
+    path.write_text(HEADS["hosp/labevents.csv"] + "\n" + "1,50971,2150-06-01 12:00:00,4,3,5,\n" * 2000)
+    with pytest.raises(InputError, match="more than 1000 potassium results"):
+        read_results(path, np.array([1]))
+
+
+def test_arrays_that_promise_giant_records_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("signals", shape=(2, 12, 10**9), chunks=(1, 12, 1000), dtype="f4", compression="gzip")
+    cohort = open_cohort("arrays", tmp_path, {"file": "a.h5", "rate_hz": 500})
+    assert len(cohort.entries().frame) == 2
+    with pytest.raises(InputError, match="more than 50000000 samples"):
+        cohort.read("0")
+
+
+PTBXL = (
+    "ecg_id,patient_id,age,sex,scp_codes,strat_fold,filename_lr,filename_hr",
+    ",description,diagnostic,form,rhythm,diagnostic_class,diagnostic_subclass\nNORM,normal,1.0,,,NORM,NORM\n",
+)
+OTHERS = {
+    "ludb": "ID,Sex,Age,Rhythms,Electric axis of the heart,Conduction abnormalities,Extrasystolies,Hypertrophies,"
+    "Cardiac pacing,Ischemia,Non-specific repolarization abnormalities",
+    "code15": "exam_id,patient_id,age,is_male,normal_ecg,trace_file,1dAVb,RBBB,LBBB,SB,ST,AF",
+    "ptbxl": PTBXL[0],
+}
+LISTS = {"ludb": "ludb.csv", "code15": "exams.csv", "ptbxl": "ptbxl_database.csv"}
+ODD = CELLS + "|{'NORM': 100.0}|{'NORM'|1.0|>89|15|records500/1|exams_part0.hdf5|../x.hdf5|True"
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(sorted(OTHERS)),
+    st.lists(st.lists(st.sampled_from(ODD.split("|")), min_size=7, max_size=13).map(",".join), max_size=5),
+)
+def test_any_list_of_the_other_sources_is_read_or_refused_in_one_line(tmp_path_factory, source, rows):
+    folder = tmp_path_factory.getbasetemp() / f"fuzz-{source}"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data/1.hea").touch()
+    (folder / "scp_statements.csv").write_text(PTBXL[1])
+    (folder / LISTS[source]).write_text("\n".join([OTHERS[source], *rows]) + "\n")
+    try:
+        found = open_cohort(source, folder).entries()
+    except EnsembleError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert found.frame["age"].dropna().between(0, 130).all()
+    assert "\n" not in refused
+
+
+VALUE = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+)
+KEYS = ("subject_id", "ecg_path", "rr_interval", "age", "gender", "flag", "report_label")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUE) | VALUE, max_size=4))
+def test_any_jsonl_is_read_or_refused_in_one_line(tmp_path_factory, lines):
+    folder = tmp_path_factory.getbasetemp() / "fuzz-jsonl"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    try:
+        found = open_cohort("enecg-jsonl", folder).entries()
+    except EnsembleError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert set(found.frame["gender"].dropna()) <= {0, 1}
+    assert "\n" not in refused

@@ -220,6 +220,43 @@ def test_samples_of_another_record_are_refused(tmp_path):
         read_wfdb(tmp_path, "a")
 
 
+def test_samples_that_became_zero_behind_a_right_beginning_are_refused(tmp_path):
+    write(tmp_path)
+    data = (tmp_path / "a.dat").read_bytes()
+    (tmp_path / "a.dat").write_bytes(data[:60_000] + bytes(60_000))
+    with pytest.raises(InputError, match="disagree"):
+        read_wfdb(tmp_path, "a")
+
+
+def test_one_wrong_checksum_and_none_at_all_are_no_reason_to_refuse(tmp_path):
+    counts = write(tmp_path)
+    signals = parse_header((tmp_path / "a.hea").read_bytes()).signals
+    edit(tmp_path, f" {signals[3].checksum} 0 aVR", " 1 0 aVR")
+    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
+    for signal in signals:
+        checksum = 1 if signal.lead == "aVR" else signal.checksum
+        edit(tmp_path, f" {checksum} 0 {signal.lead}\n", f" 0 0 {signal.lead}\n")
+    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
+
+
+@pytest.mark.parametrize("n", [1, 49, 50, 4999])
+def test_checksums_of_any_length_agree(tmp_path, n):
+    counts = write(tmp_path, n=n)
+    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "a.dat").unlink()
+    os.mkfifo(tmp_path / "a.dat")
+    with pytest.raises(InputError, match=r"a\.dat is not a file"):
+        read_wfdb(tmp_path, "a")
+    (tmp_path / "a.hea").unlink()
+    (tmp_path / "a.hea").mkdir()
+    with pytest.raises(InputError, match=r"a\.hea is not a file"):
+        read_wfdb(tmp_path, "a")
+
+
 def test_no_known_lead_is_refused(tmp_path):
     write(tmp_path, leads=["ABP", "PLETH"])
     with pytest.raises(InputError, match="none of its leads"):
