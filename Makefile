@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench seed clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -26,6 +26,13 @@ check: lint test ## ruff, mypy and all tests
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+seed: $(INSTALLED) ## pretrain the weights of expert `seed` again, in build/seed (docs/seed.md)
+	mkdir -p build/seed && cp weights/seed.yaml build/seed/params.yaml
+	cd build/seed && PATH="$(BIN):$$PATH" && export OMP_NUM_THREADS=1 && \
+	  { [ -e records.parquet ] || { rm -rf data signals.zarr && ensemble generate && ensemble ingest; }; } && \
+	  ensemble pretrain --name seed+generated
+	@echo "weights: build/seed/weights/versions/seed+generated/model.safetensors"
 
 clean: ## remove what the demo made, and the environment
 	rm -rf $(VENV) .ensemble data embeddings heads plots signals.zarr
