@@ -1,4 +1,7 @@
 import gzip
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +9,6 @@ import pandas as pd
 import pytest
 
 from stages.cohorts import open_cohort
-from stages.cohorts._potassium import read_results
 from stages.cohorts._reports import CLASSES, report_class
 from stages.synthetic import generate
 
@@ -167,16 +169,35 @@ def test_labels_of_the_generated_cohort_equal_an_independent_reading(tmp_path):
         assert frame["flag"][row] == int(outside)
 
 
-def test_labevents_is_streamed_in_bounded_memory(tmp_path):
-    path = tmp_path / "labevents.csv"
-    block = "".join(lab(k, "2150-06-01 11:00:00", "4.0", item=51000 + k % 900, comment="x" * 80) for k in range(20_000))
-    with path.open("w") as file:
-        file.write(LAB_HEAD)
-        for _ in range(20):
+STREAM = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from stages.cohorts._potassium import read_results
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+results = read_results(Path(sys.argv[1]), np.arange(100))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(results.subject), int(results.abnormal.sum()))
+"""
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_labevents_is_streamed_in_bounded_memory(tmp_path, packed):
+    """ENSEMBLE_LABEVENTS_ROWS=50000000 reads a table of MIMIC's size; without it the same code reads a short one."""
+    n_blocks = max(int(os.environ.get("ENSEMBLE_LABEVENTS_ROWS", "400000")) // 20_000, 1)
+    path = tmp_path / ("labevents.csv.gz" if packed else "labevents.csv")
+    pack = gzip.compress if packed else bytes
+    rows = [lab(k, "2150-06-01 11:00:00", "4.0", item=51000 + k % 900, comment="x" * 80) for k in range(20_000)]
+    block = pack("".join(rows).encode())
+    with path.open("wb") as file:
+        file.write(pack(LAB_HEAD.encode()))
+        for number in range(n_blocks):
             file.write(block)
-        file.write(lab(7, "2150-06-01 11:00:00", "6.0"))
-    results = read_results(path, np.array([7]))
-    assert (results.subject.tolist(), results.abnormal.tolist()) == ([7], [True])
+            file.write(pack(lab(number % 100, f"2150-06-{number % 28 + 1:02d} 11:00:00", "6.0").encode()))
+    done = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, check=True)
+    grown_kb, found, abnormal = map(int, done.stdout.split())
+    moments = len({(number % 100, number % 28) for number in range(n_blocks)})
+    assert found == abnormal == moments
+    assert grown_kb < 150_000
 
 
 def test_a_giant_cell_is_an_error_and_not_a_giant_process(tmp_path):
