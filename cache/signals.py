@@ -18,6 +18,7 @@ from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_
 from cache.errors import StoreError
 from cache.files import link_or_copy
 from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
+from cache.objects import ObjectPath
 from cache.places import Place, folder_of, name_within, place
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -93,6 +94,7 @@ class SignalStore:
             known = ", ".join(ROW_DIGESTS)
             raise StoreError(f"{path}: row_digest is {self.row_digest[:40]!r}; this version knows {known}: update it")
         self.codec = codec_of(self.signals)
+        self._seen: set[int] = set()
 
     def __len__(self) -> int:
         return int(self.signals.shape[0])
@@ -169,7 +171,9 @@ class SignalStore:
         """Refuse a shard whose file is lost: it would read as missing samples, as one of unreadable records does."""
         start, stop, _ = rows.indices(len(self))
         for shard in range(start // self.shard_records, -(-stop // self.shard_records)):
-            if shard_file(self.path, self.signals, shard).exists():
+            if shard in self._seen or shard_file(self.path, self.signals, shard).exists():
+                if isinstance(self.path, ObjectPath):  # to ask is a request, for each batch of the shard
+                    self._seen.add(shard)
                 continue
             digests = self._digests(self.rows_of(shard))
             if digests.any() and not self.all_missing(digests):
