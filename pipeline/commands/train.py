@@ -151,6 +151,7 @@ def posttrain(
     learning_rate: Annotated[float | None, typer.Option(min=0, help="At its peak.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept a non-commercial licence.")] = False,
 ) -> None:
     """Adapt a backbone to a task: preview linear probing, then fine-tuning with stochastic depth.
 
@@ -168,7 +169,7 @@ def posttrain(
     chosen |= {"fractions": _numbers("--fractions", fractions), "seeds": _numbers("--seeds", seeds)}
     chosen |= {"probing": False} if plain or no_probing else {}
     chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
-    settings = posttrain_settings(study, expert, name, chosen)
+    settings = posttrain_settings(study, expert, name, chosen, accept_license=accept_license)
     paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
     if _leads():
         typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
@@ -186,7 +187,7 @@ def posttrain(
 
 
 def posttrain_settings(
-    study: Study, expert: str | None, name: str | None, options: dict[str, Any]
+    study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, accept_license: bool = False
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.commands.run import embed_settings
@@ -197,7 +198,7 @@ def posttrain_settings(
     params = _overridden(Posttrain, entry, {**options, "expert": expert})
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
-    own = embed_settings(study, params.expert, device="cpu")
+    own = embed_settings(study, params.expert, device="cpu", accept_license=accept_license)
     seeds = params.seeds or [study.params.seed if params.seed is None else params.seed]
     return PosttrainSettings(
         name=name or f"{params.expert}+{params.task}",

@@ -74,23 +74,25 @@ def test_dvc_makes_versions_where_params_ask_for_them(made):
 
 
 @pytest.mark.slow
-def test_versions_are_experts_like_any_other(made):
+def test_versions_are_experts_like_any_other(made, ensemble, monkeypatch):
     study, _, _ = made
-    table = run(study, "pipeline.cli", "experts")
+    monkeypatch.chdir(study)
+    table = ensemble("experts")[1]
     assert BASE in table
     assert TUNED in table
-    store = open_embeddings(study / f"embeddings/{TUNED}.zarr")
+    store = open_embeddings(f"embeddings/{TUNED}.zarr")
     assert store.read_embedding().shape == (80, 16)
     assert store.attributes["expert"] == TUNED
     record = sorted((study.parent / "cohort").rglob("*.hea"))[0].with_suffix("")
-    found = json.loads(run(study, "pipeline.cli", "predict", "--json", str(record)))
+    found = json.loads(ensemble("predict", "--json", str(record))[1])
     assert found["gate"]["gender"] == {TUNED: pytest.approx(1.0)}
 
 
 @pytest.mark.slow
-def test_the_report_shows_how_they_were_trained_and_whom_they_have_seen(made):
+def test_the_report_shows_how_they_were_trained_and_whom_they_have_seen(made, ensemble, monkeypatch):
     study, _, _ = made
-    page = (study / "report.html").read_text()
+    monkeypatch.chdir(study)
+    page = Path("report.html").read_text()
     assert page.count("It has seen none of the") == 2
     assert "Pretrained on" in page
     assert f"Posttrained to gender from {BASE}" in page
@@ -100,8 +102,12 @@ def test_the_report_shows_how_they_were_trained_and_whom_they_have_seen(made):
     params = yaml.safe_load(text)
     params["fit_heads"]["folds"] = 5
     path.write_text(yaml.safe_dump(params))
-    run(study, "pipeline.cli", "report")
+    evaluated, reported = ensemble("evaluate"), ensemble("report")
     path.write_text(text)
-    page = (study / "report.html").read_text()
-    assert f"{TUNED} was trained on" in page
-    assert "set fit_heads.folds: split" in page
+    assert evaluated.returncode == reported.returncode == 0
+    words = "of the patients it is judged on: its numbers here are too good; set fit_heads.folds: split"
+    assert f"warning: {TUNED} was trained on" in evaluated.stderr
+    assert words in evaluated.stderr
+    page = Path("report.html").read_text()
+    assert words in page
+    assert "patients judged here were among those it was trained or selected on" in page

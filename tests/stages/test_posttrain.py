@@ -220,6 +220,20 @@ def test_a_killed_run_goes_on_to_the_identical_curve_and_version(stmem, study):
     assert (study / "weights/versions/stmem+sex/model.safetensors").read_bytes() == weights
 
 
+def test_accumulation_and_checkpointing_change_no_number(stmem, study):
+    still, dropping = replace(stmem, drop_path=0.0), stmem
+    for plain, changed in (
+        (still, replace(still, loop=replace(LOOP, micro_batch=3))),
+        (dropping, replace(dropping, gradient_checkpointing=True)),
+    ):
+        curves = []
+        for asked in (plain, changed):
+            for path in Path(".ensemble/training").glob("*"):
+                path.unlink()
+            curves.append(posttrain(asked, PATHS).runs[0]["curve"])
+        assert [e["loss"] for e in curves[1]] == pytest.approx([e["loss"] for e in curves[0]], rel=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_stays_close(stmem, study, precision):
     asked = replace(stmem, drop_path=0.0)
