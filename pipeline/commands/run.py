@@ -75,6 +75,8 @@ def ingest(
     typer.echo(f"{summary.n_records} records, {summary.n_bad} bad -> {study.records}, {study.signals}")
     for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1]):
         typer.echo(f"  {count} x {reason}")
+    if summary.n_bad:
+        typer.echo(f"{study.records.with_name('bad_records.csv')} names each")
     write_run(study.state, "ingest", {"source": chosen.source, "records": summary.n_records, "bad": summary.n_bad})
 
 
@@ -104,13 +106,19 @@ def embed(
         typer.echo(f"{expert}: imported, nothing to run -> {study.embedding(expert)}")
         write_marker(study, expert)
         return
-    settings = embed_settings(study, expert, weights, device, precision, batch_size, accept_license)
+    here = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
+    settings = embed_settings(study, expert, weights, here, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         _print_plan(Embedder(settings, paths).plan())
         return
-    n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
-    summary = run_embed(settings, paths, workers=n_workers, scheduler=scheduler)
+    if scheduler is None:
+        n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
+        summary = run_embed(settings, paths, workers=n_workers)
+    else:
+        from pipeline.cluster import embed_on_cluster
+
+        summary = embed_on_cluster(settings, paths, scheduler, device or study.params.embed.device)
     write_marker(study, expert)
     write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
     _print_summary(summary)
@@ -125,6 +133,7 @@ def fit_heads(
     tasks: Annotated[str | None, typer.Option(help="Target columns, a,b; params.yaml's if not given.")] = None,
     experts: Annotated[str | None, typer.Option(help="Experts, a,b; params.yaml's if not given.")] = None,
     preset: Annotated[str | None, typer.Option(help="default, or enecg: the published recipe as well.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
 ) -> None:
     """Fit LoRA heads per expert and a gate per task, on cached embeddings only.
 
@@ -147,6 +156,7 @@ def fit_heads(
         preset=preset,
         folds=study.params.fit_heads.folds_for(preset),
         options=study.params.fit_heads.options,
+        device=device,
         seed=study.params.seed,
     )
     write_run(study.state, "fit-heads", asdict(summary))

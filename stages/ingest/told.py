@@ -24,6 +24,8 @@ from stages.readers.pacing import SEVERAL
 EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
 """Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
 
+_PARTICULAR = re.compile(r"'[^']*'|\S*\d\S*|\S+\.(?:hea|dat|mat)\b")
+
 
 @dataclass(frozen=True)
 class IngestSummary:
@@ -82,7 +84,7 @@ def summary_of(rows: Rows) -> IngestSummary:
     frame = rows.frame
     bad = frame.loc[frame["status"] == "bad", "reason"]
     # What differs from record to record (names, numbers) does not make another kind of reason.
-    kinds = Counter(re.sub(r"\S*\d\S*", "*", reason) for reason in bad)
+    kinds = Counter(_PARTICULAR.sub("*", reason) for reason in bad)
     counts = frame["split"].value_counts()
     return IngestSummary(
         n_records=len(frame),
