@@ -26,7 +26,7 @@ from tests.integration.faults import (
 )
 
 N_KILLS = 200 if FULL else 8
-MEAN_PAUSE_S = 0.1
+MEAN_PAUSE_S = 0.3 if FULL else 0.1
 
 
 def run_with_kills(forks: Forks, rng: random.Random, most: int) -> list[int]:
