@@ -169,14 +169,14 @@ def dask_overhead(folder: Path, rounds: int) -> None:
     fresh(settings, paths)
     ratios, costs, rates = [], [], []
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
 
         def tasks(shards: Sequence[int]) -> float:
-            return timed(
-                lambda: client.gather(client.map(_embed_shard, shards, settings=settings, paths=paths, pure=False))
-            )
+            made_from = Embedder(settings, paths).identity.fingerprint
+            given = {"settings": settings, "paths": paths, "fingerprint": made_from}
+            return timed(lambda: client.gather(client.map(_embed_shard, shards, **given, pure=False)))
 
         tasks([0])
         for _ in range(rounds):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.errors import EnsembleError, UsageError
+from cache.errors import EnsembleError, StoreError, UsageError
+from pipeline.devices import choose_device
 from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
@@ -25,11 +28,16 @@ _ONE_AT_A_TIME = threading.Lock()
 """A worker of several threads still embeds one shard at a time: claims do not exclude threads from each other."""
 
 
-def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str) -> EmbedSummary:
+def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str, device: str) -> EmbedSummary:
     """Embed the pending shards as tasks.
 
     The study's folder must have the same path on every worker. Where workers were started with `--resources GPU=1`,
     each runs one task at a time.
+
+    Parameters
+    ----------
+    device
+        auto, cpu, cuda or cuda:i, of each worker. `settings.device` is of this machine, which only makes the store.
     """
     paths = EmbedPaths(
         paths.records.absolute(), paths.signals.absolute(), paths.store.absolute(), paths.state.absolute()
@@ -41,9 +49,16 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str)
         pending = embedder.prepare_store()
         summary = embedder.plan()
         summary.n_embedded = 0
-        resources = {"GPU": 1} if _has_gpus(client) else None
+        weights = None if settings.weights is None else Path(settings.weights).absolute()
         tasks = client.map(
-            _embed_shard, pending, settings=settings, paths=paths, pure=False, retries=RETRIES, resources=resources
+            _embed_shard,
+            pending,
+            settings=replace(settings, device=device, weights=weights),
+            paths=paths,
+            fingerprint=embedder.identity.fingerprint,
+            pure=False,
+            retries=RETRIES,
+            resources={"GPU": 1} if _has_gpus(client) else None,
         )
         with counting(f"embed {settings.expert} on {scheduler}", summary.n_resumed, summary.n_records) as count:
             for task in as_completed(tasks):
@@ -85,10 +100,21 @@ def _has_gpus(client: Client) -> bool:
     return any("GPU" in worker.get("resources", {}) for worker in workers)
 
 
-def _embed_shard(shard: int, settings: EmbedSettings, paths: EmbedPaths) -> EmbedSummary:
-    key = repr((settings, paths))
+def _embed_shard(shard: int, settings: EmbedSettings, paths: EmbedPaths, fingerprint: str) -> EmbedSummary:
     with _ONE_AT_A_TIME:
-        if key not in _EMBEDDERS:
-            _EMBEDDERS.clear()  # one expert at a time: device memory
-            _EMBEDDERS[key] = Embedder(settings, paths)
-        return _EMBEDDERS[key].run([shard])
+        return _embedder(settings, paths, fingerprint).run([shard])
+
+
+def _embedder(settings: EmbedSettings, paths: EmbedPaths, fingerprint: str) -> Embedder:
+    """Return this worker's expert, loaded anew where the weights or the records are no longer those of the last run."""
+    key = repr((settings, paths, fingerprint))
+    if key not in _EMBEDDERS:
+        _EMBEDDERS.clear()  # one expert at a time: device memory
+        embedder = Embedder(replace(settings, device=choose_device(settings.device)), paths)
+        if embedder.identity.fingerprint != fingerprint:
+            raise StoreError(
+                f"{paths.store}: a worker finds other weights, records or another version of this program than here; "
+                "give all machines the same, and run again"
+            )
+        _EMBEDDERS[key] = embedder
+    return _EMBEDDERS[key]

@@ -1,4 +1,4 @@
-"""Running `embed` here, in several processes, or on a Dask cluster. Shards are claimed, so workers never meet.
+"""Running `embed` on this machine, in one process or several. Shards are claimed, so workers never meet.
 
 A worker that dies (out of memory, killed) costs its shard in work; the others take it over.
 """
@@ -27,12 +27,8 @@ def worker_count(wanted: int | str, device: str, threads: int) -> int:
     return 1 if device.startswith("cuda") else max(1, len(os.sched_getaffinity(0)) // threads)
 
 
-def run_embed(settings: EmbedSettings, paths: EmbedPaths, *, workers: int, scheduler: str | None) -> EmbedSummary:
-    """Bring one expert's store up to date."""
-    if scheduler is not None:
-        from pipeline.cluster import embed_on_cluster
-
-        return embed_on_cluster(settings, paths, scheduler)
+def run_embed(settings: EmbedSettings, paths: EmbedPaths, *, workers: int) -> EmbedSummary:
+    """Bring one expert's store up to date, on this machine."""
     embedder = Embedder(settings, paths)
     pending = embedder.prepare_store()
     plan = embedder.plan()

@@ -103,7 +103,7 @@ def test_workers_give_the_bytes_of_one_process(toy_study, finished, embed, optio
 def test_a_dask_cluster_gives_the_bytes_of_one_process(toy_study, finished, embed):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True) as cluster:
         done = embed(toy_study, "--scheduler", cluster.scheduler_address)
     assert done.returncode == 0, done.stderr
     assert "40 records embedded" in done.stdout
