@@ -93,7 +93,8 @@ def expert_details(name: str) -> str:
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
         "parameters": f"{spec.published_parameters:,}",
         "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
-        "pretrained on": ", ".join(spec.pretrained_on) or "none of the cohorts here",
+        "made by": _made_by(name),
+        "pretrained on": ", ".join(spec.pretrained_on) or ("" if "+" in name else "none of the cohorts here"),
         "weights": weights_state(spec),
         "looked for in": "; ".join(_places(spec)),
         "how to get them": _how_to_get(spec),
@@ -102,6 +103,23 @@ def expert_details(name: str) -> str:
     lines = {title: text for title, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+
+
+def _made_by(name: str) -> str:
+    """Say what a version was made from; nothing for an expert."""
+    from stages.experts._versions import is_version, read_version
+
+    if not is_version(name):
+        return ""
+    facts = read_version(name).facts
+    cohort, curve = facts["cohort"], facts["curve"]
+    aim = f" to {facts['task']}" if facts.get("task") else ""
+    parent = f" from {facts['parent']}" if facts.get("parent") else ""
+    losses = ", ".join(f"{key.replace('_', ' ')} {curve[-1][key]:.4g}" for key in curve[-1] if key != "epoch")
+    on = f"{cohort['n_records']:,} records of {cohort['n_patients']:,} patients"
+    where = f"{', '.join(cohort['sources'])}; split {cohort['split_digest'][:8]}"
+    epochs = f"after {curve[-1]['epoch']:.0f} epochs {losses}"
+    return f"ensemble {facts['made_by']}{aim}{parent}, on {on} ({where}); {epochs}"
 
 
 def _places(spec: ExpertSpec) -> list[str]:

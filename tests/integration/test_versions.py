@@ -80,6 +80,9 @@ def test_versions_are_experts_like_any_other(made, ensemble, monkeypatch):
     table = ensemble("experts")[1]
     assert BASE in table
     assert TUNED in table
+    assert f"ensemble posttrain to gender from {BASE}, on 65 records of" in " ".join(
+        ensemble("experts", TUNED)[1].split()
+    )
     store = open_embeddings(f"embeddings/{TUNED}.zarr")
     assert store.read_embedding().shape == (80, 16)
     assert store.attributes["expert"] == TUNED
