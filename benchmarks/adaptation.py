@@ -31,7 +31,9 @@ from cache.signals import open_signals
 from stages.evaluation.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
 from stages.evaluation.metrics import make_scorer
 from stages.evaluation.predictions import Block
-from stages.experts import load_expert
+from stages.experts import Expert, load_expert
+from stages.experts.stmem import OPTION_NAMES as ENCODER_OPTIONS
+from stages.experts.stmem import SOUP_GEOMETRY
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.ingest import ingest
 from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
@@ -42,6 +44,7 @@ from stages.training.loop import LoopSettings
 
 METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
 VARIANTS = {"stmem": "ST-MEM", "ipastmem": "IPASTMEM"}
+RANDOM = "random"
 ROTATIONS = 5
 PRETRAINING = LoopSettings(
     epochs=8,
@@ -154,7 +157,7 @@ def main() -> None:
             bench.backbone(variant, seed)
     for cohort in cohorts:
         for seed in seeds:
-            for variant in VARIANTS:
+            for variant in (*VARIANTS, RANDOM):
                 bench.mixes(cohort, variant, seed)
             for arm in ARMS:
                 bench.tuned(cohort, arm, seed)
@@ -285,7 +288,7 @@ class Bench:
         """Layers of every record, [record, layer, width]; layer 0 is the tokens before the first block."""
         path = cohort.folder / "layers" / f"{variant}-{seed}-{fingerprint(asdict(self.sizes))[:8]}.npy"
         if not path.is_file():
-            expert = load_expert("stmem", self.backbone(variant, seed), self.sizes.encoder, preprocessing="soup")
+            expert = self._expert(variant, seed)
             signals = open_signals(cohort.folder / "signals.zarr")
             parts = []
             for start in range(0, len(signals), 64):
@@ -295,6 +298,13 @@ class Bench:
             path.parent.mkdir(exist_ok=True)
             np.save(path, np.concatenate(parts))
         return np.asarray(np.load(path))
+
+    def _expert(self, variant: str, seed: int) -> Expert:
+        if variant != RANDOM:
+            return load_expert("stmem", self.backbone(variant, seed), self.sizes.encoder, preprocessing="soup")
+        encoder = {k: v for k, v in self.sizes.config.items() if k in ENCODER_OPTIONS}
+        torch.manual_seed(seed)
+        return load_expert("stmem", config={**SOUP_GEOMETRY, **encoder}, preprocessing="soup", random_weights=True)
 
     def _once(self, name: str, made_from: Any, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         digest = fingerprint({"sizes": asdict(self.sizes), "made_from": repr(made_from)})[:8]
@@ -360,16 +370,20 @@ def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
         print(f"{title}: pretraining loss {train:.3f}, validation {validation:.3f} (mean of {len(seeds)} seeds)")
     for cohort in cohorts:
         arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in ARMS}
-        n_train, n_test = (np.mean([len_of(run) for run in arms["plain"]]) for len_of in (n_trained, n_tested))
+        n_train = np.mean([int(run["n_train"]) for run in arms["plain"]])
+        n_test = np.mean([len(run["rows"]) for run in arms["plain"]])
         print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed\n")
-        found = {ARMS[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
-        found[PROBE] = measure(cohort, arms["plain"], "probe", seeds)
+        found = {PROBE: measure(cohort, arms["plain"], "probe", seeds)}
+        found |= {ARMS[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
         print_table(found, [ARMS["plain"].title, PROBE])
         mixes = {
             f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
             for variant, title in VARIANTS.items()
             for kind, words in MIXES.items()
         }
+        for kind, words in MIXES.items():
+            runs = [bench.mixes(cohort, RANDOM, seed) for seed in seeds]
+            mixes[f"random weights, {words}"] = measure(cohort, runs, kind, seeds)
         print()
         print_table(mixes, [f"ST-MEM, {MIXES['last']}"])
         print()
@@ -377,16 +391,6 @@ def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
             a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
             told = "; ".join(f"{title} {told_difference(*a.minus(b, metric))}" for metric, title in METRICS.items())
             print(f"IPASTMEM minus ST-MEM, {words}: {told}")
-
-
-def n_trained(run: dict[str, np.ndarray]) -> int:
-    """Return the number of training records."""
-    return int(run["n_train"])
-
-
-def n_tested(run: dict[str, np.ndarray]) -> int:
-    """Return the number of test records."""
-    return len(run["rows"])
 
 
 def print_table(found: dict[str, Measured], references: list[str]) -> None:
