@@ -47,22 +47,11 @@ VARIANTS = {"stmem": "ST-MEM", "ipastmem": "IPASTMEM"}
 RANDOM = "random"
 ROTATIONS = 5
 PRETRAINING = LoopSettings(
-    epochs=8,
-    batch_size=16,
-    learning_rate=2e-3,
-    weight_decay=0.01,
-    betas=(0.9, 0.95),
-    warmup_epochs=0.5,
-    clip_norm=1.0,
-    checkpoint_seconds=20,
-)
+    epochs=8, batch_size=16, learning_rate=2e-3, weight_decay=0.01, betas=(0.9, 0.95), warmup_epochs=0.5,
+    clip_norm=1.0, checkpoint_seconds=20,
+)  # fmt: skip
 FINETUNING = LoopSettings(
-    epochs=12,
-    batch_size=32,
-    learning_rate=5e-4,
-    min_learning_rate=1e-5,
-    weight_decay=0.05,
-    checkpoint_seconds=1e9,
+    epochs=12, batch_size=32, learning_rate=5e-4, min_learning_rate=1e-5, weight_decay=0.05, checkpoint_seconds=1e9
 )
 
 
@@ -113,10 +102,7 @@ ARMS = {
     "probing": Arm("probing, no stochastic depth", (("drop_path", 0.0),)),
     "depth": Arm("stochastic depth 0.5, no probing", (("probing", False), ("drop_path", 0.5))),
     "full": Arm("full strategy: probing, stochastic depth 0.5", (("drop_path", 0.5),)),
-    "mild": Arm(
-        "probing, stochastic depth 0 to 0.2, linear",
-        (("drop_path", 0.2), ("drop_path_schedule", "linear")),
-    ),
+    "mild": Arm("probing, stochastic depth 0 to 0.2, linear", (("drop_path", 0.2), ("drop_path_schedule", "linear"))),
 }
 PROBE = "probe alone (stage 1)"
 MIXES = {"last": "last layer", "ppa": "PPA", "pma": "PMA"}
@@ -378,12 +364,9 @@ def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
         print_table(found, [ARMS["plain"].title, PROBE])
         mixes = {
             f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
-            for variant, title in VARIANTS.items()
+            for variant, title in {**VARIANTS, RANDOM: "random weights"}.items()
             for kind, words in MIXES.items()
         }
-        for kind, words in MIXES.items():
-            runs = [bench.mixes(cohort, RANDOM, seed) for seed in seeds]
-            mixes[f"random weights, {words}"] = measure(cohort, runs, kind, seeds)
         print()
         print_table(mixes, [f"ST-MEM, {MIXES['last']}"])
         print()
