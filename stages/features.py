@@ -5,7 +5,7 @@ What `fit-heads`, `evaluate` and `predict` share. Not here: learning (`stages.he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from cache.fingerprint import fingerprint
 from cache.places import Place
 from cache.records import Target, open_records, records_digest, target_array
 from stages.heads import TaskSpec
+from stages.heads.features import ExpertFeatures
+from stages.heads.rows import LazyRows
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -30,7 +32,8 @@ class Data:
     Attributes
     ----------
     features
-        Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype.
+        Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype: arrays, or
+        `LazyRows` where they do not fit the memory.
     targets
         Task -> array as `cache.target_array` gives it.
     fingerprints
@@ -38,7 +41,7 @@ class Data:
     """
 
     records: pd.DataFrame
-    features: dict[str, dict[str, np.ndarray]]
+    features: dict[str, dict[str, Any]]
     targets: dict[str, np.ndarray]
     tasks: tuple[Target, ...]
     fingerprints: dict[str, str]
@@ -55,12 +58,21 @@ class Data:
     @property
     def usable(self) -> np.ndarray:
         """Mask [n] of the rows that at least one expert has a vector for."""
-        seen = [~np.isnan(parts["embedding"]).all(axis=1) for parts in self.features.values()]
-        return np.any(seen, axis=0)
+        return np.any([ExpertFeatures(parts["embedding"]).present for parts in self.features.values()], axis=0)
 
 
-def read_data(records_path: Path, stores: Mapping[str, Place], tasks: Sequence[str] | None = None) -> Data:
+def read_data(
+    records_path: Path,
+    stores: Mapping[str, Place],
+    tasks: Sequence[str] | None = None,
+    memory_gb: float | str = "auto",
+) -> Data:
     """Read the stores and targets of one cohort.
+
+    Parameters
+    ----------
+    memory_gb
+        Vectors that fit half of it are read; the others stay on disk, and are read by rows.
 
     Raises
     ------
@@ -74,10 +86,10 @@ def read_data(records_path: Path, stores: Mapping[str, Place], tasks: Sequence[s
     opened = {name: _checked(path, digest) for name, path in stores.items()}
     if not opened:
         raise UsageError("no experts: name at least one under `experts` in params.yaml")
-    chosen = _targets(records, tasks)
+    chosen, lazy = _targets(records, tasks), not fits(opened.values(), memory_gb)
     return Data(
         records=records,
-        features={name: expert_parts(store) for name, store in opened.items()},
+        features={name: expert_parts(store, lazy=lazy) for name, store in opened.items()},
         targets={target.name: target_array(records, target) for target in chosen},
         tasks=chosen,
         fingerprints={name: store.fingerprint for name, store in opened.items()},
@@ -107,14 +119,55 @@ def _checked(path: Place, digest: str) -> EmbeddingStore:
     return store
 
 
-def expert_parts(store: EmbeddingStore) -> dict[str, np.ndarray]:
-    """Return a store's arrays as heads take them; layers only where blocks of one width can be mixed."""
-    return layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+class StoredRows(LazyRows):
+    """Rows of a store, read when they are asked for."""
+
+    def __init__(self, read: Callable[[slice], np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._read, self.shape, self.dtype = read, shape, np.dtype(dtype)
+
+    def read(self, rows: slice) -> np.ndarray:
+        """Return contiguous rows."""
+        return self._read(rows)
 
 
-def layer_parts(
-    embedding: np.ndarray, names: Sequence[str], dims: Sequence[int], read_layers: Any
-) -> dict[str, np.ndarray]:
+class _Layers(StoredRows):
+    """All layers of a store, of which some may be asked for: `layers[:, [1, 2], :768]`, `layers[:, 0, :768]`."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return super().__getitem__(key)
+        _, which, width = key
+        some = np.arange(self.shape[1])[which]
+        shape = (len(self), *some.shape, len(np.arange(self.shape[2])[width]))
+        return StoredRows(lambda rows: self.read(rows)[:, which, width], shape, self.dtype)
+
+
+def expert_parts(store: EmbeddingStore, *, lazy: bool = False) -> dict[str, Any]:
+    """Return a store's arrays as heads take them; layers only where blocks of one width can be mixed.
+
+    Parameters
+    ----------
+    lazy
+        Leave them on disk: `LazyRows` instead of arrays.
+    """
+    if not lazy:
+        return layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+    embedding = StoredRows(store.read_embedding, store.embedding.shape, store.embedding.dtype)
+    layers = _Layers(store.read_layers, store.layers.shape, store.layers.dtype)
+    return layer_parts(embedding, store.layer_names, store.layer_dims, lambda: layers)
+
+
+def fits(stores: Iterable[EmbeddingStore], memory_gb: float | str) -> bool:
+    """Whether the vectors of these stores take at most half of the memory that may be used (see `EnsembleHeads`)."""
+    from torch import device
+
+    from stages.heads.blocks import memory_bytes
+
+    needed = sum(a.nbytes for s in stores for a in (s.embedding, s.layers))
+    return needed <= 0.5 * memory_bytes(memory_gb, device("cpu"))
+
+
+def layer_parts(embedding: Any, names: Sequence[str], dims: Sequence[int], read_layers: Any) -> dict[str, Any]:
     """Name the parts of an expert's vectors: the embedding, the blocks' means, the tokens before the first block.
 
     An expert of one layer only repeats its embedding there; blocks of several widths cannot be averaged.

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cache.errors import UsageError
+from cache.places import Place
 from stages.features import Data, Split, make_splits, read_data, read_outputs, task_specs
 from stages.fits import ENECG_FOLDER, read_enecg_lead, read_gate_signal
 from stages.heads import EnsembleHeads
@@ -36,14 +39,15 @@ class FitSummary:
 
 def fit_heads(
     records_path: Path,
-    stores: Mapping[str, Path],
+    stores: Mapping[str, Place],
     heads_folder: Path,
     *,
-    signals_path: Path,
+    signals_path: Place,
     tasks: Sequence[str] | None = None,
     preset: str = "default",
     folds: str | int = "split",
     options: Mapping[str, Any] | None = None,
+    device: str | None = None,
     seed: int = 0,
 ) -> FitSummary:
     """Fit all tasks and folds at once, and write the folder `heads_folder`, all or nothing.
@@ -58,14 +62,17 @@ def fit_heads(
         "enecg": fit the published recipe as well, on the same folds, into the folder's `enecg/`.
     options
         Of `stages.heads.EnsembleHeads`.
+    device
+        auto, cpu, cuda or cuda:i, before that of `options`.
 
     Raises
     ------
     UsageError
         An option that the heads do not have, or a named task that cannot be learnt.
     """
-    data = read_data(records_path, stores, tasks)
-    heads = make_heads(options or {}, seed, skip=tasks is None)
+    chosen = {**(options or {}), **({} if device is None else {"device": device})}
+    heads = make_heads(chosen, seed, skip=tasks is None)
+    data = read_data(records_path, stores, tasks, heads.memory_gb)
     splits = make_splits(data, folds)
     with PeakMemory() as memory:
         heads.fit(
@@ -100,10 +107,10 @@ def fit_heads(
 
 
 def _fit_enecg(
-    data: Data, heads: EnsembleHeads, stores: Mapping[str, Path], signals_path: Path, splits: list[Split]
+    data: Data, heads: EnsembleHeads, stores: Mapping[str, Place], signals_path: Place, splits: list[Split]
 ) -> tuple[EnecgHeads, dict[str, Any]]:
     """Fit the published recipe on the default fit's tasks and folds."""
-    embeddings = {name: parts["embedding"] for name, parts in data.features.items()}
+    embeddings = {name: np.asarray(parts["embedding"]) for name, parts in data.features.items()}
     with PeakMemory() as memory:
         enecg = EnecgHeads().fit(
             read_outputs(stores),

@@ -6,7 +6,6 @@ full-rank heads (`fullrank`), the default itself (`ensemble`), metrics.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -17,63 +16,15 @@ from cache.errors import InputError
 from stages.heads.calibration import fit_temperatures
 from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.ensemble import EnsembleHeads
-from stages.heads.estimator import Estimator, Predictions, decide, mean_score
+from stages.heads.estimator import Predictions
 from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import to_means
 from stages.heads.fitting import Targets, read_targets
+from stages.heads.fullrank import FullRank
 from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
+from stages.heads.reference import Reference
 from stages.heads.stack import HeadOptions, choose_strength
 from stages.heads.tasks import TaskSpec, infer_tasks, layout
-
-
-class Reference(Estimator, ABC):
-    """Base: `fit(features, targets, tasks, splits=..., groups=...)`, `predict_proba(features, fold=...)`, `score`."""
-
-    n_trainable_: int = 0
-
-    @abstractmethod
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
-        """Fit all folds; arguments as `EnsembleHeads.fit`."""
-
-    @abstractmethod
-    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
-        """Probabilities or values of one fold's model."""
-
-    n_folds_: int = 1
-
-    def predict_proba(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Probabilities or values; `fold` None averages the folds."""
-        folds = range(self.n_folds_) if fold is None else [fold]
-        means = [self.fold_means(features, f, gate_signal) for f in folds]
-        return {task.name: np.mean([m[task.name] for m in means], axis=0) for task in self.tasks_}
-
-    def predict(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Values, classes or class indices."""
-        return decide(self.tasks_, self.predict_proba(features, gate_signal=gate_signal, fold=fold))
-
-    def score(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        *,
-        gate_signal: np.ndarray | None = None,
-        fold: int | None = None,
-    ) -> float:
-        """Mean over tasks of R2 or accuracy."""
-        return mean_score(self.tasks_, self.predict(features, gate_signal=gate_signal, fold=fold), targets)
 
 
 class Trivial(Reference):
@@ -184,9 +135,10 @@ class Stacking(_OnHeads):
         """Fit the experts' heads if need be, then the stack."""
         super().fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
         read, found = read_features(features), self.heads_.out_of_sample_
-        data = self._targets(targets, splits, groups, len(next(iter(read.values()))))
+        data = self._targets(targets, splits, groups, len(next(iter(read.values())))).take(found.rows)
         blocks, masks = self.heads_.blocks_, found.masks
-        present = torch.from_numpy(np.stack([read[name].present for name in self.heads_.experts_], 1)).float()
+        seen = np.stack([read[name].present for name in self.heads_.experts_], 1)
+        present = torch.from_numpy(seen[found.rows.numpy()]).float()
         options = HeadOptions(tuple(self.heads_.strengths), None, True, self.heads_.seed)
         self.weights_, self.rotations_, logits = [], [], torch.empty_like(data.y)
         for block in blocks:
@@ -209,7 +161,7 @@ class Stacking(_OnHeads):
         self, targets: Mapping[str, Any], splits: Sequence[Sequence[Any]] | None, groups: Any, n: int
     ) -> Targets:
         """Read the targets as the heads did; refuses other records than those of a given fit."""
-        fitted_on = self.heads_.out_of_sample_.judge.shape[1]
+        fitted_on = self.heads_.out_of_sample_.n_records
         if n != fitted_on:
             raise InputError(f"stacking: the heads were fitted on {fitted_on} records, but {n} are given")
         folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, check_groups(groups, n))
@@ -276,18 +228,12 @@ class Concatenated(Reference):
         return self.inner_.predict_proba({"concat": self._join(features)}, fold=fold)
 
 
-def _full_rank(**options: Any) -> Any:
-    from stages.heads.fullrank import FullRank
-
-    return FullRank(**options)
-
-
 METHODS: dict[str, Callable[..., Any]] = {
     "trivial": Trivial,
     "mean": UniformMean,
     "stacking": Stacking,
     "concat": Concatenated,
-    "full_rank": _full_rank,
+    "full_rank": FullRank,
     "ppa": lambda **options: EnsembleHeads(**{**options, "layer_mix": "ppa"}),
     "pma": lambda **options: EnsembleHeads(**{**options, "layer_mix": "pma"}),
     "gate": EnsembleHeads,

@@ -1,7 +1,7 @@
 """`EnsembleHeads`: experts' cached features in, predictions out, in scikit-learn manners.
 
-Lives here: the public estimator. Not here: how it is fitted (`fitting`), how it predicts (`fitted`), its files
-(`persist`).
+Lives here: the public estimator's parameters and `fit`. Not here: how it is fitted (`fitting`), how it predicts
+(`predictor`), its files (`persist`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from typing import Any, Self
 import numpy as np
 
 from cache.errors import InputError, UsageError
+from stages.heads.blocks import memory_bytes
+from stages.heads.blockwise import Features, Place
 from stages.heads.crossfit import check_groups, check_splits
-from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.features import ExpertFeatures, mix_layers, parse_mix, read_features
-from stages.heads.fitted import FoldModel, Output, run_fold, to_means
+from stages.heads.fitted import FoldModel
 from stages.heads.fitting import fit_all, inner_fold_count, read_targets
 from stages.heads.gate import GateOptions
 from stages.heads.gate_input import parse_sources
 from stages.heads.lora import LoraOptions
 from stages.heads.out_of_sample import OutOfSample
+from stages.heads.persist import load, save
+from stages.heads.predictor import FittedHeads
 from stages.heads.probe import STRENGTHS
 from stages.heads.stack import HeadOptions
 from stages.heads.tasks import Block, TaskSpec, infer_tasks
-from stages.heads.threads import fit_threads
+from stages.heads.threads import fit_threads, pick_device
 
 
-class EnsembleHeads(Estimator):
+class EnsembleHeads(FittedHeads):
     """Low-rank heads on every expert's cached features, and a gate per task over the experts.
 
     Per expert and task: layer mixing, robust standardisation, preview probe (ridge, logistic, multinomial; penalty
@@ -64,6 +67,15 @@ class EnsembleHeads(Estimator):
         "auto", 0, or a number from 2.
     calibrate
         Temperature scaling out of sample.
+    lora_patience, gate_patience
+        Epochs without a better one after which training stops.
+    device
+        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:i": where the heads of fits with 20,000 training records
+        or more are trained. Smaller fits, and the gate, which sees at most 30,000 records' predictions, stay on the
+        CPU. Not part of a saved fit.
+    memory_gb
+        Standardised features of one expert that may be kept, in 10^9 bytes; "auto": half of what is free. The others
+        are made anew in every pass. Changes no result. Not part of a saved fit.
     on_unusable
         "error", or "skip": leave out a task whose training rows have no label or one class, with the reason in
         `skipped_`.
@@ -77,9 +89,6 @@ class EnsembleHeads(Estimator):
         chosen and the out-of-sample losses per epoch; seconds of `fit`, and of each expert's heads; the caller's own
         dict, saved with the fit.
     """
-
-    _folder: Path
-    """Of a loaded fit."""
 
     def __init__(
         self,
@@ -104,6 +113,10 @@ class EnsembleHeads(Estimator):
         inner_folds: int | str = "auto",
         calibrate: bool = True,
         on_unusable: str = "error",
+        lora_patience: int = 6,
+        gate_patience: int = 10,
+        device: str = "auto",
+        memory_gb: float | str = "auto",
         seed: int = 42,
     ) -> None:
         self.layer_mix = layer_mix
@@ -126,6 +139,10 @@ class EnsembleHeads(Estimator):
         self.inner_folds = inner_folds
         self.calibrate = calibrate
         self.on_unusable = on_unusable
+        self.lora_patience = lora_patience
+        self.gate_patience = gate_patience
+        self.device = device
+        self.memory_gb = memory_gb
         self.seed = seed
 
     def fit(
@@ -145,7 +162,8 @@ class EnsembleHeads(Estimator):
         ----------
         features
             Expert -> [n, d] array, or {"embedding": [n, d], "layers": [n, L, D], "embed": [n, D]}. A row that is all
-            NaN: the expert is absent for this record. A single NaN: imputed by the training median.
+            NaN: the expert is absent for this record. A single NaN: imputed by the training median. An array may be a
+            `stages.heads.rows.LazyRows`, which is read block by block.
         targets
             Task -> array; see `tasks.encode`. Missing labels are masked in every stage.
         tasks
@@ -166,6 +184,7 @@ class EnsembleHeads(Estimator):
             Data that do not fit together, or an option that does not exist; one line that names it.
         """
         started = perf_counter()
+        device = pick_device(self.device)
         read = read_features(features)
         n = len(next(iter(read.values())))
         group_ids = check_groups(groups, n)
@@ -193,7 +212,7 @@ class EnsembleHeads(Estimator):
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)
         with fit_threads(len(folds) * sum(value.size for value in read.values())):
             fitted = fit_all(
-                ((name, self._matrices(name, value, len(folds))) for name, value in read.items()),
+                ((name, self._inputs(name, value)) for name, value in read.items()),
                 present,
                 data,
                 folds,
@@ -203,6 +222,7 @@ class EnsembleHeads(Estimator):
                 head_options=self._head_options(),
                 gate_options=self._gate_options(),
                 sources=sources,
+                place=Place(device, memory_bytes(self.memory_gb, device)),
             )
         self.blocks_: tuple[Block, ...] = data.blocks
         self.tasks_ = tuple(block.task for block in data.blocks)
@@ -211,25 +231,16 @@ class EnsembleHeads(Estimator):
         self.provenance_ = dict(provenance or {})
         self.models_: list[FoldModel] = fitted.models
         self.history_ = {**fitted.history(), "inner_folds": n_inner}
-        self._out_of_sample: OutOfSample | None = OutOfSample(fitted.gate_data.outputs, fitted.gate_masks.judge)
+        self._out_of_sample: OutOfSample | None = fitted.out_of_sample
         self.expert_seconds_ = fitted.seconds
         self.seconds_ = perf_counter() - started
         return self
 
-    @property
-    def out_of_sample_(self) -> OutOfSample:
-        """The experts' logits of records that they were not trained on; read from the fit's folder when asked for."""
-        self._fitted()
-        if self._out_of_sample is None:
-            self._out_of_sample = OutOfSample.load(self._folder)
-        return self._out_of_sample
-
-    def _matrices(self, name: str, value: ExpertFeatures, n_folds: int) -> list[np.ndarray]:
-        """One feature matrix per fold; the very same array where nothing about it was trained."""
-        parts = parse_mix(self.layer_mix)
-        if name not in self.mixers_:
-            return [mix_layers(name, value, parts, None)] * n_folds
-        return [mix_layers(name, value, parts, mixer(value)) for mixer in self.mixers_[name]]
+    def _inputs(self, name: str, value: ExpertFeatures) -> Features | list[np.ndarray]:
+        """Features to fit on: one matrix per fold where the mixing of layers was trained, else read by rows."""
+        if name in self.mixers_:
+            return self._matrices(name, value, len(self.mixers_[name]))
+        return Features(lambda rows: mix_layers(name, value.take(rows), parse_mix(self.layer_mix), None), len(value))
 
     def _head_options(self) -> HeadOptions:
         lora = LoraOptions(
@@ -237,6 +248,7 @@ class EnsembleHeads(Estimator):
             alpha=self.alpha,
             learning_rate=self.lora_learning_rate,
             epochs=self.lora_epochs,
+            patience=self.lora_patience,
             huber=self.huber,
         )
         return HeadOptions(tuple(self.strengths), lora if self.lora else None, self.calibrate, self.seed)
@@ -246,6 +258,7 @@ class EnsembleHeads(Estimator):
             hidden=self.gate_hidden,
             learning_rate=self.gate_learning_rate,
             epochs=self.gate_epochs,
+            patience=self.gate_patience,
             top_k=self.top_k,
             expert_dropout=self.expert_dropout,
             entropy=self.entropy,
@@ -253,142 +266,8 @@ class EnsembleHeads(Estimator):
             huber=self.huber,
         )
 
-    @property
-    def n_trainable_(self) -> int:
-        """Trained parameters of one fold: probes, LoRA, gate (and PMA gates)."""
-        model = self._fitted()[0]
-        heads = sum(h.weight.size + h.bias.size + h.lora_a.size + h.lora_b.size for h in model.heads.values())
-        mixers = sum(m[0].n_parameters for m in self.mixers_.values())
-        return heads + sum(a.size for a in model.gate.arrays.values()) + mixers
-
-    def _fitted(self) -> list[FoldModel]:
-        models: list[FoldModel] | None = getattr(self, "models_", None)
-        if models is None:
-            raise UsageError("these EnsembleHeads are not fitted; call fit, or load a fit")
-        return models
-
-    def _outputs(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
-        """Predict with one fold, or with all."""
-        models = self._fitted()
-        if fold is not None and not 0 <= fold < len(models):
-            raise UsageError(f"fold {fold} does not exist; there are folds 0 to {len(models) - 1}")
-        read = read_features(features)
-        if unknown := sorted(set(read) - set(self.experts_)):
-            raise InputError(f"expert '{unknown[0]}' is not in this fit; it has: {', '.join(self.experts_)}")
-        n = len(next(iter(read.values())))
-        sources = parse_sources(self.gate_input)
-        if "signal" in sources and (gate_signal is None or len(gate_signal) != n):
-            raise InputError(f"this fit's gate reads the signal: give gate_signal with {n} rows")
-        folds = range(len(models)) if fold is None else [fold]
-        present = np.zeros((n, len(self.experts_)), np.float32)
-        matrices: dict[str, list[np.ndarray]] = {}
-        for e, name in enumerate(self.experts_):
-            if name in read:
-                present[:, e] = read[name].present
-                matrices[name] = self._matrices(name, read[name], len(models))
-                self._check_width(name, matrices[name][0])
-            else:
-                width = len(models[0].heads[name].scaler.median)
-                matrices[name] = [np.full((n, width), np.nan, np.float32)] * len(models)
-        return [
-            run_fold(models[f], {k: v[f] for k, v in matrices.items()}, present, gate_signal, sources, self.blocks_)
-            for f in folds
-        ]
-
-    def _check_width(self, name: str, x: np.ndarray) -> None:
-        wanted = len(self.models_[0].heads[name].scaler.median)
-        if x.shape[1] != wanted:
-            raise InputError(f"expert '{name}': {x.shape[1]} features, but this fit was made on {wanted}")
-
-    def _means(self, logits: list[np.ndarray], fold: int | None) -> Predictions:
-        """Average the folds' values and probabilities."""
-        models = self._fitted() if fold is None else [self._fitted()[fold]]
-        per_fold = [
-            to_means(x, m.target_centre, m.target_scale, self.blocks_) for x, m in zip(logits, models, strict=True)
-        ]
-        return {name: np.mean([p[name] for p in per_fold], axis=0) for name in per_fold[0]}
-
-    def predict_proba(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Calibrated probabilities (regression: values in the task's unit) of the gated ensemble.
-
-        Parameters
-        ----------
-        fold
-            One fold's model; None averages the folds' probabilities.
-
-        Returns
-        -------
-        task -> [n] (regression; binary: of the positive class) or [n, classes]. NaN where no expert saw the record.
-        """
-        outputs = self._outputs(features, gate_signal, fold)
-        return self._means([o.mixed for o in outputs], fold)
-
-    def predict(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Values (regression), 0 or 1 (binary, each class of multilabel) or class index (multiclass); -1: no expert."""
-        means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
-        return decide(self.tasks_, means)
-
-    def predict_interval(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """90 % intervals [n, 2] of regression tasks, from the quantiles of out-of-sample residuals."""
-        means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
-        models = self._fitted() if fold is None else [self._fitted()[fold]]
-        width = np.mean([m.interval for m in models], axis=0)
-        regression = (b for b in self.blocks_ if b.task.kind == "regression")
-        return {b.task.name: means[b.task.name][:, None] + width[:, b.start] for b in regression}
-
-    def expert_predictions(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> dict[str, Predictions]:
-        """Expert -> what that expert alone says, as `predict_proba` gives it; NaN where it is absent."""
-        outputs = self._outputs(features, gate_signal, fold)
-        return {
-            name: self._means([np.ascontiguousarray(o.experts[:, e]) for o in outputs], fold)
-            for e, name in enumerate(self.experts_)
-        }
-
-    def uniform_mean(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Plain mean of the present experts' probabilities or values: the ensemble without a gate."""
-        experts = self.expert_predictions(features, gate_signal=gate_signal, fold=fold)
-        out = {}
-        for task in self.tasks_:
-            stacked = np.stack([experts[name][task.name] for name in self.experts_])
-            known = ~np.isnan(stacked)
-            total = np.where(known, stacked, 0).sum(0)
-            out[task.name] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-        return out
-
-    def gate_weights(
-        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
-    ) -> Predictions:
-        """Task -> weights [n, experts] in the order of `experts_`; each row sums to 1, an absent expert has 0."""
-        outputs = self._outputs(features, gate_signal, fold)
-        mean = np.mean([o.weights for o in outputs], axis=0)
-        return {task.name: mean[:, t] for t, task in enumerate(self.tasks_)}
-
-    def score(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        *,
-        gate_signal: np.ndarray | None = None,
-        fold: int | None = None,
-    ) -> float:
-        """Mean over tasks of R2 (regression) or accuracy (others), on labelled records; higher is better."""
-        predicted = self.predict(features, gate_signal=gate_signal, fold=fold)
-        return mean_score(self.tasks_, predicted, targets)
-
     def save(self, folder: str | Path) -> Path:
         """Write config.json, heads.safetensors, out_of_sample.safetensors and, with LoRA, adapter/ in peft's format."""
-        from stages.heads.persist import save
-
         return save(self, Path(folder))
 
     @classmethod
@@ -400,6 +279,4 @@ class EnsembleHeads(Estimator):
         MissingFileError, StoreError
             Not a saved fit, or a damaged one.
         """
-        from stages.heads.persist import load
-
         return load(cls, Path(folder))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import InputError, UsageError
+from stages.heads.rows import READ_ROWS, LazyRows, all_missing, has_infinity
 
 PARTS = ("embedding", "last", "ppa", "pma")
 
@@ -36,12 +37,18 @@ class ExpertFeatures:
         return sum(a.size for a in (self.embedding, self.layers, self.embed) if a is not None)
 
     @property
+    def lazy(self) -> bool:
+        """Whether any of the arrays lies on disk."""
+        return any(isinstance(a, LazyRows) for a in (self.embedding, self.layers, self.embed))
+
+    @property
     def present(self) -> np.ndarray:
         """Tell, bool [n], where the expert saw the record: False where every value is NaN."""
         array = self.embedding if self.embedding is not None else self.layers
         if array is None:
             return np.zeros(0, bool)
-        return ~np.isnan(array.reshape(len(array), -1)).all(1)
+        parts = [all_missing(array[i : i + READ_ROWS]) for i in range(0, len(array), READ_ROWS)]
+        return ~np.concatenate(parts) if parts else np.zeros(0, bool)
 
     def take(self, rows: Any) -> ExpertFeatures:
         """Select records."""
@@ -88,11 +95,11 @@ def _read_expert(name: str, value: Any) -> ExpertFeatures:
     return ExpertFeatures(read.get("embedding"), read.get("layers"), read.get("embed"))
 
 
-def _float_array(name: str, part: str, value: Any) -> np.ndarray:
-    array = np.asarray(value)
+def _float_array(name: str, part: str, value: Any) -> Any:
+    array = value if isinstance(value, LazyRows) else np.asarray(value)
     if array.dtype.kind != "f":
-        array = array.astype(np.float32)
-    if np.isinf(array).any():
+        array = np.asarray(array).astype(np.float32)
+    if any(has_infinity(array[i : i + READ_ROWS]) for i in range(0, len(array), READ_ROWS)):
         raise InputError(f"expert '{name}': {part} holds infinite values; write NaN for what is missing")
     return array
 

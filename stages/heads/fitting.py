@@ -7,7 +7,7 @@ Lives here: the order of the stages and the arrays they hand on. Not here: each 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -16,17 +16,23 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
+from stages.heads.blockwise import LARGE_RECORDS, Features, Place, fit_expert_blockwise
 from stages.heads.calibration import fit_temperatures
 from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.fitted import FoldModel
 from stages.heads.gate import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.gate_input import InputScale, shared_inputs, signal_summary, task_inputs
 from stages.heads.losses import balance_weights
+from stages.heads.out_of_sample import OutOfSample
 from stages.heads.stack import ExpertHead, HeadOptions, fit_expert
 from stages.heads.tasks import Block, TaskSpec, encode, layout, unusable
 
 ENOUGH_VALIDATION = 1500
 """With this many validation records in every fold, they alone judge; with fewer, inner training folds do too."""
+MOST_JUDGES = 30_000
+"""Of more records that judge, so many at random do: they choose among a few numbers, and teach a small gate."""
+MANY_JUDGES = 5_000
+"""With so many in every fold, half of them teach the gate as well as four fifths: two inner folds instead of five."""
 INTERVAL = (0.05, 0.95)
 
 
@@ -41,6 +47,10 @@ class Targets:
     centre: np.ndarray
     scale: np.ndarray
     skipped: dict[str, str]
+
+    def take(self, rows: Tensor) -> Targets:
+        """Select records."""
+        return replace(self, y=self.y[:, rows], weight=self.weight[:, rows], known=self.known[rows])
 
 
 def read_targets(
@@ -78,20 +88,24 @@ def read_targets(
     blocks = layout(encoded)
     y = np.concatenate([v[0] for v in encoded.values()], 1)
     known = np.concatenate([v[1] for v in encoded.values()], 1)
-    ys, centres, scales, weights = [], [], [], []
+    ys: list[Tensor] = []
+    centres, scales, weights = [], [], []
     tensor = torch.from_numpy(known)
+    differ = any(block.task.kind == "regression" for block in blocks)
     for train, _, _ in splits:
         centre, scale = _target_scale(y, known, train, blocks)
-        ys.append(np.where(known > 0, (y - centre) / scale, 0).astype(np.float32))
+        if differ or not ys:
+            ys.append(torch.from_numpy(np.where(known > 0, (y - centre) / scale, 0).astype(np.float32)))
         centres.append(centre)
         scales.append(scale)
         mask = torch.zeros(n_records)
         mask[torch.from_numpy(train)] = 1
-        weights.append(balance_weights(torch.from_numpy(ys[-1]), tensor, mask, blocks) if balanced else tensor)
+        if balanced:
+            weights.append(balance_weights(ys[-1], tensor, mask, blocks))
     return Targets(
         blocks,
-        torch.from_numpy(np.stack(ys)),
-        torch.stack(weights),
+        torch.stack(ys) if differ else ys[0].expand(len(splits), -1, -1),
+        torch.stack(weights) if balanced else tensor.expand(len(splits), -1, -1),
         tensor,
         np.stack(centres),
         np.stack(scales),
@@ -135,16 +149,20 @@ class Fitted:
     models: list[FoldModel]
     heads: dict[str, ExpertHead]
     gate: GateFit
-    gate_masks: Masks
-    gate_data: GateData
-    """The experts' out-of-sample outputs, for methods that combine them otherwise (stacking)."""
+    out_of_sample: OutOfSample
+    """The experts' logits, for methods that combine them otherwise (stacking)."""
     seconds: dict[str, float]
     """Of fitting each expert's heads."""
 
     def history(self) -> dict[str, Any]:
         """Return per stage what was chosen and the out-of-sample losses per epoch, ready for JSON."""
         experts = {
-            name: {"strength": head.strengths, "lora_epoch": head.lora_epochs, "lora_loss": head.history}
+            name: {
+                "strength": head.strengths,
+                "lora_epoch": head.lora_epochs,
+                "lora_loss": head.history,
+                "passes": head.passes,
+            }
             for name, head in self.heads.items()
         }
         gate = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
@@ -152,7 +170,7 @@ class Fitted:
 
 
 def fit_all(
-    matrices: Iterable[tuple[str, list[np.ndarray]]],
+    features: Iterable[tuple[str, Features | list[np.ndarray]]],
     present: np.ndarray,
     targets: Targets,
     splits: list[Split],
@@ -163,33 +181,44 @@ def fit_all(
     head_options: HeadOptions,
     gate_options: GateOptions,
     sources: tuple[str, ...],
+    place: Place,
 ) -> Fitted:
     """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.
 
     Parameters
     ----------
-    matrices
-        Experts and one [n, d] matrix per fold; taken one by one, so that a generator keeps one expert's in memory.
+    features
+        Experts, each with its features, or with one [n, d] matrix per fold where they differ; taken one by one, so that
+        a generator keeps one expert's in memory.
     present
         float32 [n, E].
     """
-    n_records, seed = len(present), head_options.seed
-    masks = make_masks(splits, n_records, groups, n_inner, seed)
+    seed = head_options.seed
+    masks = make_masks(splits, len(present), groups, n_inner, seed)
+    rows = _judges(masks, seed)
+    large = max(len(train) for train, _, _ in splits) >= LARGE_RECORDS
     heads, seconds = {}, {}
-    for e, (name, x) in enumerate(matrices):
+    for e, (name, x) in enumerate(features):
         started = perf_counter()
+        common = (targets.y, targets.weight), masks, rows, targets.blocks, head_options
         seen = present[:, e] > 0
-        heads[name] = fit_expert(name, x, seen, (targets.y, targets.weight), masks, targets.blocks, head_options)
+        if large and isinstance(x, Features):
+            heads[name] = fit_expert_blockwise(name, x, seen, *common, place)
+        else:
+            matrices = [x.read(slice(0, x.n_records))] * len(splits) if isinstance(x, Features) else x
+            heads[name] = fit_expert(name, matrices, seen, *common)
         seconds[name] = perf_counter() - started
     summary = None if signal is None or "signal" not in sources else signal_summary(signal)
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
-    data = _gate_data(heads, present, targets, sources, summary, scales)
-    gate_masks = _gate_masks(masks, n_records, groups, seed)
+    judges = rows.numpy()
+    few = targets.take(rows)
+    data = _gate_data(heads, present[judges], few, sources, None if summary is None else summary[judges], scales)
+    gate_masks = _gate_masks(masks.judge[:, rows], None if groups is None else groups[judges], seed)
     gate = fit_gate(data, gate_masks, gate_options, seed + 100)
-    known = targets.known * gate_masks.judged[..., None]
-    temperature = torch.ones(len(splits), targets.known.shape[1])
+    known = few.known * gate_masks.judged[..., None]
+    temperature = torch.ones(len(splits), few.known.shape[1])
     if head_options.calibrate:
-        temperature = fit_temperatures(gate.logits, targets.y, known, targets.blocks)
+        temperature = fit_temperatures(gate.logits, few.y, known, few.blocks)
     mixed = gate.logits / temperature[:, None]
     models = [
         FoldModel(
@@ -197,13 +226,22 @@ def fit_all(
             gate.folds[f],
             None if scales is None else scales[f],
             temperature[f].numpy().copy(),
-            targets.centre[f],
-            targets.scale[f],
-            _residual_interval(targets, mixed, known, f),
+            few.centre[f],
+            few.scale[f],
+            _residual_interval(few, mixed, known, f),
         )
         for f in range(len(splits))
     ]
-    return Fitted(models, heads, gate, gate_masks, data, seconds)
+    found = OutOfSample(data.outputs, gate_masks.judge, rows, len(present))
+    return Fitted(models, heads, gate, found, seconds)
+
+
+def _judges(masks: Masks, seed: int) -> Tensor:
+    """Find the records that judge in any fold, ascending; at most `MOST_JUDGES` of them."""
+    rows = torch.nonzero((masks.judge >= 0).any(0)).ravel()
+    if len(rows) <= MOST_JUDGES:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:MOST_JUDGES]].sort().values
 
 
 def _gate_data(
@@ -214,7 +252,7 @@ def _gate_data(
     summary: np.ndarray | None,
     scales: list[InputScale] | None,
 ) -> GateData:
-    """Stack the experts' out-of-sample outputs and the gate's inputs, [F, n, ...]."""
+    """Stack the experts' out-of-sample outputs and the gate's inputs, [F, rows, ...]."""
     outputs = torch.stack([h.logits for h in heads.values() if h.logits is not None], 2)
     outputs = torch.where(torch.from_numpy(present)[..., None] > 0, outputs, 0.0)
     widest = max(h.coordinates.shape[-1] for h in heads.values() if h.coordinates is not None)
@@ -238,11 +276,12 @@ def _gate_data(
     )
 
 
-def _gate_masks(masks: Masks, n_records: int, groups: np.ndarray | None, seed: int) -> Masks:
-    """Five inner folds over the records that have out-of-sample expert outputs."""
+def _gate_masks(judge: Tensor, groups: np.ndarray | None, seed: int) -> Masks:
+    """Inner folds over the records that have out-of-sample expert outputs, given who judges them [F, rows]."""
     nothing = np.empty(0, np.int64)
-    rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in masks.judge]
-    return make_masks(rows, n_records, groups, 5, seed + 50)
+    rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in judge]
+    few = min(len(r) for r, _, _ in rows) < MANY_JUDGES
+    return make_masks(rows, judge.shape[1], groups, 5 if few else 2, seed + 50)
 
 
 def _residual_interval(targets: Targets, mixed: Tensor, known: Tensor, f: int) -> np.ndarray:

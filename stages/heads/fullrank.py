@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.heads.baselines import Reference
 from stages.heads.calibration import fit_temperatures
 from stages.heads.crossfit import check_groups, check_splits, make_masks
 from stages.heads.estimator import Predictions
@@ -21,6 +20,7 @@ from stages.heads.fitted import mix_arrays, to_means
 from stages.heads.fitting import Targets, read_targets
 from stages.heads.losses import task_losses
 from stages.heads.probe import Rotation, pad_stack
+from stages.heads.reference import Reference
 from stages.heads.scaler import RobustScaler
 from stages.heads.tasks import Block, TaskSpec, infer_tasks
 

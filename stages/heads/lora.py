@@ -104,9 +104,9 @@ def fit_lora(problem: Problem, base: Tensor, masks: Masks, options: LoraOptions,
     optimiser = torch.optim.AdamW(
         [adapters.a, adapters.b], lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
     )
-    judge = _Judge(problem, masks, masks.out_of_sample(base), options.huber)
+    judge = Judge(problem, masks, masks.out_of_sample(base), options.huber)
     rows = torch.nonzero(problem.train[:, 0].amax(0)).ravel()
-    batch = options.batch_size or int(min(2048, max(32, len(rows) // 8)))
+    batch = batch_size(options.batch_size, len(rows))
     generator = torch.Generator().manual_seed(seed + 1)
     for epoch in range(1, options.epochs + 1):
         for part in rows[torch.randperm(len(rows), generator=generator)].split(batch):
@@ -115,10 +115,15 @@ def fit_lora(problem: Problem, base: Tensor, masks: Masks, options: LoraOptions,
             optimiser.step()
         with torch.no_grad():
             logits = masks.out_of_sample(base + adapters.delta(problem.z))
-            judge.see(epoch, logits, adapters)
+            judge.see(epoch, logits, adapters.a[:, 0], adapters.b[:, 0])
         if epoch - judge.last_better >= options.patience:
             break
-    return judge.verdict(adapters)
+    return judge.verdict(adapters.a.detach()[:, 0], adapters.b.detach()[:, 0], adapters.input_scale)
+
+
+def batch_size(asked: int, n_train: int) -> int:
+    """Choose a mini-batch's records: as asked, or (0) an eighth of those to train on, at least 32, at most 2048."""
+    return asked or int(min(2048, max(32, n_train // 8)))
 
 
 def _training_loss(problem: Problem, adapters: Adapters, base: Tensor, rows: Tensor, huber: bool) -> Tensor:
@@ -129,7 +134,7 @@ def _training_loss(problem: Problem, adapters: Adapters, base: Tensor, rows: Ten
     return ((loss * w).sum(2) / w.sum(2).clamp_min(1e-9)).sum()
 
 
-class _Judge:
+class Judge:
     """Remembers the best epoch of every fold and task."""
 
     def __init__(self, problem: Problem, masks: Masks, base: Tensor, huber: bool) -> None:
@@ -146,8 +151,8 @@ class _Judge:
         total = self.row_weight.sum(1).clamp_min(1e-9)
         self.history = [((self.base_loss * self.row_weight).sum(1) / total).tolist()]
 
-    def see(self, epoch: int, logits: Tensor, adapters: Adapters) -> None:
-        """Judge one epoch."""
+    def see(self, epoch: int, logits: Tensor, a: Tensor, b: Tensor) -> None:
+        """Judge one epoch by its out-of-sample logits [F, n, C]; A [F, r, T, R] and B [F, R, C] are model 0's."""
         loss, _ = task_losses(logits, self.problem.y, self.judged, self.problem.blocks, huber=self.huber)
         total = self.row_weight.sum(1).clamp_min(1e-9)
         self.history.append(((loss * self.row_weight).sum(1) / total).tolist())
@@ -159,21 +164,21 @@ class _Judge:
         self.accepted = torch.where(better, gain.accepted, self.accepted)
         self.epoch = torch.where(better, epoch, self.epoch)
         self.last_better = epoch
-        a, b = adapters.a.detach()[:, 0], adapters.b.detach()[:, 0]
+        a, b = a.detach(), b.detach()
         self.a = torch.where(better[:, None, :, None], a, a if self.a is None else self.a)
         columns = self._columns(better)
         self.b = torch.where(columns[:, None], b, torch.zeros_like(b) if self.b is None else self.b)
         self.logits = torch.where(columns[:, None], logits, self.logits)
 
-    def verdict(self, adapters: Adapters) -> LoraFit:
+    def verdict(self, last_a: Tensor, last_b: Tensor, input_scale: float) -> LoraFit:
         """Apply the acceptance rule and put the input scale into A."""
-        a, b = adapters.a.detach()[:, 0], torch.zeros_like(adapters.b.detach()[:, 0])
+        a, b = last_a, torch.zeros_like(last_b)
         columns = self._columns(self.accepted)
         if self.a is not None and self.b is not None:
             a, b = self.a, torch.where(columns[:, None], self.b, 0.0)
         logits = torch.where(columns[:, None], self.logits, self.base)
         epoch = torch.where(self.accepted, self.epoch, 0)
-        return LoraFit(a * adapters.input_scale, b, logits, epoch, self.history)
+        return LoraFit(a * input_scale, b, logits, epoch, self.history)
 
     def _columns(self, per_task: Tensor) -> Tensor:
         """Repeat [F, T] over each task's columns: [F, C]."""

@@ -28,25 +28,30 @@ class OutOfSample:
     Attributes
     ----------
     outputs
-        [F, n, E, C] calibrated logits; 0 where `judge` is -1 or the expert is absent.
+        [F, rows, E, C] calibrated logits; 0 where `judge` is -1 or the expert is absent.
     judge
-        int64 [F, n]: 1 to 5, the inner fold of the record; -1 where there is no out-of-sample value.
+        int64 [F, rows]: from 1, the inner fold of the record; -1 where there is no out-of-sample value.
+    rows
+        [rows]: which of the fit's `n_records` records these are, ascending.
     """
 
     outputs: Tensor
     judge: Tensor
+    rows: Tensor
+    n_records: int
 
     @property
     def masks(self) -> Masks:
-        """Model 0 is trained on every record with a value, models 1 to 5 each leave one inner fold out."""
-        models = torch.arange(6)[None, :, None]
+        """Model 0 is trained on every record with a value, the others each leave one inner fold out."""
+        models = torch.arange(int(self.judge.max()) + 1)[None, :, None]
         known = (self.judge >= 0)[:, None]
         return Masks((known & (self.judge[:, None] != models)).float(), self.judge)
 
     def save(self, folder: Path) -> None:
-        """Write `FILE`: the rows with a value alone, fold after fold."""
-        arrays = {"outputs": self.outputs[self.judge >= 0].contiguous(), "judge": self.judge.to(torch.int8)}
-        save_file(arrays, folder / FILE)
+        """Write `FILE`: the rows with a value alone, fold after fold, and who judges each of all records."""
+        judge = torch.full((len(self.judge), self.n_records), -1, dtype=torch.int8)
+        judge[:, self.rows] = self.judge.to(torch.int8)
+        save_file({"outputs": self.outputs[self.judge >= 0].contiguous(), "judge": judge}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -64,7 +69,8 @@ class OutOfSample:
             arrays = load_file(path)
         except SafetensorError as error:
             raise StoreError(f"{path}: damaged ({str(error).splitlines()[0]}); fit the heads again") from error
-        judge = arrays["judge"].long()
+        rows = torch.nonzero((arrays["judge"] >= 0).any(0)).ravel()
+        judge = arrays["judge"][:, rows].long()
         outputs = torch.zeros(*judge.shape, *arrays["outputs"].shape[1:])
         outputs[judge >= 0] = arrays["outputs"]
-        return cls(outputs, judge)
+        return cls(outputs, judge, rows, arrays["judge"].shape[1])

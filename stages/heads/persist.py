@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,22 +21,21 @@ from cache.errors import MissingFileError, StoreError, UsageError
 from stages.heads.fitted import FoldModel
 from stages.heads.gate import FoldGate
 from stages.heads.gate_input import InputScale
+from stages.heads.predictor import FittedHeads
 from stages.heads.scaler import RobustScaler
 from stages.heads.stack import FoldHead
 from stages.heads.tasks import TaskSpec, layout
 
-if TYPE_CHECKING:
-    from stages.heads.ensemble import EnsembleHeads
-
-    E = TypeVar("E", bound=EnsembleHeads)
-
+E = TypeVar("E", bound=FittedHeads)
 FORMAT = "ensemble-heads"
 SCHEMA = 1
 HEAD_ARRAYS = ("centre", "weight", "bias", "lora_a", "lora_b", "temperature", "projection")
+WHERE = ("device", "memory_gb")
+"""Parameters that say where a fit was computed, and nothing of what it is."""
 MODEL_ARRAYS = ("temperature", "target_centre", "target_scale", "interval")
 
 
-def save(heads: EnsembleHeads, folder: Path) -> Path:
+def save(heads: FittedHeads, folder: Path) -> Path:
     """Write a fit into `folder` (made if need be; an earlier fit in it is replaced)."""
     models = heads._fitted()
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +56,9 @@ def save(heads: EnsembleHeads, folder: Path) -> Path:
     return folder
 
 
-def _config(heads: EnsembleHeads) -> dict[str, Any]:
-    params = {k: list(v) if isinstance(v, tuple) else v for k, v in heads.get_params().items()}
+def _config(heads: FittedHeads) -> dict[str, Any]:
+    kept = {k: v for k, v in heads.get_params().items() if k not in WHERE}
+    params = {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
     return {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -163,7 +163,7 @@ class HeadModule(nn.Module):
         self.heads = heads
 
     @classmethod
-    def of(cls, fit: EnsembleHeads) -> HeadModule:
+    def of(cls, fit: FittedHeads) -> HeadModule:
         """Build from a fit, base weights in place."""
         folds = nn.ModuleDict()
         for f, model in enumerate(fit._fitted()):
@@ -202,7 +202,7 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
     return linear
 
 
-def _save_adapter(heads: EnsembleHeads, folder: Path) -> None:
+def _save_adapter(heads: FittedHeads, folder: Path) -> None:
     """Put the trained A and B into a peft model of the same base, and let peft write them."""
     import peft
 

@@ -61,7 +61,7 @@ def tensors(features: ExpertFeatures) -> tuple[Tensor, Tensor]:
     """Layers and the gate's input as float32 tensors (call only where both are cached)."""
     assert features.layers is not None
     assert features.embed is not None
-    return torch.from_numpy(features.layers).float(), torch.from_numpy(features.embed).float()
+    return torch.from_numpy(np.asarray(features.layers)).float(), torch.from_numpy(np.asarray(features.embed)).float()
 
 
 def train_mixers(

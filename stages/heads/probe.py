@@ -157,7 +157,7 @@ def fit_path(
     else:
         out = start.permute(0, 3, 1, 2, 4).contiguous()
     # a column without both classes cannot be learnt: it keeps its prior
-    still = _frozen_columns(problem)[:, None, :, None].expand_as(out[:, :1])
+    still = frozen_columns(problem)[:, None, :, None].expand_as(out[:, :1])
     limit = tolerance * max(1.0, problem.z.shape[1] / 1000)
     alive = torch.arange(strengths.shape[1])
     state = _State(out.clone(), out.clone(), torch.ones_like(out[:, :1]), still)
@@ -222,7 +222,7 @@ def _bound(problem: Problem, strengths: Tensor) -> Tensor:
     return curve.clamp_min(1e-9).unsqueeze(2)
 
 
-def _frozen_columns(problem: Problem) -> Tensor:
+def frozen_columns(problem: Problem) -> Tensor:
     """Find, bool [F, M, C], the columns of which the training rows hold no label, or one class only."""
     seen = torch.einsum("fmn,fnc->fmc", problem.train, (problem.weight > 0).float())
     positive = torch.einsum("fmn,fnc->fmc", problem.train, (problem.weight > 0) * problem.y)

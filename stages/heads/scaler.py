@@ -74,7 +74,10 @@ def _distinct_patterns(missing: np.ndarray, features: np.ndarray) -> np.ndarray:
 def _quantiles(x: np.ndarray, levels: tuple[float, ...], has_missing: bool) -> np.ndarray:
     """Quantiles per column, NaN left out; a column without any value gives 0."""
     if not has_missing:
-        return np.quantile(x, levels, axis=0).astype(np.float32)
+        # sorting whole columns with the processor's own instructions is faster than looking for a few ranks
+        ordered = np.ascontiguousarray(x.T)
+        ordered.sort(axis=1)
+        return np.quantile(ordered, levels, axis=1).astype(np.float32)
     holes = np.isnan(x).any(0)  # numpy's nanquantile is slow: a Python loop over columns
     out = np.empty((len(levels), x.shape[1]), np.float32)
     out[:, ~holes] = np.quantile(x[:, ~holes], levels, axis=0)

@@ -92,9 +92,11 @@ class ExpertHead:
     lora_epochs: list[list[int]]
     history: list[list[list[float]]] = field(default_factory=list)
     logits: Tensor | None = None
-    """[F, n, C] calibrated, out of sample where `Masks.judged`, else model 0's."""
+    """[F, rows, C] calibrated, out of sample where `Masks.judged`, else model 0's; of the records that judge."""
     coordinates: Tensor | None = None
-    """[F, n, G]."""
+    """[F, rows, G]."""
+    passes: int | None = None
+    """Passes over the records that the probe took, where it was fitted block by block."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def fit_expert(
     present: np.ndarray,
     targets: tuple[Tensor, Tensor],
     masks: Masks,
+    rows: Tensor,
     blocks: tuple[Block, ...],
     options: HeadOptions,
 ) -> ExpertHead:
@@ -125,17 +128,19 @@ def fit_expert(
         bool [n]: records that this expert saw; the others teach it nothing.
     targets
         y and weight, [F, n, C].
+    rows
+        Records that judge, whose logits and coordinates are kept.
     """
     seen = torch.from_numpy(present.astype(np.float32))
     own = Masks(masks.train * seen, torch.where(seen > 0, masks.judge, -1))
     scalers, rotations, parts = [], [], []
     for f, x in enumerate(matrices):
-        rows = torch.nonzero(own.train[f, 0]).ravel().numpy()
-        if len(rows) < 2:
-            raise InputError(f"expert '{name}': fold {f} has {len(rows)} training records with its features")
-        scaler = RobustScaler.fit(x[rows])
+        train = torch.nonzero(own.train[f, 0]).ravel().numpy()
+        if len(train) < 2:
+            raise InputError(f"expert '{name}': fold {f} has {len(train)} training records with its features")
+        scaler = RobustScaler.fit(x[train])
         standard = scaler.transform(x)
-        rotation = Rotation.fit(standard[rows], options.seed)
+        rotation = Rotation.fit(standard[train], options.seed)
         scalers.append(scaler)
         rotations.append(rotation)
         parts.append(rotation.transform(standard))
@@ -153,9 +158,8 @@ def fit_expert(
         _fold_head(f, scalers[f], rotations[f], weights, fit, temperature, scales, scaling, options.lora is not None)
         for f in range(len(matrices))
     ]
-    return ExpertHead(
-        folds, chosen.tolist(), fit.epoch.tolist(), fit.history, fit.logits / temperature[:, None], coordinates
-    )
+    logits = (fit.logits / temperature[:, None])[:, rows]
+    return ExpertHead(folds, chosen.tolist(), fit.epoch.tolist(), fit.history, logits, coordinates[:, rows])
 
 
 def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tuple[Tensor, Tensor]:
@@ -215,17 +219,21 @@ def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions
 
 
 def _gate_coordinates(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Leading coordinates [F, n, G], and what they were multiplied by [F, G].
-
-    Half whitened: standard deviation 1 for the leading one, and (sd_k / sd_1)^(1/2) for the k-th, so that axes of noise
-    neither drown what varies most nor vanish beside it.
-    """
+    """Leading coordinates [F, n, G], and what they were multiplied by [F, G]."""
     lead = problem.z[..., :GATE_WIDTH]
     train = problem.train[:, 0, :, None]
-    variance = (lead**2 * train).sum(1) / train.sum(1)
-    scales = torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), 0.0)
-    scales = scales * (variance / variance.amax(1, keepdim=True).clamp_min(1e-12)) ** 0.25
+    scales = half_whitened((lead**2 * train).sum(1) / train.sum(1))
     return lead * scales[:, None], scales
+
+
+def half_whitened(variance: Tensor) -> Tensor:
+    """Choose what coordinates of these variances [F, G] are multiplied by before the gate sees them.
+
+    Standard deviation 1 for the leading one, and (sd_k / sd_1)^(1/2) for the k-th, so that axes of noise neither drown
+    what varies most nor vanish beside it.
+    """
+    scales = torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), 0.0)
+    return scales * (variance / variance.amax(1, keepdim=True).clamp_min(1e-12)) ** 0.25
 
 
 def _fold_head(

@@ -1,0 +1,207 @@
+"""What a fitted ensemble answers: predictions, intervals, single experts, gate weights, scores.
+
+Lives here: `FittedHeads`, the public face of prediction. Not here: fitting (`ensemble`), the arithmetic (`fitted`),
+files (`persist`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.errors import InputError, UsageError
+from stages.heads.estimator import Estimator, Predictions, decide, mean_score
+from stages.heads.features import ExpertFeatures, mix_layers, parse_mix, read_features
+from stages.heads.fitted import FoldModel, Output, run_fold, to_means
+from stages.heads.gate_input import parse_sources
+from stages.heads.out_of_sample import OutOfSample
+from stages.heads.rows import READ_ROWS
+from stages.heads.tasks import Block
+
+
+class FittedHeads(Estimator):
+    """Heads and gates of all folds, fitted or loaded."""
+
+    layer_mix: str
+    gate_input: str | tuple[str, ...]
+    lora: bool
+    rank: int
+    alpha: int
+    top_k: int
+    blocks_: tuple[Block, ...]
+    experts_: tuple[str, ...]
+    skipped_: dict[str, str]
+    provenance_: dict[str, Any]
+    history_: dict[str, Any]
+    mixers_: dict[str, Any]
+    models_: list[FoldModel]
+    _out_of_sample: OutOfSample | None
+    _folder: Path
+    """Of a loaded fit."""
+
+    @property
+    def out_of_sample_(self) -> OutOfSample:
+        """The experts' logits of records that they were not trained on; read from the fit's folder when asked for."""
+        self._fitted()
+        if self._out_of_sample is None:
+            self._out_of_sample = OutOfSample.load(self._folder)
+        return self._out_of_sample
+
+    def _matrices(self, name: str, value: ExpertFeatures, n_folds: int) -> list[np.ndarray]:
+        """One feature matrix per fold; the very same array where nothing about it was trained."""
+        parts = parse_mix(self.layer_mix)
+        if name not in self.mixers_:
+            return [mix_layers(name, value, parts, None)] * n_folds
+        return [mix_layers(name, value, parts, mixer(value)) for mixer in self.mixers_[name]]
+
+    @property
+    def n_trainable_(self) -> int:
+        """Trained parameters of one fold: probes, LoRA, gate (and PMA gates)."""
+        model = self._fitted()[0]
+        heads = sum(h.weight.size + h.bias.size + h.lora_a.size + h.lora_b.size for h in model.heads.values())
+        mixers = sum(m[0].n_parameters for m in self.mixers_.values())
+        return heads + sum(a.size for a in model.gate.arrays.values()) + mixers
+
+    def _fitted(self) -> list[FoldModel]:
+        models: list[FoldModel] | None = getattr(self, "models_", None)
+        if models is None:
+            raise UsageError("these EnsembleHeads are not fitted; call fit, or load a fit")
+        return models
+
+    def _outputs(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
+        """Predict with one fold, or with all."""
+        models = self._fitted()
+        if fold is not None and not 0 <= fold < len(models):
+            raise UsageError(f"fold {fold} does not exist; there are folds 0 to {len(models) - 1}")
+        read = read_features(features)
+        n = len(next(iter(read.values())))
+        if any(value.lazy for value in read.values()) and n > READ_ROWS:
+            return self._outputs_by_rows(read, n, gate_signal, fold)
+        if unknown := sorted(set(read) - set(self.experts_)):
+            raise InputError(f"expert '{unknown[0]}' is not in this fit; it has: {', '.join(self.experts_)}")
+        sources = parse_sources(self.gate_input)
+        if "signal" in sources and (gate_signal is None or len(gate_signal) != n):
+            raise InputError(f"this fit's gate reads the signal: give gate_signal with {n} rows")
+        folds = range(len(models)) if fold is None else [fold]
+        present = np.zeros((n, len(self.experts_)), np.float32)
+        matrices: dict[str, list[np.ndarray]] = {}
+        for e, name in enumerate(self.experts_):
+            if name in read:
+                present[:, e] = read[name].present
+                matrices[name] = self._matrices(name, read[name], len(models))
+                self._check_width(name, matrices[name][0])
+            else:
+                width = len(models[0].heads[name].scaler.median)
+                matrices[name] = [np.full((n, width), np.nan, np.float32)] * len(models)
+        return [
+            run_fold(models[f], {k: v[f] for k, v in matrices.items()}, present, gate_signal, sources, self.blocks_)
+            for f in folds
+        ]
+
+    def _outputs_by_rows(
+        self, read: dict[str, ExpertFeatures], n: int, gate_signal: np.ndarray | None, fold: int | None
+    ) -> list[Output]:
+        """Predict what lies on disk piece by piece, so that memory does not grow with its width."""
+        pieces = []
+        for start in range(0, n, READ_ROWS):
+            rows = slice(start, start + READ_ROWS)
+            signal = None if gate_signal is None else gate_signal[rows]
+            pieces.append(self._outputs({k: v.take(rows) for k, v in read.items()}, signal, fold))
+        parts = ("experts", "weights", "mixed")
+        return [
+            Output(*(np.concatenate([getattr(o, part) for o in of_fold]) for part in parts))
+            for of_fold in zip(*pieces, strict=True)
+        ]
+
+    def _check_width(self, name: str, x: np.ndarray) -> None:
+        wanted = len(self.models_[0].heads[name].scaler.median)
+        if x.shape[1] != wanted:
+            raise InputError(f"expert '{name}': {x.shape[1]} features, but this fit was made on {wanted}")
+
+    def _means(self, logits: list[np.ndarray], fold: int | None) -> Predictions:
+        """Average the folds' values and probabilities."""
+        models = self._fitted() if fold is None else [self._fitted()[fold]]
+        per_fold = [
+            to_means(x, m.target_centre, m.target_scale, self.blocks_) for x, m in zip(logits, models, strict=True)
+        ]
+        return {name: np.mean([p[name] for p in per_fold], axis=0) for name in per_fold[0]}
+
+    def predict_proba(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Calibrated probabilities (regression: values in the task's unit) of the gated ensemble.
+
+        Parameters
+        ----------
+        fold
+            One fold's model; None averages the folds' probabilities.
+
+        Returns
+        -------
+        task -> [n] (regression; binary: of the positive class) or [n, classes]. NaN where no expert saw the record.
+        """
+        outputs = self._outputs(features, gate_signal, fold)
+        return self._means([o.mixed for o in outputs], fold)
+
+    def predict(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Values (regression), 0 or 1 (binary, each class of multilabel) or class index (multiclass); -1: no expert."""
+        means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
+        return decide(self.tasks_, means)
+
+    def predict_interval(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """90 % intervals [n, 2] of regression tasks, from the quantiles of out-of-sample residuals."""
+        means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
+        models = self._fitted() if fold is None else [self._fitted()[fold]]
+        width = np.mean([m.interval for m in models], axis=0)
+        regression = (b for b in self.blocks_ if b.task.kind == "regression")
+        return {b.task.name: means[b.task.name][:, None] + width[:, b.start] for b in regression}
+
+    def expert_predictions(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> dict[str, Predictions]:
+        """Expert -> what that expert alone says, as `predict_proba` gives it; NaN where it is absent."""
+        outputs = self._outputs(features, gate_signal, fold)
+        return {
+            name: self._means([np.ascontiguousarray(o.experts[:, e]) for o in outputs], fold)
+            for e, name in enumerate(self.experts_)
+        }
+
+    def uniform_mean(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Plain mean of the present experts' probabilities or values: the ensemble without a gate."""
+        experts = self.expert_predictions(features, gate_signal=gate_signal, fold=fold)
+        out = {}
+        for task in self.tasks_:
+            stacked = np.stack([experts[name][task.name] for name in self.experts_])
+            known = ~np.isnan(stacked)
+            total = np.where(known, stacked, 0).sum(0)
+            out[task.name] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+        return out
+
+    def gate_weights(
+        self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
+    ) -> Predictions:
+        """Task -> weights [n, experts] in the order of `experts_`; each row sums to 1, an absent expert has 0."""
+        outputs = self._outputs(features, gate_signal, fold)
+        mean = np.mean([o.weights for o in outputs], axis=0)
+        return {task.name: mean[:, t] for t, task in enumerate(self.tasks_)}
+
+    def score(
+        self,
+        features: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        *,
+        gate_signal: np.ndarray | None = None,
+        fold: int | None = None,
+    ) -> float:
+        """Mean over tasks of R2 (regression) or accuracy (others), on labelled records; higher is better."""
+        predicted = self.predict(features, gate_signal=gate_signal, fold=fold)
+        return mean_score(self.tasks_, predicted, targets)
