@@ -126,8 +126,6 @@ class ObjectPath:
                     raise
                 return False
 
-    is_file = exists
-
     def files(self) -> dict[str, Entry]:
         """List all objects below this name, by their names from here on."""
         with _told(self):

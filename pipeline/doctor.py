@@ -104,8 +104,23 @@ def _study() -> Iterator[Finding]:
         yield Finding(PASS, f"records folder {params.cohort.path}")
     else:
         yield Finding(WARN, f"records folder {params.cohort.path} is not there", "set cohort.path in params.yaml")
+    yield from _storage(study)
     for name in params.experts:
         yield from _expert(name, params.experts[name].accept_license)
+
+
+def _storage(study: Study) -> Iterator[Finding]:
+    from cache.objects import ObjectPath
+
+    for what in (study.signals, study.embeddings):
+        if not isinstance(what, ObjectPath):
+            continue
+        try:
+            what.children()
+        except EnsembleError as error:
+            yield Finding(FAIL, str(error))
+        else:
+            yield Finding(PASS, f"{what} answers")
 
 
 def _expert(name: str, licence_accepted: bool) -> Iterator[Finding]:

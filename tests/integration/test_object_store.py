@@ -264,6 +264,12 @@ def test_a_missing_bucket_is_one_line(study, ensemble, command):
     one_line(ensemble(*command), "s3://no-such-bucket/study", "there is no such bucket; make it, or correct the URL")
 
 
+def test_doctor_says_whether_the_bucket_answers(study, store, ensemble):
+    assert f"PASS  {store.parent} answers" in ensemble("doctor", "--offline").stdout
+    change(study, embeddings="s3://no-such-bucket/study")
+    assert "FAIL  s3://no-such-bucket/study: there is no such bucket" in ensemble("doctor", "--offline").stdout
+
+
 def test_no_credentials_are_one_line(study, store, ensemble, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
