@@ -55,11 +55,11 @@ def server() -> Iterator[str]:
         process.join()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long something takes."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Return how long something takes, and how much of this process's CPU."""
+    start, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def write(store: Place, content: Shard, n_shards: int, state: Path) -> None:
@@ -121,7 +121,7 @@ def main() -> None:
         "read one layer": content.layers.nbytes // LAYERS,
         "read the embedding": content.embedding.nbytes,
     }
-    took: dict[str, dict[str, list[float]]] = {}
+    took: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as name, server() as address:
         os.environ.update(environment(address))
         file_system("s3", os.getpid()).call_s3("create_bucket", Bucket="bench")
@@ -134,13 +134,15 @@ def main() -> None:
         requests = {what: counted(work) for what, work in reading(places["bucket"]).items()}
         requests["write"] = counted(lambda: write(places["bucket"], content, options.shards, Path(name)))
     for what in took["disk"]:
-        times = {kind: median(took[kind][what]) for kind in took}
-        rates = {
-            kind: f"{bytes_of[what] * options.shards / s / 1e6:.0f} MB/s" if what in bytes_of else f"{s:.2f} s"
-            for kind, s in times.items()
-        }
+        rates = {}
+        for kind in took:
+            whole, cpu = (median(each) for each in zip(*took[kind][what], strict=True))
+            size = bytes_of.get(what, 0) * options.shards / 1e6
+            rates[kind] = (
+                f"{size / whole:.0f} MB/s, CPU {size / cpu:.0f} MB/s" if size else f"{whole:.2f} s, CPU {cpu:.2f} s"
+            )
         sent = ", ".join(f"{n} {method}" for method, n in sorted(requests[what].items()))
-        print(f"{what}: disk {rates['disk']}, bucket {rates['bucket']}; {options.shards} shards took {sent}")
+        print(f"{what}: disk {rates['disk']}; bucket {rates['bucket']}; {options.shards} shards took {sent}")
 
 
 if __name__ == "__main__":
