@@ -14,13 +14,12 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
-from cache._shards import PlainShards
 from cache._writing import Guard, put
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
 from cache.metadata import announce_growth, finish_growth, is_growing, metadata_faults, seal
 from cache.objects import ObjectPath
-from cache.places import METADATA, Place, remove, store_exists
+from cache.places import METADATA, Place, folder_of, remove, store_exists
 
 ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, ZarrUserWarning)
 
@@ -183,14 +182,9 @@ def shard_file(path: Place, array: zarr.Array, shard: int) -> Place:
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
 
 
-def write_shard(
-    path: Place, array: zarr.Array, shard: int, shard_rows: int, values: np.ndarray, guard: Guard | None = None
-) -> None:
+def write_shard(path: Place, array: zarr.Array, shard: int, shard_rows: int, values: np.ndarray) -> None:
     """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first."""
-    file = shard_file(path, array, shard)
-    if isinstance(file, ObjectPath):
-        _put_shard(file, path, array, values, guard)
-        return
+    file = folder_of(shard_file(path, array, shard))
     for left in file.parent.glob(f"{file.name}.*.partial"):
         left.unlink(missing_ok=True)
     start = shard * shard_rows
@@ -202,14 +196,3 @@ def write_shard(
         while folder != path / array.basename:
             sync(folder)
             folder = folder.parent
-
-
-def _put_shard(file: ObjectPath, path: Place, array: zarr.Array, values: np.ndarray, guard: Guard | None) -> None:
-    plain = PlainShards.of(path, array)
-    if plain is None:
-        raise StoreError(f"{path}: was written by another tool and can only be read")
-    if (values == array.fill_value).all():  # as zarr does it
-        file.unlink(missing_ok=True)
-        return
-    grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
-    put(file, b"".join(bytes(piece) for piece in plain.pieces(np.ascontiguousarray(grouped, plain.dtype))), guard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -123,12 +124,13 @@ def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
 
     Only for a process that owns the store (`cache.claims`). What cannot be repaired stays, for `embedding_faults`.
     """
-    return _repair(path, embedding_faults, open_embeddings, f"ensemble embed --expert {path.stem}", guard)
+    return _repair(path, embedding_faults, open_embeddings, f"run `ensemble embed --expert {path.stem}`", guard)
 
 
 def repair_signals(path: Place, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards of a signal store, so that `ingest` reads them again."""
-    return _repair(path, signal_faults, open_signals, "ensemble ingest", guard)
+    then = "run `ensemble ingest`" if isinstance(path, Path) else "copy it again from the folder that it was made in"
+    return _repair(path, signal_faults, open_signals, then, guard)
 
 
 def _repair(
@@ -145,4 +147,4 @@ def _repair(
         if guard is not None:
             guard()
         opened(path, mode="r+").drop(shard)
-        yield f"{path}: shard {shard} dropped; run `{then}`"
+        yield f"{path}: shard {shard} dropped; {then}"

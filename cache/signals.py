@@ -147,6 +147,7 @@ class SignalStore:
 
     def write_packed(self, shard: int, parts: Sequence[PackedRows], valid: np.ndarray) -> None:
         """Write one whole shard from its rows, packed part by part; all parts but the last are whole chunks."""
+        folder_of(self.path)
         chunks = (chunk for part in parts for chunk in part.chunks)
         pieces = shard_pieces(chunks, self.shard_records // self.chunk_records)
         write_durably(shard_file(self.path, self.signals, shard), self.path / self.signals.basename, pieces)

@@ -152,7 +152,9 @@ class Embedder:
                     continue
                 if summary.n_embedded == before and (held := store.pending(shards)):
                     self._wait(claims, f"for {len(held)} shards that other processes hold")
-        summary.n_resumed = len(self.records) - summary.n_embedded
+        summary.n_resumed = max(
+            0, len(self.records) - summary.n_embedded
+        )  # after lost claims, some were embedded twice
         summary.seconds["total"] = time.perf_counter() - started
         return summary
 

@@ -9,10 +9,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from cache.checks import embedding_faults, repair_embeddings
+from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.claims import claims_on
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
-from cache.errors import ClaimsLostError, MissingFileError, StorageError, UsageError
+from cache.errors import ClaimsLostError, MissingFileError, StorageError, StoreError, UsageError
 from cache.objects import ObjectPath, file_system
 from cache.places import place, remove, stores_in
 from cache.resume import create_embeddings, resume_or_create
@@ -112,8 +112,17 @@ def test_signals_are_read_but_not_made(s3, tmp_path):
     store = open_signals(str(target))
     np.testing.assert_array_equal(store.read_uv(slice(10, 20)), samples[10:])
     assert store.content_digest() == made.content_digest()
-    with pytest.raises(UsageError, match="signals are written to a folder"):
-        create_signals(str(target), 20)
+    for write in (
+        lambda: create_signals(str(target), 20),
+        lambda: open_signals(str(target), mode="r+").write_shard(0, samples[:16], np.full(16, 5000)),
+    ):
+        with pytest.raises(UsageError, match="signals are written to a folder"):
+            write()
+    (target / "signals/c/1/0/0").unlink()
+    assert [fault.shard for fault in signal_faults(target)] == [1]
+    with pytest.raises(StoreError, match="shard 1 is missing"):
+        open_signals(target).read_uv(slice(16, 20))
+    assert "copy it again" in "".join(repair_signals(target))
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
