@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from cache.errors import StoreError
+from pipeline.devices import device_of, n_gpus
 from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
@@ -24,24 +26,25 @@ def worker_count(wanted: int | str, device: str, threads: int) -> int:
     """Turn `auto` into one process a GPU, or as many as the cores hold on the CPU."""
     if isinstance(wanted, int):
         return wanted
-    return 1 if device.startswith("cuda") else max(1, len(os.sched_getaffinity(0)) // threads)
+    return n_gpus(device) or max(1, len(os.sched_getaffinity(0)) // threads)
 
 
 def run_embed(settings: EmbedSettings, paths: EmbedPaths, *, workers: int) -> EmbedSummary:
     """Bring one expert's store up to date, on this machine."""
     embedder = Embedder(settings, paths)
-    pending = embedder.prepare_store()
-    plan = embedder.plan()
+    # What only makes the store for others needs no GPU.
+    planner = embedder if workers == 1 else Embedder(replace(settings, device="cpu"), paths)
+    pending, plan = planner.prepare_store(), planner.plan()
     if workers > 1 and len(pending) > 1:
-        summary = _in_processes(embedder, plan, min(workers, len(pending)))
+        summary = _in_processes(planner, settings, plan, min(workers, len(pending)))
     else:
         with counting(f"embed {settings.expert}", plan.n_resumed, plan.n_records) as count:
             summary = embedder.run(progress=count)
     return embedder.finish(summary)
 
 
-def _in_processes(embedder: Embedder, summary: EmbedSummary, workers: int) -> EmbedSummary:
-    running = _start(embedder, workers)
+def _in_processes(embedder: Embedder, settings: EmbedSettings, summary: EmbedSummary, workers: int) -> EmbedSummary:
+    running = _start(settings, embedder.paths, workers)
     processes = list(running.values())
     summary.n_embedded = 0
     try:
@@ -68,12 +71,13 @@ def _in_processes(embedder: Embedder, summary: EmbedSummary, workers: int) -> Em
     return summary
 
 
-def _start(embedder: Embedder, workers: int) -> dict[Connection, SpawnProcess]:
+def _start(settings: EmbedSettings, paths: EmbedPaths, workers: int) -> dict[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA, nor zarr's threads
     running: dict[Connection, SpawnProcess] = {}
-    for _ in range(workers):
+    for number in range(workers):
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(sending, embedder.settings, embedder.paths))
+        own = replace(settings, device=device_of(settings.device, number))
+        process = context.Process(target=_work, args=(sending, own, paths))
         process.start()
         sending.close()  # so that the worker's end is the only one, and its death ends the pipe
         running[receiving] = process
