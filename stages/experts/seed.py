@@ -20,7 +20,6 @@ from cache.errors import InputError, UsageError
 from stages.experts import _dsp
 from stages.experts._base import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts._chunks import encode_in_chunks
-from stages.experts._options import architecture_overrides
 from stages.experts._registry import register
 from stages.experts._stmem_net import StMemOptions, StMemVit
 from stages.experts._weights import load_strict
@@ -39,7 +38,7 @@ FREE = ("width", "depth", "mlp_dim", "heads", "dim_head")
 UNUSED_KEYS = (r"(to_)?decoder_", r"mask_embedding$")
 PARAMETERS = 205_568
 WEIGHTS_FILE = "seed.safetensors"
-SHA256 = ""
+SHA256 = "93baf5584669fd658970b117847ff97da361735da5f2e1cc43f96ec9855b7f16"
 
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
 
@@ -126,8 +125,16 @@ class Seed(Expert):
 
 
 def seed_options(config: Mapping[str, Any] | None) -> StMemOptions:
-    """Lay overrides of the network's size over the published configuration."""
-    return replace(OPTIONS, **architecture_overrides("seed", config, FREE))
+    """Lay overrides of the network's size over the published configuration.
+
+    Raises
+    ------
+    UsageError
+        Another option.
+    """
+    if unknown := sorted(set(config or {}) - set(FREE)):
+        raise UsageError(f"expert 'seed' has no config option '{unknown[0]}'; it has: {', '.join(FREE)}")
+    return replace(OPTIONS, **(config or {}))
 
 
 def _spec(options: StMemOptions, n_parameters: int) -> ExpertSpec:
