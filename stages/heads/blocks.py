@@ -66,7 +66,7 @@ class Blocks:
         return join(parts)
 
     def shuffled(self, batch: int, wanted: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Block]]:
-        """Yield every wanted record once: row numbers and block of each mini-batch.
+        """Yield every wanted record once: row numbers and block of each mini-batch, valid until the next one.
 
         Blocks come in random order; as many as the buffer holds are shuffled together, record by record, so that memory
         stays bounded and the order is the same whether blocks are kept or read.
@@ -77,14 +77,17 @@ class Blocks:
             bool [n].
         """
         order = torch.randperm(len(self), generator=generator).tolist()
+        size = min(BUFFER_BLOCKS * BLOCK_ROWS, self.n_records)
+        # fresh pages for every batch would cost as much as filling them
+        memory, own = (torch.empty(n, self.scale.width, device=self.scale.device) for n in (size, batch))
         for start in range(0, len(order), BUFFER_BLOCKS):
             chosen = order[start : start + BUFFER_BLOCKS]
             rows = torch.cat([torch.arange(self.rows(k).start, self.rows(k).stop) for k in chosen])
             places = torch.nonzero(wanted[rows]).ravel()
             places = places[torch.randperm(len(places), generator=generator)]
-            buffer = join([self[k] for k in chosen])
+            buffer = join([self[k] for k in chosen], memory)
             for part in places.split(batch):
-                yield rows[part], buffer.take(part.to(self.scale.device))
+                yield rows[part], buffer.take(part.to(self.scale.device), own)
 
 
 def free_bytes() -> float:

@@ -51,8 +51,8 @@ class Scaling:
 class _Sums:
     """Inner products per problem: columns of one group belong together, [F, D + 1, Q * C] -> [F, Q, G]."""
 
-    def __init__(self, groups: Tensor) -> None:
-        self.member = torch.nn.functional.one_hot(groups).float()
+    def __init__(self, groups: Tensor, device: torch.device) -> None:
+        self.member = torch.nn.functional.one_hot(groups).float().to(device)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         products = (a * b).sum(1)
@@ -89,7 +89,7 @@ def minimise(
     -------
     Weights [F, D, k], intercepts [F, k], and the number of passes.
     """
-    sums = _Sums(groups)
+    sums = _Sums(groups, intercept.device)
     n_folds, width, k = intercept.shape[0], scaling.axes.shape[1], intercept.shape[1]
     t = torch.zeros(n_folds, width + 1, k, device=intercept.device)
     t[:, -1] = intercept / scaling.intercept[:, 0]

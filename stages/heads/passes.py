@@ -72,7 +72,8 @@ class Pass:
 
     def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: Block | None = None) -> None:
         self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
-        self.groups = labels.groups.to(blocks.scale.device)
+        self.groups = labels.groups
+        self._member = torch.nn.functional.one_hot(self.groups).double().to(blocks.scale.device)
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return summed losses (double) [F, M * S, G], gradients [F, D, k] and [F, k]."""
@@ -91,5 +92,4 @@ class Pass:
                 loss[..., c] += (column_losses(logits, y, columns) * w[..., c]).sum(0)
             residuals_(logits, y, self.labels.blocks)
             gradients.add(block, logits.mul_(w).view(len(block), n_folds, -1))
-        member = torch.nn.functional.one_hot(self.groups).double()
-        return loss.flatten(1, 2) @ member, *gradients.result()
+        return loss.flatten(1, 2) @ self._member, *gradients.result()

@@ -47,21 +47,23 @@ class Block:
         """Size in memory."""
         return sum(t.numel() * t.element_size() for t in (self.u, self.row, self.column, self.value))
 
-    def take(self, index: Tensor) -> Block:
-        """Select rows, each once, in the order given."""
+    def take(self, index: Tensor, into: Tensor | None = None) -> Block:
+        """Select rows, each once, in the order given; u is written `into` memory that is there already, if given."""
         place = torch.full((len(self.u),), -1, device=self.u.device)
         place[index] = torch.arange(len(index), device=self.u.device)
         row = place[self.row]
         kept = row >= 0
-        return Block(self.u[index], row[kept], self.column[kept], self.value[kept])
+        u = torch.index_select(self.u, 0, index, out=None if into is None else into[: len(index)])
+        return Block(u, row[kept], self.column[kept], self.value[kept])
 
 
-def join(blocks: list[Block]) -> Block:
-    """Put blocks one below the other."""
+def join(blocks: list[Block], into: Tensor | None = None) -> Block:
+    """Put blocks one below the other, u `into` memory that is there already, if given."""
     starts = np.cumsum([0, *(len(b) for b in blocks)])
     rows = [b.row + int(start) for b, start in zip(blocks, starts, strict=False)]
-    parts = [torch.cat([getattr(b, name) for b in blocks]) for name in ("u", "column", "value")]
-    return Block(parts[0], torch.cat(rows), parts[1], parts[2])
+    u = torch.cat([b.u for b in blocks], out=None if into is None else into[: starts[-1]])
+    column, value = (torch.cat([getattr(b, name) for b in blocks]) for name in ("column", "value"))
+    return Block(u, torch.cat(rows), column, value)
 
 
 class SharedScale:
