@@ -7,8 +7,8 @@ for the same steps; each is then probed and post-trained, with the same seed, on
 patients and on PTB-XL's (`$ENSEMBLE_TEST_DATA/ptbxl`), by its published folds (1-8, 9, 10) and rotated: seed k tests
 the k-th fifth of the folds, so that each record is tested once.
 
-Every run is kept in FOLDER, so a killed benchmark goes on where it stopped, several may share the seeds among them, and
-a last one over all seeds prints all tables. What differs from `ensemble posttrain`'s own settings is in `Sizes`.
+Every run is kept in FOLDER: a killed benchmark goes on where it stopped, several may share the seeds among them, and a
+last one over all seeds prints all tables.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Arm:
 
     title: str
     change: tuple[tuple[str, Any], ...]
+    longer: float = 1
 
 
 ARMS = {
@@ -104,6 +105,10 @@ ARMS = {
     "full": Arm("full strategy: probing, stochastic depth 0.5", (("drop_path", 0.5),)),
     "mild": Arm("probing, stochastic depth 0 to 0.2, linear", (("drop_path", 0.2), ("drop_path_schedule", "linear"))),
 }
+LONG_ARMS = {
+    f"{arm}-long": replace(ARMS[arm], title=f"{ARMS[arm].title}, 40 epochs", longer=10 / 3) for arm in ("plain", "full")
+}
+"""On the rotated folds alone."""
 PROBE = "probe alone (stage 1)"
 MIXES = {"last": "last layer", "ppa": "PPA", "pma": "PMA"}
 
@@ -118,6 +123,11 @@ class Cohort:
     task: str
     fraction: float
     rotated: bool = False
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """What is tried on it."""
+        return {**ARMS, **LONG_ARMS} if self.rotated else ARMS
 
     def records(self, seed: int) -> Path:
         """Return the table of a seed."""
@@ -145,7 +155,7 @@ def main() -> None:
         for seed in seeds:
             for variant in (*VARIANTS, RANDOM):
                 bench.mixes(cohort, variant, seed)
-            for arm in ARMS:
+            for arm in cohort.arms:
                 bench.tuned(cohort, arm, seed)
     if seeds:
         print_tables(bench, cohorts, seeds)
@@ -162,9 +172,7 @@ def prepare_cohorts(folder: Path, sizes: Sizes) -> list[Cohort]:
         print("ENSEMBLE_TEST_DATA is not set: without PTB-XL")
         return found
     ptbxl = Cohort("ptbxl", "PTB-XL, folds 1-8 / 9 / 10", folder / "ptbxl", "superclass", 1.0)
-    rotated = Cohort(
-        "ptbxl-rotated", "PTB-XL, each fifth of the folds tested once", ptbxl.folder, "superclass", 1.0, True
-    )
+    rotated = Cohort("ptbxl-rotated", "PTB-XL, each fifth of its folds in turn", ptbxl.folder, "superclass", 1.0, True)
     if not ptbxl.records(0).is_file():
         take(ptbxl, "ptbxl", Path(data) / "ptbxl")
     for turn in range(ROTATIONS):
@@ -191,7 +199,7 @@ def rotate(records: Path, out: Path, turn: int) -> None:
 class Bench:
     """Runs, each done once and kept.
 
-    A run gives {what: predictions [test record, class]}, and `rows`, the records that they belong to.
+    A run gives {what: predictions [test record, class]}, and `rows`, their records.
     """
 
     def __init__(self, folder: Path, sizes: Sizes) -> None:
@@ -215,15 +223,16 @@ class Bench:
         return weights
 
     def tuned(self, cohort: Cohort, arm: str, seed: int) -> dict[str, np.ndarray]:
-        """Post-train one arm: `tuned`, and `probe`, which is the same in all arms of one backbone."""
-        chosen = ARMS[arm]
+        """Post-train one arm: `tuned`, and `probe`, the same in all arms."""
+        chosen = {**ARMS, **LONG_ARMS}[arm]
+        loop = replace(self.sizes.finetuning, epochs=round(chosen.longer * self.sizes.finetuning.epochs))
 
         def run() -> dict[str, np.ndarray]:
             settings = PosttrainSettings(
                 f"stmem+{arm}-{cohort.name}-{seed}",
                 "stmem",
                 cohort.task,
-                self.sizes.finetuning,
+                loop,
                 weights=self.backbone("stmem", seed),
                 config=self.sizes.encoder,
                 preprocessing="soup",
@@ -235,12 +244,9 @@ class Bench:
             with chdir(cohort.folder):
                 paths = PosttrainPaths(cohort.records(seed), cohort.folder / "signals.zarr", Path(".ensemble"))
                 found = posttrain(settings, paths)
-            return {
-                "rows": found.test_rows,
-                "tuned": found.predictions[0],
-                "probe": found.probe_predictions[0],
-                "n_train": np.array(found.runs[0]["n_train"]),
-            }
+            n_train = np.array(found.runs[0]["n_train"])
+            predicted = {"tuned": found.predictions[0], "probe": found.probe_predictions[0]}
+            return {"rows": found.test_rows, "n_train": n_train, **predicted}
 
         return self._once(f"{cohort.name}-{arm}-{seed}", [cohort.fraction, arm, chosen.change], run)
 
@@ -333,12 +339,9 @@ def measure(cohort: Cohort, runs: list[dict[str, np.ndarray]], what: str, seeds:
     parts = [table.iloc[run["rows"]]["patient_id"].to_numpy(str) for table, run in zip(tables, runs, strict=True)]
     index, n_patients = patient_index(np.concatenate(parts))
     patients = np.split(index, np.cumsum([len(part) for part in parts])[:-1])
-    return Measured(
-        [
-            bootstrap(make_scorer(target, block_of(table, run, what, target)), rows, n_patients)
-            for table, run, rows in zip(tables, runs, patients, strict=True)
-        ]
-    )
+    joined = zip(tables, runs, patients, strict=True)
+    scored = ((make_scorer(target, block_of(table, run, what, target)), rows) for table, run, rows in joined)
+    return Measured([bootstrap(scorer, rows, n_patients) for scorer, rows in scored])
 
 
 def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, target: Target) -> Block:
@@ -355,19 +358,18 @@ def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
         train, validation = np.mean(losses, axis=0)
         print(f"{title}: pretraining loss {train:.3f}, validation {validation:.3f} (mean of {len(seeds)} seeds)")
     for cohort in cohorts:
-        arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in ARMS}
+        arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in cohort.arms}
         n_train = np.mean([int(run["n_train"]) for run in arms["plain"]])
         n_test = np.mean([len(run["rows"]) for run in arms["plain"]])
-        print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed\n")
+        print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed")
         found = {PROBE: measure(cohort, arms["plain"], "probe", seeds)}
-        found |= {ARMS[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
+        found |= {cohort.arms[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
         print_table(found, [ARMS["plain"].title, PROBE])
         mixes = {
             f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
             for variant, title in {**VARIANTS, RANDOM: "random weights"}.items()
             for kind, words in MIXES.items()
         }
-        print()
         print_table(mixes, [f"ST-MEM, {MIXES['last']}"])
         print()
         for words in MIXES.values():
@@ -380,13 +382,11 @@ def print_table(found: dict[str, Measured], references: list[str]) -> None:
     """Print values with their spread over seeds, and differences from the references with patient intervals."""
     pairs = [(reference, metric) for reference in references for metric in METRICS]
     head = [*METRICS.values(), *(f"{METRICS[metric]} minus {reference}" for reference, metric in pairs)]
-    print(f"| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
+    print(f"\n| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
     for title, method in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*method.value(metric)) for metric in METRICS]
-        cells += [
-            told_difference(*method.minus(found[reference], metric)) if title != reference else ""
-            for reference, metric in pairs
-        ]
+        for reference, metric in pairs:
+            cells.append(told_difference(*method.minus(found[reference], metric)) if title != reference else "")
         print(f"| {title} | {' | '.join(cells)} |")
 
 
