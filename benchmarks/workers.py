@@ -35,7 +35,7 @@ from stages.experts._run import run_expert
 SLOW = ("ecgfm", {"encoder_layers": 2})
 """Nearly all of its time is the network's."""
 FAST = ("dlinear", {})
-TASK_RECORDS, TASKS = 500, 4
+TASK_RECORDS, TASKS = 500, 2
 COHORTS = (20_000, 200_000)
 BATCH = 16
 
@@ -167,33 +167,45 @@ def dask_overhead(folder: Path, rounds: int) -> None:
     settings, paths = settings_of(FAST, folder, TASK_RECORDS), paths_of(folder, FAST[0])
     plain = Processes(1, settings, paths)
     fresh(settings, paths)
-    ratios, costs, rates = [], [], []
+    ratios, costs, rates, cpu_ratios = [], [], [], []
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
 
-        def tasks(shards: Sequence[int]) -> float:
-            made_from = Embedder(settings, paths).identity.fingerprint
+        def tasks(shards: Sequence[int], made_from: str) -> float:
             given = {"settings": settings, "paths": paths, "fingerprint": made_from}
             return timed(lambda: client.gather(client.map(_embed_shard, shards, **given, pure=False)))
 
-        tasks([0])
+        tasks([0], Embedder(settings, paths).identity.fingerprint)
         for _ in range(rounds):
+            of_dask, of_plain = [os.getpid(), next(iter(cluster.workers.values())).pid], [plain.running[0].pid]
             fresh(settings, paths)
-            with_dask = tasks(range(TASKS))
+            made_from = Embedder(settings, paths).identity.fingerprint
+            before = cpu_seconds(of_dask)
+            with_dask = tasks(range(TASKS), made_from)
+            cpu_with = cpu_seconds(of_dask) - before
             fresh(settings, paths)
+            before = cpu_seconds(of_plain)
             without = plain.seconds([("embed", None)])
+            cpu_ratios.append(cpu_with / (cpu_seconds(of_plain) - before) - 1)
             ratios.append(with_dask / without - 1)
             rates.append(TASKS * TASK_RECORDS / without)
-            costs.append(tasks([0] * 50) / 50)
+            costs.append(tasks([0] * 50, made_from) / 50)
     plain.close()
     share = [cost * rate / TASK_RECORDS for cost, rate in zip(costs, rates, strict=True)]
     print(f"{settings.expert}, {TASKS} tasks of {TASK_RECORDS} records, {shown(rates, ' records/s')} without Dask")
     print(f"  longer with Dask, %: {shown([100 * ratio for ratio in ratios])}")
+    print(f"  more CPU seconds with Dask (worker, scheduler and client), %: {shown([100 * r for r in cpu_ratios])}")
     print(f"  a task with nothing to do, ms: {shown([1e3 * cost for cost in costs])}")
     print(f"  ... of the time of a task here, %: {shown([100 * s for s in share])}")
     print(f"  ... of one at 1,000 records/s, %: {shown([100 * cost / (TASK_RECORDS / 1000) for cost in costs])}")
+
+
+def cpu_seconds(pids: Sequence[int | None]) -> float:
+    """Return what processes have used so far: unlike the clock, it says the same on a machine that others use too."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def timed(work: Callable[[], object]) -> float:
