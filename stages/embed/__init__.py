@@ -194,8 +194,8 @@ class Embedder:
             store = self._matching()
             if store is not None and (store.shard_records == self.settings.shard_records or not store.pending()):
                 return store, ""
-            layout = self._layout()
             claims.leave()
+            layout = self._layout()  # may take seconds, in which nobody should have to wait
             if claims.try_own():
                 fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests, claims.confirm)
                 claims.share()

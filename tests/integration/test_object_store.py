@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from fsspec.registry import _registry
 
 from cache.objects import file_system
 from cache.places import place
-from tests.integration.faults import Forks, bytes_of, wait_until
+from tests.integration.faults import FULL, Forks, bytes_of, wait_until
 from tests.s3_server import LEASE_S, environment
 
 N_RECORDS, SHARD = 40, 4
@@ -162,6 +163,29 @@ def test_a_killed_worker_costs_its_shard_and_leaves_nothing(forks, store, local)
     assert objects_of(store) == bytes_of(local / "embeddings/ecgfm.zarr")
     assert n_computed(forks) <= N_RECORDS + 2 * SHARD
     assert (store.parent / ".claims").files() == {}
+
+
+@pytest.mark.skipif(not FULL, reason="takes minutes; ENSEMBLE_FAULTS=full runs it")
+def test_random_kills_lose_nothing(forks, store, local):
+    rng, kills, n_runs = random.Random(7), 0, 0
+    while kills < 20:
+        store.delete(sorted(store.files()))
+        n_runs += 1
+        while n_done(store) < N_RECORDS // SHARD:
+            while len(forks.living()) < 3:
+                forks.start()
+            time.sleep(rng.expovariate(1.0))
+            at_work = [pid for pid in forks.living() if forks.count(pid, "begun")]
+            for pid in rng.sample(at_work, min(1, len(at_work))) if rng.random() < 0.9 else at_work:
+                forks.kill(pid)
+                kills += 1
+        forks.start()
+        wait_until(lambda: not forks.living())
+        assert objects_of(store) == bytes_of(local / "embeddings/ecgfm.zarr")
+        assert (store.parent / ".claims").files() == {}
+        print(f"{kills} kills in {n_runs} runs", flush=True)
+    repeated = n_computed(forks) - n_runs * N_RECORDS
+    print(f"{kills} kills in {n_runs} runs: {repeated} of {n_computed(forks)} records computed twice")
 
 
 def test_two_runs_at_once_share_the_work(forks, store, local):
