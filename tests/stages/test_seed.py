@@ -1,0 +1,159 @@
+"""The expert whose weights come with the package: its size, its file, its input, and what pretraining is worth."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import roc_auc_score
+
+import stages.experts.seed as seed_module
+from cache.errors import InputError, UsageError, WeightsError
+from stages.experts import expert_class, load_expert
+from stages.experts._run import run_expert
+from stages.experts._weights import find_weights, sha256_of
+from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.synthetic.cohort import draw_block, draw_chunks
+from stages.synthetic.labels import Report
+from stages.training.loop import LoopSettings
+
+FILE = Path(seed_module.__file__).with_name("seed.safetensors")
+SMALL = {"width": 32, "heads": 2, "dim_head": 16, "mlp_dim": 64, "depth": 2}
+RHYTHMS = (
+    [Report.FIBRILLATION, Report.RAPID_FIBRILLATION],
+    [Report.BRADYCARDIA],
+    [Report.TACHYCARDIA],
+    [Report.PACING],
+    [Report.PVC],
+    [Report.BORDERLINE_AV_BLOCK, Report.AV_BLOCK],
+)
+MIMIC_TO_STANDARD = [0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.fixture(scope="module")
+def seed():
+    return load_expert("seed")
+
+
+def test_it_loads_without_download_and_stays_small(seed):
+    assert FILE.stat().st_size <= 5_000_000
+    assert seed.spec.parameters <= 2_500_000
+    assert seed.spec == expert_class("seed")[0].published_spec()
+    with safe_open(FILE, "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 == {torch.float16}
+    assert all(p.dtype == torch.float32 for p in seed.module.parameters())
+
+
+def test_the_file_is_the_one_that_the_spec_names(monkeypatch, tmp_path):
+    spec = seed_module.Seed.published_spec()
+    assert find_weights(spec, None) == FILE
+    assert sha256_of(FILE) == spec.weights.sha256
+    (tmp_path / FILE.name).write_bytes(FILE.read_bytes()[:-1] + b"\0")
+    monkeypatch.setattr("stages.experts._weights.PACKAGE_FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match=r"has sha256 .*install the package again"):
+        find_weights(spec, None)
+    (tmp_path / FILE.name).unlink()
+    with pytest.raises(WeightsError, match="is missing"):
+        find_weights(spec, None)
+
+
+def test_the_file_says_what_made_it():
+    with safe_open(FILE, "pt") as file:
+        facts = json.loads(file.metadata()["ensemble"])
+    assert facts["base"] == "seed"
+    assert facts["made_by"] == "pretrain"
+    assert facts["cohort"]["sources"] == ["mimic-iv-ecg"]  # the generator writes that layout
+    first, last = facts["curve"][0], facts["curve"][-1]
+    assert last["validation_loss"] < 0.9 * first["validation_loss"]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_weights(tmp_path):
+    pytest.importorskip("setuptools", reason="a wheel is built with setuptools, which is not installed here")
+    root, copy = Path(__file__).parents[2], tmp_path / "source"
+    for name in ("cache", "stages", "pipeline"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, copy]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("stages/experts/seed.safetensors") == FILE.read_bytes()
+
+
+def test_amplitude_and_lead_are_seen(seed):
+    signals = _records(1)[0][:1]
+    louder = run_expert(seed, seed.prepare(1.5 * signals, 500.0)).embedding
+    swapped = run_expert(seed, seed.prepare(signals[:, [1, 0, *range(2, 12)]], 500.0)).embedding
+    plain = run_expert(seed, seed.prepare(signals, 500.0)).embedding
+    assert np.abs(louder - plain).max() > 0.05
+    assert np.abs(swapped - plain).max() > 0.05
+
+
+@pytest.mark.parametrize(("seconds", "shape"), [(2.5, (1, 250)), (6.2, (1, 650)), (10, (1, 1000)), (25, (3, 1000))])
+def test_a_record_is_as_many_patches_as_it_has(seed, seconds, shape):
+    signals = np.tile(_records(1)[0][:1], (1, 1, 3))[..., : int(seconds * 500)]
+    x = seed.prepare(signals, 500.0)
+    assert (x.shape[1], x.shape[3]) == shape
+    assert run_expert(seed, x).embedding.shape == (1, seed.spec.embedding_dim)
+
+
+def test_less_than_pretraining_showed_of_a_lead_is_refused(seed):
+    with pytest.raises(InputError, match=r"1\.9 s are shorter than 2\.5 s"):
+        seed.prepare(np.zeros((1, 12, 950)), 500.0)
+
+
+def test_its_features_tell_rhythms_better_than_those_of_random_weights(seed):
+    signals, report = _records(600)
+    torch.manual_seed(0)
+    random = load_expert("seed", random_weights=True)
+    x = seed.prepare(signals, 500.0)
+    classes = [np.isin(report, kinds) for kinds in RHYTHMS]
+    labels = np.stack(classes, axis=1).astype(float)
+    assert _auroc(run_expert(seed, x), labels) > _auroc(run_expert(random, x), labels) + 0.01
+
+
+def test_a_version_of_ones_own_is_pretrained_and_loaded(toy_study, monkeypatch):
+    monkeypatch.chdir(toy_study)
+    torch.set_num_threads(1)
+    loop = LoopSettings(epochs=8, batch_size=8, learning_rate=2e-3)
+    paths = PretrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))
+    history = pretrain(
+        PretrainSettings("seed+own", "seed", loop, config={**SMALL, "decoder_embed_dim": 32}), paths
+    ).history
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+    own = load_expert("seed+own")
+    assert own.spec.embedding_dim == 2 * 12 * 32
+    assert {*own.module.state_dict()} == {*load_expert("seed", config=SMALL, random_weights=True).module.state_dict()}
+    assert Path("weights/versions/seed+own/model.safetensors").stat().st_size < 2.2 * own.spec.parameters + 20_000
+
+
+def test_what_cannot_be_changed_is_refused():
+    with pytest.raises(UsageError, match="no config option 'patch_size'; it has: width"):
+        load_expert("seed", config={"patch_size": 25}, random_weights=True)
+
+
+def _auroc(vectors, labels):
+    """Ridge on the first 400 records, macro AUROC on the others."""
+    features = vectors.embedding
+    mean, scale = features[:400].mean(0), features[:400].std(0) + 1e-6
+    features = (features - mean) / scale
+    model = RidgeCV(alphas=np.logspace(1, 5, 9)).fit(features[:400], labels[:400])
+    return roc_auc_score(labels[400:], model.predict(features[400:]))
+
+
+def _records(n):
+    """Draw records that pretraining has not seen, [n, 12, 5000] in mV, and their report classes."""
+    blocks = [draw_block(20_000 + k, 0) for k in range(-(-n // 200))]
+    counts = [chunk.counts for block in blocks for chunk in draw_chunks(block, min(n, 200))]
+    report = np.concatenate([block.schedule.report for block in blocks])
+    signals = np.concatenate(counts)[:n, MIMIC_TO_STANDARD].astype(float) / 200
+    return np.where(signals < -100, np.nan, signals), report[:n]
