@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cache.embeddings import Identity, Layout, Shard
 from cache.errors import UsageError
+from cache.resume import create_embeddings
+from stages.features import expert_parts, fits
 from stages.heads import EnsembleHeads, TaskSpec, fitting
 from stages.heads.blocks import BLOCK_ROWS, Blocks
 from stages.heads.blockwise_lora import WideAdapters
@@ -184,6 +188,28 @@ def test_reading_scattered_rows_keeps_their_order() -> None:
     np.testing.assert_array_equal(rows[index], values[index])
     np.testing.assert_array_equal(rows[5:50:7], values[5:50:7])
     np.testing.assert_array_equal(np.asarray(rows), values)
+
+
+def test_a_store_that_does_not_fit_is_left_on_disk_with_the_same_values(tmp_path: Path) -> None:
+    layout_ = Layout(300, ("embed", "block_1", "block_2"), (6, 6, 6), 6, shard_records=128)
+    store = create_embeddings(tmp_path / "net.zarr", layout_, Identity({"expert": "net"}, "s", "r"))
+    values = np.random.default_rng(4).normal(size=(300, 4, 6)).astype(np.float16)
+    for shard in range(store.n_shards):
+        part = values[store.rows_of(shard)]
+        store.write(shard, Shard(part[:, :3], part[:, 3]))
+    assert fits([store], 1.0)
+    assert not fits([store], 1e-6)
+    inside, outside = expert_parts(store), expert_parts(store, lazy=True)
+    assert set(inside) == set(outside) == {"embedding", "layers", "embed"}
+    rows = np.array([299, 5, 130])
+    for name, array in inside.items():
+        assert isinstance(outside[name], LazyRows)
+        assert outside[name].shape == array.shape
+        np.testing.assert_array_equal(np.asarray(outside[name]), array)
+        np.testing.assert_array_equal(outside[name][rows], array[rows])
+    y = {"y": (values[:, 3, 0] > 0).astype(float)}
+    heads = EnsembleHeads(lora=False, gate_epochs=0).fit({"net": outside}, y)
+    np.testing.assert_array_equal(heads.predict_proba({"net": outside})["y"], heads.predict_proba({"net": inside})["y"])
 
 
 MEMORY = """
