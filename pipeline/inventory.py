@@ -65,7 +65,7 @@ class _Cohort:
 
 def _state(study: Study, store: EmbeddingStore, cohort: _Cohort) -> str:
     """Whether the store is what params.yaml asks for now."""
-    from pipeline.commands.run import embed_settings
+    from pipeline.embedding import embed_settings
     from stages.embed import identity_of
 
     name = store.path.stem

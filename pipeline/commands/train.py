@@ -190,7 +190,7 @@ def posttrain_settings(
     study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, accept_license: bool = False
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.commands.run import embed_settings
+    from pipeline.embedding import embed_settings
     from pipeline.params import Posttrain
     from stages.posttrain import PosttrainSettings
 
@@ -248,7 +248,7 @@ def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
 
     from cache import open_embeddings, open_records, open_signals, records_digest
     from cache.errors import MissingFileError
-    from pipeline.commands.run import embed_settings
+    from pipeline.embedding import embed_settings
     from stages.embed import identity_of
 
     path = study.embedding(settings.expert)

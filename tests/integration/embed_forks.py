@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.embeddings import EmbeddingStore, Shard
-from pipeline.commands.run import embed_settings
+from pipeline.embedding import embed_settings
 from pipeline.study import Study
 from stages.embed import Embedder, EmbedPaths, line
 from stages.experts import Expert
