@@ -71,7 +71,7 @@ class EnsembleHeads(FittedHeads):
         Epochs without a better one after which training stops.
     device
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:i": where the heads of fits with 20,000 training records
-        or more are trained. Smaller fits, and the gate, which sees at most 30,000 records' predictions, stay on the
+        or more are trained. Smaller fits, and the gate, which sees at most 15,000 records' predictions, stay on the
         CPU. Not part of a saved fit.
     memory_gb
         Standardised features of one expert that may be kept, in 10^9 bytes; "auto": half of what is free. The others

@@ -29,7 +29,7 @@ from stages.heads.tasks import Block, TaskSpec, encode, layout, unusable
 
 ENOUGH_VALIDATION = 1500
 """With this many validation records in every fold, they alone judge; with fewer, inner training folds do too."""
-MOST_JUDGES = 30_000
+MOST_JUDGES = 15_000
 """Of more records that judge, so many at random do: they choose among a few numbers, and teach a small gate."""
 MANY_JUDGES = 5_000
 """With so many in every fold, half of them teach the gate as well as four fifths: two inner folds instead of five."""
