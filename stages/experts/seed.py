@@ -31,14 +31,14 @@ UNIT_MV = 0.1
 SHORTEST_PATCHES = 5
 """What pretraining showed of a lead."""
 OPTIONS = StMemOptions(
-    seq_len=N_SAMPLES, patch_size=PATCH, width=64, depth=4, mlp_dim=256, heads=2, dim_head=32, patch_norm=False
+    seq_len=N_SAMPLES, patch_size=PATCH, width=96, depth=6, mlp_dim=384, heads=3, dim_head=32, patch_norm=False
 )
 FREE = ("width", "depth", "mlp_dim", "heads", "dim_head")
 """Options that a version of one's own may change; the input's geometry stays."""
 UNUSED_KEYS = (r"(to_)?decoder_", r"mask_embedding$")
-PARAMETERS = 205_568
+PARAMETERS = 679_488
 WEIGHTS_FILE = "seed.safetensors"
-SHA256 = "93baf5584669fd658970b117847ff97da361735da5f2e1cc43f96ec9855b7f16"
+SHA256 = "382e3fbabaa7248a10130361ecba0a5590339454fa258bd83b1763ee76ed84c4"
 
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
 
