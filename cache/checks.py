@@ -133,6 +133,21 @@ def repair_signals(path: Place, guard: Guard | None = None) -> Iterator[str]:
     return _repair(path, signal_faults, open_signals, then, guard)
 
 
+def _require_readable(store: EmbeddingStore | SignalStore, shard: int) -> None:
+    """Refuse to drop what the disk does not let us read: a failing disk or a lost permission is no damage."""
+    arrays = store.arrays() if isinstance(store, EmbeddingStore) else (store.digest, store.valid, store.signals)
+    for file in (shard_file(store.path, array, shard) for array in arrays):
+        try:
+            file.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(
+                f"{file}: cannot be read ({error.strerror}), which says nothing of what it holds; give access or look "
+                "after the disk, and repair again"
+            ) from error
+
+
 def _repair(
     path: Place,
     faults: Callable[[Place], Iterator[Fault]],
@@ -146,5 +161,7 @@ def _repair(
     for shard in bad:
         if guard is not None:
             guard()
-        opened(path, mode="r+").drop(shard)
+        store = opened(path, mode="r+")
+        _require_readable(store, shard)
+        store.drop(shard)
         yield f"{path}: shard {shard} dropped; {then}"

@@ -34,7 +34,7 @@ class StoreError(EnsembleError, ValueError):
 
 
 class StorageError(EnsembleError, RuntimeError):
-    """An object storage that cannot be reached or refuses. Not an OSError: nothing of it may be taken for damage."""
+    """A storage that cannot be reached or read, or refuses. Not an OSError: nothing of it may be taken for damage."""
 
 
 class ClaimsLostError(StoreError):

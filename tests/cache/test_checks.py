@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import zarr
 
 from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
-from cache.errors import StoreError
+from cache.errors import StorageError, StoreError
 from cache.resume import create_embeddings
 from cache.signals import MISSING, create_signals, open_signals
 
@@ -82,6 +85,24 @@ def test_every_flipped_bit_of_the_metadata_is_found_and_restored(store):
                 open_embeddings(store)
             assert len(list(repair_embeddings(store))) == 1
             assert bytes_of(store) == whole
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_what_the_disk_does_not_let_be_read_is_not_dropped(store, monkeypatch, code):
+    file = store / "done/c/1"
+    flip(file, 77)
+    whole, read = bytes_of(store), Path.read_bytes
+
+    def refuse(path):
+        if path == file:
+            raise OSError(code, os.strerror(code), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(StorageError, match=r"done/c/1: cannot be read \("):
+        list(repair_embeddings(store))
+    monkeypatch.undo()
+    assert bytes_of(store) == whole
 
 
 def test_a_lost_file_is_found(store):
