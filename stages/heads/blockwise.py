@@ -35,7 +35,7 @@ from stages.heads.stack import GATE_WIDTH, ExpertHead, FoldHead, HeadOptions, ha
 LARGE_RECORDS = 20_000
 """Training records in some fold from which on heads are fitted block by block."""
 SAMPLE_RECORDS = 16_384
-"""Records, evenly spread, that the robust scaler's quantiles are taken from."""
+"""Training records of a fold, drawn at random, that its robust scaler's quantiles are taken from."""
 PATH_RECORDS = 8_192
 """Training records on which the path of penalties is fitted: a penalty is the precision of a prior, which does not
 change with their number."""
@@ -87,7 +87,7 @@ def fit_expert_blockwise(
     """
     train = masks.train.bool() & torch.from_numpy(present)
     labels = Labels(*targets, train, columns)
-    scalers, length = _fit_scalers(name, features, train[:, 0].numpy())
+    scalers, length = _fit_scalers(name, features, train[:, 0].numpy(), options.seed)
     blocks = Blocks(features.read, features.n_records, SharedScale(scalers, place.device), place.room)
     whitening = fit_whitening(blocks, train[:, 0], length, options.seed)
     blocks.scale.centre_on(whitening.mean)
@@ -118,14 +118,17 @@ def fit_expert_blockwise(
     )
 
 
-def _fit_scalers(name: str, features: Features, train: np.ndarray) -> tuple[list[RobustScaler], list[float]]:
+def _fit_scalers(name: str, features: Features, train: np.ndarray, seed: int) -> tuple[list[RobustScaler], list[float]]:
     """Scalers of all folds, and the mean squared length of what they give less its mean."""
     few = np.flatnonzero(train.sum(1) < 2)
     if len(few):
         raise InputError(f"expert '{name}': fold {few[0]} has {train[few[0]].sum()} training records with its features")
-    chosen = np.arange(0, features.n_records, max(1, features.n_records // SAMPLE_RECORDS))
+    # at random: rows at equal distances may all fall between those of a split that repeats itself
+    order = np.random.default_rng(seed).permutation(features.n_records)
+    drawn = [np.sort(order[mask[order]][:SAMPLE_RECORDS]) for mask in train]
+    chosen = np.unique(np.concatenate(drawn))
     sample = features.read(chosen)
-    parts = [sample[mask[chosen]] for mask in train]
+    parts = [sample[np.searchsorted(chosen, rows)] for rows in drawn]
     scalers = [RobustScaler.fit(part) for part in parts]
     return scalers, [float(s.transform(part).var(0).sum()) for s, part in zip(scalers, parts, strict=True)]
 

@@ -17,6 +17,7 @@ from cache.errors import UsageError
 from cache.resume import create_embeddings
 from stages.features import expert_parts, fits
 from stages.heads import EnsembleHeads, TaskSpec, fitting
+from stages.heads import blockwise as by_blocks
 from stages.heads.blocks import BLOCK_ROWS, Blocks
 from stages.heads.blockwise_lora import WideAdapters
 from stages.heads.lora import LoraOptions
@@ -126,6 +127,14 @@ def test_lora_by_blocks_learns_what_the_probe_cannot() -> None:
     truth = 60 + 10 * x[2400:, 0]
     error, plain = (np.abs(h.predict({"a": x[2400:]})["age"] - truth).mean() for h in (heads, probe))
     assert error < 0.8 * plain
+
+
+@pytest.mark.usefixtures("blockwise")
+def test_a_split_that_repeats_itself_hides_no_training_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, folds = _study()
+    monkeypatch.setattr(by_blocks, "SAMPLE_RECORDS", N // 10)  # every tenth record is one of validation
+    heads = EnsembleHeads(lora_epochs=1, gate_epochs=1).fit(x, y, list(TASKS), splits=folds)
+    assert all(np.isfinite(heads.predict_proba(x)["sex"]))
 
 
 def test_every_folds_standardised_features_follow_from_the_shared_ones() -> None:
