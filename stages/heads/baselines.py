@@ -6,15 +6,14 @@ full-rank heads (`fullrank`), the default itself (`ensemble`), metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from cache.errors import InputError
 from stages.heads.calibration import fit_temperatures
-from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.ensemble import EnsembleHeads
 from stages.heads.estimator import Predictions
 from stages.heads.features import mix_layers, parse_mix, read_features
@@ -22,9 +21,9 @@ from stages.heads.fitted import to_means
 from stages.heads.fitting import Targets, read_targets
 from stages.heads.fullrank import FullRank
 from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
-from stages.heads.reference import Reference
+from stages.heads.reference import Given, Reference
 from stages.heads.stack import HeadOptions, choose_strength
-from stages.heads.tasks import TaskSpec, infer_tasks, layout
+from stages.heads.tasks import layout
 
 
 class Trivial(Reference):
@@ -33,23 +32,11 @@ class Trivial(Reference):
     def __init__(self, *, on_unusable: str = "error") -> None:
         self.on_unusable = on_unusable
 
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
+    def _fit(self, given: Given) -> None:
         """Count training labels; the features give only the number of records."""
-        n = len(next(iter(read_features(features).values())))
-        groups = check_groups(groups, n)
-        folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, groups)
-        chosen = tuple(tasks) if tasks is not None else infer_tasks(targets)
-        skip = self.on_unusable == "skip"
-        data = read_targets(dict(targets), chosen, folds, n, skip_unusable=skip, balanced=False)
+        n = len(next(iter(given.read().values())))
+        folds, _ = given.folds(n)
+        data = given.read_targets(folds, n, self.on_unusable)
         train = torch.zeros(len(folds), 1, n)
         for f, (rows, _, _) in enumerate(folds):
             train[f, 0, torch.from_numpy(rows)] = 1
@@ -63,7 +50,6 @@ class Trivial(Reference):
         self.means_ = [
             to_means(logits[f : f + 1], data.centre[f], data.scale[f], data.blocks) for f in range(len(folds))
         ]
-        return self
 
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
         """Repeat the training answer for every record."""
@@ -77,22 +63,19 @@ class _OnHeads(Reference):
     def __init__(self, *, heads: EnsembleHeads | None = None) -> None:
         self.heads = heads
 
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
+    def _fit(self, given: Given) -> None:
         """Take the given fit if it is one, else fit."""
         self.heads_ = self.heads if self.heads is not None else EnsembleHeads()
         if not hasattr(self.heads_, "models_"):
-            self.heads_.fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
+            self.heads_.fit(
+                given.features,
+                given.targets,
+                given.tasks,
+                splits=given.splits,
+                groups=given.groups,
+                gate_signal=given.gate_signal,
+            )
         self.tasks_, self.n_folds_ = self.heads_.tasks_, len(self.heads_.models_)
-        return self
 
 
 class UniformMean(_OnHeads):
@@ -122,20 +105,11 @@ class Stacking(_OnHeads):
     chosen on held-out records as the probe's is.
     """
 
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
+    def _fit(self, given: Given) -> None:
         """Fit the experts' heads if need be, then the stack."""
-        super().fit(features, targets, tasks, splits=splits, groups=groups, gate_signal=gate_signal)
-        read, found = read_features(features), self.heads_.out_of_sample_
-        data = self._targets(targets, splits, groups, len(next(iter(read.values())))).take(found.rows)
+        super()._fit(given)
+        read, found = given.read(), self.heads_.out_of_sample_
+        data = self._targets(given, len(next(iter(read.values())))).take(found.rows)
         blocks, masks = self.heads_.blocks_, found.masks
         seen = np.stack([read[name].present for name in self.heads_.experts_], 1)
         present = torch.from_numpy(seen[found.rows.numpy()]).float()
@@ -155,18 +129,14 @@ class Stacking(_OnHeads):
         known = (data.weight > 0).float() * masks.judged[..., None]
         self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
         self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
-        return self
 
-    def _targets(
-        self, targets: Mapping[str, Any], splits: Sequence[Sequence[Any]] | None, groups: Any, n: int
-    ) -> Targets:
+    def _targets(self, given: Given, n: int) -> Targets:
         """Read the targets as the heads did; refuses other records than those of a given fit."""
         fitted_on = self.heads_.out_of_sample_.n_records
         if n != fitted_on:
             raise InputError(f"stacking: the heads were fitted on {fitted_on} records, but {n} are given")
-        folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, check_groups(groups, n))
-        balanced = self.heads_.balanced
-        return read_targets(dict(targets), self.heads_.tasks_, folds, n, skip_unusable=False, balanced=balanced)
+        folds, balanced = given.folds(n)[0], self.heads_.balanced
+        return read_targets(dict(given.targets), self.heads_.tasks_, folds, n, skip_unusable=False, balanced=balanced)
 
     @staticmethod
     def _inputs(outputs: torch.Tensor, present: torch.Tensor, columns: slice) -> torch.Tensor:
@@ -197,27 +167,17 @@ class Concatenated(Reference):
         self.on_unusable = on_unusable
         self.seed = seed
 
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
+    def _fit(self, given: Given) -> None:
         """Fit as one expert without LoRA."""
-        joined = self._join(features)
+        joined = self._join(given.features)
         self.inner_ = EnsembleHeads(
             lora=False, gate_epochs=0, gate_input="none", on_unusable=self.on_unusable, seed=self.seed
         )
-        self.inner_.fit({"concat": joined}, targets, tasks, splits=splits, groups=groups)
+        self.inner_.fit({"concat": joined}, given.targets, given.tasks, splits=given.splits, groups=given.groups)
         self.tasks_, self.n_folds_ = self.inner_.tasks_, len(self.inner_.models_)
         self.skipped_ = self.inner_.skipped_
         head = self.inner_.models_[0].heads["concat"]
         self.n_trainable_ = head.weight.size + head.bias.size
-        return self
 
     def _join(self, features: Mapping[str, Any]) -> np.ndarray:
         parts = parse_mix(self.layer_mix)

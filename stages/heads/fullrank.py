@@ -5,24 +5,24 @@ Lives here: `FullRank`. Not here: the other reference methods (`baselines`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stages.heads.calibration import fit_temperatures
-from stages.heads.crossfit import check_groups, check_splits, make_masks
+from stages.heads.crossfit import make_masks
 from stages.heads.estimator import Predictions
 from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import mix_arrays, to_means
-from stages.heads.fitting import Targets, read_targets
+from stages.heads.fitting import Targets
 from stages.heads.losses import task_losses
 from stages.heads.probe import Rotation, pad_stack
-from stages.heads.reference import Reference
+from stages.heads.reference import Given, Reference
 from stages.heads.scaler import RobustScaler
-from stages.heads.tasks import Block, TaskSpec, infer_tasks
+from stages.heads.tasks import Block
 
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 1e-3, 0.05, 0.25
 
@@ -57,24 +57,12 @@ class FullRank(Reference):
         self.on_unusable = on_unusable
         self.seed = seed
 
-    def fit(
-        self,
-        features: Mapping[str, Any],
-        targets: Mapping[str, Any],
-        tasks: Sequence[TaskSpec] | None = None,
-        *,
-        splits: Sequence[Sequence[Any]] | None = None,
-        groups: Any = None,
-        gate_signal: np.ndarray | None = None,
-    ) -> Self:
+    def _fit(self, given: Given) -> None:
         """Train every expert's MLPs, all folds and tasks at once."""
-        read = read_features(features)
+        read = given.read()
         n = len(next(iter(read.values())))
-        groups = check_groups(groups, n)
-        folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, groups)
-        chosen = tuple(tasks) if tasks is not None else infer_tasks(targets)
-        skip = self.on_unusable == "skip"
-        data = read_targets(dict(targets), chosen, folds, n, skip_unusable=skip, balanced=False)
+        folds, groups = given.folds(n)
+        data = given.read_targets(folds, n, self.on_unusable)
         train, judged = self._masks(folds, n, groups)
         self.data_, self.tasks_ = data, tuple(b.task for b in data.blocks)
         self.skipped_, self.n_folds_ = data.skipped, len(folds)
@@ -83,7 +71,6 @@ class FullRank(Reference):
             x = mix_layers(name, value, parse_mix(self.layer_mix), None)
             self.experts_[name] = self._fit_expert(x, torch.from_numpy(value.present).float(), train, judged, data)
         self.n_trainable_ = sum(p[0].numel() for e in self.experts_.values() for p in e[2])
-        return self
 
     def _masks(self, folds: list[Any], n: int, groups: Any) -> tuple[Tensor, Tensor]:
         """Training and validation masks [F, n]."""

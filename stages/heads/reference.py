@@ -1,18 +1,49 @@
 """The face that all reference methods share.
 
-Lives here: `Reference`. Not here: the methods (`baselines`, `fullrank`).
+Lives here: `Reference`, and what its `fit` was called with (`Given`). Not here: the methods (`baselines`, `fullrank`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
+from stages.heads.crossfit import Split, check_groups, check_splits
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
-from stages.heads.tasks import TaskSpec
+from stages.heads.features import ExpertFeatures, read_features
+from stages.heads.fitting import Targets, read_targets
+from stages.heads.tasks import TaskSpec, infer_tasks
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of `fit`, and what all methods read of them."""
+
+    features: Mapping[str, Any]
+    targets: Mapping[str, Any]
+    tasks: Sequence[TaskSpec] | None
+    splits: Sequence[Sequence[Any]] | None
+    groups: Any
+    gate_signal: np.ndarray | None
+
+    def read(self) -> dict[str, ExpertFeatures]:
+        """Read every expert's features."""
+        return read_features(self.features)
+
+    def folds(self, n: int) -> tuple[list[Split], np.ndarray | None]:
+        """Check splits and groups of `n` records; without splits all records train."""
+        groups = check_groups(self.groups, n)
+        return check_splits(self.splits if self.splits is not None else [(np.arange(n), [], [])], n, groups), groups
+
+    def read_targets(self, folds: list[Split], n: int, on_unusable: str) -> Targets:
+        """Lay out the targets, unbalanced."""
+        tasks = tuple(self.tasks) if self.tasks is not None else infer_tasks(self.targets)
+        skip = on_unusable == "skip"
+        return read_targets(dict(self.targets), tasks, folds, n, skip_unusable=skip, balanced=False)
 
 
 class Reference(Estimator, ABC):
@@ -20,7 +51,6 @@ class Reference(Estimator, ABC):
 
     n_trainable_: int = 0
 
-    @abstractmethod
     def fit(
         self,
         features: Mapping[str, Any],
@@ -32,6 +62,12 @@ class Reference(Estimator, ABC):
         gate_signal: np.ndarray | None = None,
     ) -> Self:
         """Fit all folds; arguments as `EnsembleHeads.fit`."""
+        self._fit(Given(features, targets, tasks, splits, groups, gate_signal))
+        return self
+
+    @abstractmethod
+    def _fit(self, given: Given) -> None:
+        """Fit all folds, and set `tasks_`, `n_folds_` and `n_trainable_`."""
 
     @abstractmethod
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
