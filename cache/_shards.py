@@ -60,10 +60,6 @@ class PlainShards:
         folder = path.joinpath(array.basename, "c")
         return cls(folder, shape[0], groups, width, chunks[0], shards[0], np.dtype(array.dtype), array.fill_value)
 
-    def rows_in(self, shard: int) -> int:
-        """Return how many rows of the array a shard holds."""
-        return max(0, min(self.shard_rows, self.n_rows - shard * self.shard_rows))
-
     @property
     def _grid_rows(self) -> int:
         return self.shard_rows // self.chunk_rows
