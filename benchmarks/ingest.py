@@ -27,7 +27,7 @@ import numpy as np
 import wfdb
 
 from stages.ingest import ingest
-from stages.readers import read_wfdb, standardise_block
+from stages.readers import read_wfdb, standardise
 from stages.synthetic import generate
 
 LOOP, COPY = "wfdb.rdrecord loop", "np.fromfile + write"
@@ -89,8 +89,8 @@ def _copy(cohort: Path, paths: list[str], to: Path) -> None:
 
 def _read(cohort: Path, paths: list[str]) -> None:
     rows = np.empty((BLOCK, 12, 5000), dtype=np.int16)
-    for start in range(0, len(paths), BLOCK):
-        standardise_block([read_wfdb(cohort, path) for path in paths[start : start + BLOCK]], rows)
+    for k, path in enumerate(paths):
+        standardise(read_wfdb(cohort, path), rows[k % BLOCK])
 
 
 def _ingest(cohort: Path, out: Path, workers: int) -> None:

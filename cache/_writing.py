@@ -5,13 +5,13 @@ Small files of this machine alone: `cache.files`.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cache._direct import write_pieces
 from cache.files import sync, write_text
 from cache.objects import ObjectPath
 from cache.places import Place
@@ -75,11 +75,8 @@ def store_text(file: Place, text: str, guard: Guard | None = None) -> None:
 def _write_and_rename(file: Path, pieces: Pieces) -> None:
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
-        with temporary.open("wb") as handle:
-            for piece in pieces:
-                handle.write(piece if isinstance(piece, bytes) else piece.data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        with temporary.open("wb", buffering=0) as handle:
+            write_pieces(handle.fileno(), pieces)
         temporary.replace(file)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from cache._packed import codec_of, pack_chunks, packer_of, shard_pieces
+from cache._packed import Packed, codec_of, pack_chunks, packer_of, shard_pieces
 from cache._writing import write_durably
 from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
 from cache.errors import StoreError
@@ -56,7 +56,7 @@ def to_millivolts(signals_uv: np.ndarray) -> np.ndarray:
 class PackedRows:
     """Some rows of a shard, ready to be written."""
 
-    chunks: list[bytes]
+    chunks: list[Packed]
     digests: np.ndarray
 
 
@@ -129,13 +129,15 @@ class SignalStore:
             )
         self.write_packed(shard, [self.pack(signals_uv)], valid)
 
-    def pack(self, signals_uv: np.ndarray) -> PackedRows:
+    def pack(self, signals_uv: np.ndarray, digests: np.ndarray | None = None) -> PackedRows:
         """Digest and encode rows of one shard that begin at a chunk's border; writes nothing, and any thread may do it.
 
         Parameters
         ----------
         signals_uv
             int16 [rows, 12, 5000]. May be overwritten afterwards.
+        digests
+            Of `digests_of`, if they are known.
         """
         if self.codec is None:
             raise StoreError(
@@ -143,7 +145,7 @@ class SignalStore:
             )
         rows = np.ascontiguousarray(signals_uv, dtype=np.int16)
         chunks = pack_chunks(rows, chunk_rows=self.chunk_records, fill=MISSING, packer=packer_of(self.codec))
-        return PackedRows(chunks, self.digests_of(rows))
+        return PackedRows(chunks, self.digests_of(rows) if digests is None else digests)
 
     def write_packed(self, shard: int, parts: Sequence[PackedRows], valid: np.ndarray) -> None:
         """Write one whole shard from its rows, packed part by part; all parts but the last are whole chunks."""

@@ -19,13 +19,14 @@ from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.signals import SignalStore, create_signals, grow_signals, open_signals
 from stages.cohorts import Cohort, open_cohort
-from stages.ingest.shards import Extras, Progress, pending_tasks, quality_of_new, run
+from stages.ingest.blocks import Extras
+from stages.ingest.shards import Progress, pending_tasks, quality_of_new, run
 from stages.ingest.table import Rows, appended_rows, new_rows
 from stages.ingest.told import IngestSummary, add_quality, summary_of, write_tables
 
 __all__ = ["IngestSummary", "ingest"]
 
-VERSION = "3"
+VERSION = "4"
 """Raised whenever the same files would give other rows; an interrupted run of another version is not gone on with."""
 
 

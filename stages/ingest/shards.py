@@ -9,56 +9,27 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cache.errors import InputError
 from cache.files import write_text
 from cache.places import folder_of
-from cache.signals import LEADS, MISSING, N_SAMPLES, PackedRows, SignalStore, open_signals
+from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signals
 from stages.cohorts import Cohort, open_cohort
+from stages.ingest.blocks import QUALITY, Block, Extras, Judged, quality_columns
 from stages.ingest.table import Rows
-from stages.readers import Counts, Quality, Recording, standardise_block
-from stages.readers.limbs import derive_limb_leads, limb_suspicions
-from stages.readers.pacing import count_pace_spikes
 
 Progress = Callable[[int, int], None]
-BLOCK_RECORDS = 64
-"""Read and packed at once: large enough for array calls, small enough for the processor's cache."""
-PACKERS, SHARDS_AHEAD = 2, 2
-"""Threads that pack; shards that may wait for the disk."""
-LONGEST_REASON = 300
-QUALITY = {
-    "sampling_rate_hz": "float64",
-    "n_samples": "Int64",
-    "nan_fraction": "float64",
-    "flat_leads": "object",
-    "missing_leads": "object",
-    "clipped_fraction": "float64",
-    "status": "object",
-    "reason": "object",
-    "derived_leads": "object",
-    "limb_swap": "object",
-    "pace_spikes": "Int64",
-}
-"""Columns that reading a record gives."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What is done on request only."""
-
-    derive_leads: bool = False
-    pace_spikes: bool = False
+BLOCKS, SHARDS_AHEAD = 4, 2
+"""Blocks that are being read or packed; shards that may wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -146,22 +117,19 @@ class _Report:
 
 
 def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
-    """Read in this thread, while others pack the blocks before and one writes the shards before."""
+    """Read in this thread, while one packs the blocks before and one writes the shards before."""
     if not tasks:
         return
     store = open_signals(tasks[0].signals, mode="r+")
-    rows = max(BLOCK_RECORDS // store.chunk_records, 1) * store.chunk_records
     # Made once for the whole run: asking the system for memory anew costs more than reading into it.
-    free: SimpleQueue[np.ndarray] = SimpleQueue()
-    for _ in range(PACKERS + 2):
-        free.put(np.empty((rows, len(LEADS), N_SAMPLES), dtype=np.int16))
+    free: SimpleQueue[Block] = SimpleQueue()
+    for _ in range(BLOCKS):
+        free.put(Block(store.chunk_records, store))
     writing: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(PACKERS) as packers, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as packer, ThreadPoolExecutor(1) as writer:
         for task in tasks:
-            blocks = [
-                (judged, packers.submit(_pack, store, buffer, judged, free, task.extras))
-                for buffer, judged in _read_shard(task, rows, free, report)
-            ]
+            read = _read_shard(task, store, free, report)
+            blocks = [(judged, packer.submit(_pack, block, judged, free)) for block, judged in read]
             if len(writing) == SHARDS_AHEAD:
                 writing.popleft().result()
             writing.append(writer.submit(_write_shard, store, task, blocks, work))
@@ -190,32 +158,22 @@ def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead
 # ---- one shard -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What is known of the rows of a block: valid lengths of all, and the quality columns of the new ones."""
-
-    n_kept: int
-    valid: np.ndarray
-    told: dict[str, list[Any]]
-
-
 def _read_shard(
-    task: Task, n_rows: int, free: SimpleQueue[np.ndarray], report: Callable[[int], None]
-) -> Iterator[tuple[np.ndarray, _Judged]]:
-    """Read a shard in blocks of `n_rows`, into arrays that are free."""
+    task: Task, store: SignalStore, free: SimpleQueue[Block], report: Callable[[int], None]
+) -> Iterator[tuple[Block, Judged]]:
+    """Read a shard chunk by chunk, into blocks that are free."""
     cohort = _cohort(task.source, task.folder, task.options)
     kept, valid = _kept(task)
-    for start in range(0, task.n_records, n_rows):
-        there = kept[start : start + n_rows]
-        paths = task.paths[max(start - task.n_kept, 0) : max(start + n_rows - task.n_kept, 0)]
-        first = max(start - task.n_kept, 0)
+    size = store.chunk_records
+    for start in range(0, task.n_records, size):
+        first, last = max(start - task.n_kept, 0), max(start + size - task.n_kept, 0)
+        paths = task.paths[first:last]
         refused = [task.refused.get(first + k) for k in range(len(paths))]
-        buffer = free.get()
-        buffer[: len(there)] = there
-        told = _read_records(cohort, paths, refused, buffer[len(there) :], derive_leads=task.extras.derive_leads)
-        lengths = np.array([*valid[start : start + n_rows], *told.pop("valid")], dtype=np.int32)
+        there = kept[start : start + size], valid[start : start + size]
+        block = free.get()
+        judged = block.read(cohort, there, paths, refused, task.extras)
         report(len(paths))
-        yield buffer, _Judged(len(there), lengths, told)
+        yield block, judged
 
 
 def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -228,61 +186,20 @@ def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return store.read_uv(rows), np.asarray(store.valid[rows])
 
 
-def _pack(
-    store: SignalStore, buffer: np.ndarray, judged: _Judged, free: SimpleQueue[np.ndarray], extras: Extras
-) -> PackedRows:
-    """Pack a block, and judge what is seen in finished rows; then its array is free again."""
-    block = buffer[: len(judged.valid)]
+def _pack(block: Block, judged: Judged, free: SimpleQueue[Block]) -> PackedRows:
     try:
-        new = block[judged.n_kept :]
-        judged.told["limb_swap"] = limb_suspicions(new)
-        if extras.pace_spikes:
-            counts = zip(count_pace_spikes(new), judged.told["status"], strict=True)
-            judged.told["pace_spikes"] = [n if status == "ok" else None for n, status in counts]
-        return store.pack(block)
+        return block.pack(judged)
     finally:
-        free.put(buffer)
+        free.put(block)
 
 
-def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[_Judged, Future[PackedRows]]], work: Path) -> None:
-    packed = [packing.result() for _, packing in blocks]
-    store.write_packed(task.shard, packed, np.concatenate([judged.valid for judged, _ in blocks]))
-    told = {name: [value for judged, _ in blocks for value in judged.told[name]] for name in QUALITY}
-    write_text(_told(work, task.shard), json.dumps(told))
+def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[Judged, Future[PackedRows]]], work: Path) -> None:
+    judged = [block for block, _ in blocks]
+    valid = np.array([n for block in judged for n in block.valid], dtype=np.int32)
+    store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid)
+    write_text(_told(work, task.shard), json.dumps(quality_columns(judged)))
 
 
 @lru_cache(maxsize=4)
 def _cohort(source: str, folder: str, options: str) -> Cohort:
     return open_cohort(source, folder, json.loads(options))
-
-
-def _read_records(
-    cohort: Cohort, paths: Sequence[str], refused: Sequence[str | None], out: np.ndarray, *, derive_leads: bool
-) -> dict[str, list[Any]]:
-    """Read records into the rows of `out`; returns columns: those of quality, and `valid`."""
-    failed: dict[int, Exception] = {row: InputError(why) for row, why in enumerate(refused) if why is not None}
-    recordings: list[Recording | Counts | None] = [None] * len(paths)
-    for row, path in enumerate(paths):
-        if row not in failed:
-            try:
-                recordings[row] = cohort.read(path)
-            # One record must not stop the run, whatever is wrong with it; the reason names what happened.
-            except Exception as error:
-                failed[row] = error
-    told: dict[str, list[Any]] = {name: [] for name in (*QUALITY, "valid")}
-    for row, judged in enumerate(standardise_block(recordings, out)):
-        if isinstance(judged, Quality):
-            columns = {**vars(judged), "status": "ok", "derived_leads": ()}
-            if derive_leads and judged.missing_leads:
-                columns["derived_leads"] = derive_limb_leads(out[row], judged.missing_leads)
-        else:
-            out[row].fill(MISSING)
-            columns = {"status": "bad", "reason": _reason(failed.get(row, judged)), "valid": 0}
-        for name, column in told.items():
-            column.append(columns.get(name))
-    return told
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) if isinstance(error, InputError) else f"unforeseen {type(error).__name__}: {error}"
-    return " ".join(text.split())[:LONGEST_REASON]

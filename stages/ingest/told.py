@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
-from stages.ingest.shards import QUALITY
+from stages.ingest.blocks import QUALITY
 from stages.ingest.table import Rows
 from stages.readers.pacing import SEVERAL
 

@@ -3,10 +3,10 @@
 Not here: what the columns of a particular cohort mean (stages/cohorts).
 """
 
-from stages.readers.block import standardise_block
 from stages.readers.paths import inside
+from stages.readers.quality import Quality
 from stages.readers.recording import Counts, Recording
-from stages.readers.standardise import Quality, standardise
+from stages.readers.standardise import standardise
 from stages.readers.wfdb_record import read_wfdb
 
-__all__ = ["Counts", "Quality", "Recording", "inside", "read_wfdb", "standardise", "standardise_block"]
+__all__ = ["Counts", "Quality", "Recording", "inside", "read_wfdb", "standardise"]

@@ -27,26 +27,30 @@ def inside(folder: str | Path, relative: str) -> str:
     return path
 
 
-def open_file(folder: str | Path, relative: str) -> int:
-    """Open a file below `folder` for reading, as `inside` allows it; returns the descriptor, which the caller closes.
+def open_file(folder: str | Path, relative: str) -> tuple[int, int]:
+    """Open a file below `folder` for reading, as `inside` allows it.
+
+    Returns
+    -------
+    Its descriptor, which the caller closes, and its size in bytes.
 
     Raises
     ------
     InputError
         It leaves the folder, does not exist, is no file or cannot be opened.
     """
-    name = os.path.basename(relative)
     _check(relative)
     try:
         descriptor = _open(str(folder), relative)
     except FileNotFoundError:
-        raise InputError(f"{name} does not exist") from None
+        raise InputError(f"{os.path.basename(relative)} does not exist") from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise InputError(f"{os.path.basename(relative)} cannot be read ({error.strerror})") from error
+    held = os.fstat(descriptor)
+    if not stat.S_ISREG(held.st_mode):
         os.close(descriptor)
-        raise InputError(f"{name} is not a file")
-    return descriptor
+        raise InputError(f"{os.path.basename(relative)} is not a file")
+    return descriptor, held.st_size
 
 
 def _check(relative: str) -> None:

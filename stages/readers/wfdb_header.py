@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -89,8 +88,7 @@ class Layout(NamedTuple):
     fault: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A header; `n_samples` is None where it is not stated; without signals where the record has segments.
 
     Attributes

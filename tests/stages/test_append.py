@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError
-from stages.ingest import ingest, shards
+from stages.ingest import blocks, ingest
 from stages.splits import assign_folds
 from stages.synthetic import generate
 
@@ -50,12 +50,8 @@ def test_what_was_there_stays_and_only_new_rows_are_read(cohort, tmp_path, monke
     before, table = files(tmp_path), pq.read_table(tmp_path / "records.parquet")
     digest = open_signals(tmp_path / "signals.zarr").content_digest()
     read = []
-    real = shards._read_records
-    monkeypatch.setattr(
-        shards,
-        "_read_records",
-        lambda c, paths, *more, **extra: (read.extend(paths), real(c, paths, *more, **extra))[1],
-    )
+    real = blocks._read
+    monkeypatch.setattr(blocks, "_read", lambda c, path, *more: (read.append(path), real(c, path, *more))[1])
     summary = run(cohort, tmp_path, append=True)
     after, records = files(tmp_path), open_records(tmp_path / "records.parquet")
     assert (summary.n_records, summary.n_new) == (90, 50)

@@ -1,0 +1,59 @@
+"""What a row of signals.zarr is worth, told from the finished row. Not here: how a recording becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cache.errors import InputError
+from cache.signals import LEADS, MISSING
+
+
+class Quality(NamedTuple):
+    """What a row is worth; the columns of records.parquet of the same names.
+
+    `nan_fraction` and `clipped_fraction` are over the leads that are there and the samples before padding.
+    """
+
+    sampling_rate_hz: float
+    n_samples: int
+    valid: int
+    nan_fraction: float
+    flat_leads: tuple[str, ...]
+    missing_leads: tuple[str, ...]
+    clipped_fraction: float
+
+
+def judge(
+    out: np.ndarray, places: Sequence[int], valid: int, at_limit: int, *, rate_hz: float, n_samples: int
+) -> Quality:
+    """Judge a finished row, of which `places` are the leads that the file has and `at_limit` samples are clipped.
+
+    Raises
+    ------
+    InputError
+        There is not one sample.
+    """
+    low, high = (out[:, :valid].min(axis=1), out[:, :valid].max(axis=1)) if valid else (np.full(12, MISSING),) * 2
+    there = [place for place in places if high[place] != MISSING]
+    if not there:
+        raise InputError("there is not one sample in any of its leads")
+    holed = [place for place in there if low[place] == MISSING]
+    n_missing = int((out[holed, :valid] == MISSING).sum()) if holed else 0
+    flat = [k for k in there if low[k] == high[k] or (k in holed and _flat(out[k, :valid]))]
+    return Quality(
+        sampling_rate_hz=float(rate_hz),
+        n_samples=n_samples,
+        valid=valid,
+        nan_fraction=n_missing / (len(there) * valid),
+        flat_leads=tuple(LEADS[k] for k in flat),
+        missing_leads=tuple(name for k, name in enumerate(LEADS) if k not in there),
+        clipped_fraction=at_limit / (len(there) * valid),
+    )
+
+
+def _flat(row: np.ndarray) -> bool:
+    known = row[row != MISSING]
+    return bool(known.min() == known.max())
