@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -58,12 +59,17 @@ class Blocks:
 
     def take(self, rows: Tensor) -> Block:
         """Collect records, given in ascending order."""
-        parts = []
+        # Nothing may stay behind a block that comes and goes, however small: it would cut the hole that the block leaves
+        # in the process's memory, the next one would not fit, and memory would grow with the number of blocks.
+        taken = Block.empty(0, self.scale.width, self.scale.device)
+        u = torch.empty(len(rows), self.scale.width, device=self.scale.device)
         edges = torch.searchsorted(rows, torch.arange(len(self) + 1) * BLOCK_ROWS).tolist()
         for k, (low, high) in enumerate(pairwise(edges)):
             if high > low:
-                parts.append(self[k].take((rows[low:high] - k * BLOCK_ROWS).to(self.scale.device)))
-        return join(parts)
+                part = self[k].take((rows[low:high] - k * BLOCK_ROWS).to(self.scale.device), u[low:high])
+                if len(part.row):
+                    taken = join([taken, replace(part, u=taken.u, row=part.row + low)])
+        return replace(taken, u=u)
 
     def shuffled(self, batch: int, wanted: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Block]]:
         """Yield every wanted record once: row numbers and block of each mini-batch, valid until the next one.

@@ -170,11 +170,12 @@ def _solve(work: Pass, labels: Labels, whitening: Whitening, strengths: Tensor) 
     device = work.blocks.scale.device
     n_folds, n_models, _ = labels.train.shape
     nothing = torch.zeros(n_folds, labels.y.shape[1], 0)
-    problem = Problem(nothing, labels.y, labels.weight, labels.train.float(), labels.blocks)
+    problem = Problem(nothing, labels.y, labels.weight, labels.train, labels.blocks)
     prior, frozen = prior_logits(problem), frozen_columns(problem)
     n_strengths = strengths.shape[1]
     penalty = (strengths * whitening.length.cpu()[:, None, None])[:, None].expand(-1, n_models, -1, -1)
-    largest = (labels.weight * labels.train[:, 0, :, None]).amax(1).clamp_min(1e-6)
+    own = zip(labels.weight, labels.train[:, 0], strict=True)
+    largest = torch.stack([torch.where(train[:, None], w, 0).amax(0) for w, train in own]).clamp_min(1e-6)
     curvature = curvature_bounds(labels.blocks) * largest * labels.train[:, 0].sum(1)[:, None]
     member = torch.nn.functional.one_hot(labels.groups).float()
     still = ((frozen.float() @ member) > 0)[:, :, None].expand(-1, -1, n_strengths, -1).flatten(1, 2)

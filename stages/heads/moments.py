@@ -17,6 +17,8 @@ from stages.heads.shared import Block
 
 MAX_GRAM_WIDTH = 2048
 """Of wider features the leading axes are found on a sample; the covariance itself would not be worth its time."""
+MAX_FOLDS = 62
+"""That a pattern of bits has room for."""
 WIDE_RANK, WIDE_RECORDS = 384, 4096
 
 
@@ -91,11 +93,14 @@ def fit_whitening(blocks: Blocks, train: Tensor, length: list[float], seed: int)
 
 def _parts(train: Tensor) -> list[tuple[Tensor, list[int]]]:
     """Find disjoint sets of records, bool [n], and the folds that train on them; where fewer, the folds' own sets."""
-    patterns, code = torch.unique(train.T, dim=0, return_inverse=True)
-    used = [k for k in range(len(patterns)) if bool(patterns[k].any())]
-    if len(used) > len(train):
-        return [(mask, [f]) for f, mask in enumerate(train)]
-    return [(code == k, torch.nonzero(patterns[k]).ravel().tolist()) for k in used]
+    own = [(mask, [f]) for f, mask in enumerate(train)]
+    if len(train) > MAX_FOLDS:
+        return own
+    code = torch.zeros(train.shape[1], dtype=torch.int64)
+    for f, mask in enumerate(train):
+        code |= mask.long() << f
+    used = [k for k in torch.unique(code).tolist() if k]
+    return own if len(used) > len(train) else [(code == k, [f for f in range(len(train)) if k >> f & 1]) for k in used]
 
 
 def _members(blocks: Blocks, part: Tensor) -> Iterator[Tensor]:

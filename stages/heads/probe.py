@@ -12,6 +12,7 @@ multinomial regression (Boehning 1992; Nesterov's momentum with the adaptive res
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ MAX_RANK = 1536
 STRENGTHS = tuple(10.0**k for k in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
 """Penalties in units of the summed loss, for coordinates scaled so that a training record has mean squared length 1."""
 CHUNK_ELEMENTS = 1 << 26
+LABEL_RECORDS = 1 << 16
+"""Whose labels are summed at a time."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,19 @@ class Problem:
         return Problem(self.z[:, rows], self.y[:, rows], self.weight[:, rows], self.train[:, :, rows], self.blocks)
 
 
+def _label_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give masks, weights and targets of some records at a time: products of all would be larger than the labels."""
+    for start in range(0, problem.y.shape[1], LABEL_RECORDS):
+        part = slice(start, start + LABEL_RECORDS)
+        yield problem.train[:, :, part].float(), problem.weight[:, part], problem.y[:, part]
+
+
 def prior_logits(problem: Problem) -> Tensor:
     """Intercept-only solution [F, M, C] with half a record of each class added: where the solver starts."""
-    weight = torch.einsum("fmn,fnc->fmc", problem.train, problem.weight)
-    mean = torch.einsum("fmn,fnc->fmc", problem.train, problem.weight * problem.y)
+    weight = mean = torch.zeros(())
+    for train, w, y in _label_chunks(problem):
+        weight = weight + torch.einsum("fmn,fnc->fmc", train, w)
+        mean = mean + torch.einsum("fmn,fnc->fmc", train, w * y)
     out = torch.zeros_like(mean)
     for block in problem.blocks:
         c = block.columns
@@ -224,8 +236,10 @@ def _bound(problem: Problem, strengths: Tensor) -> Tensor:
 
 def frozen_columns(problem: Problem) -> Tensor:
     """Find, bool [F, M, C], the columns of which the training rows hold no label, or one class only."""
-    seen = torch.einsum("fmn,fnc->fmc", problem.train, (problem.weight > 0).float())
-    positive = torch.einsum("fmn,fnc->fmc", problem.train, (problem.weight > 0) * problem.y)
+    seen = positive = torch.zeros(())
+    for train, w, y in _label_chunks(problem):
+        seen = seen + torch.einsum("fmn,fnc->fmc", train, (w > 0).float())
+        positive = positive + torch.einsum("fmn,fnc->fmc", train, (w > 0) * y)
     out = seen == 0
     for block in problem.blocks:
         if block.task.kind in ("binary", "multilabel"):

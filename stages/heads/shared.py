@@ -39,6 +39,12 @@ class Block:
     column: Tensor
     value: Tensor
 
+    @classmethod
+    def empty(cls, n_rows: int, width: int, device: torch.device) -> Block:
+        """Make a block of `n_rows` rows that are to be filled, without entries."""
+        place = torch.zeros(0, dtype=torch.long, device=device)
+        return cls(torch.empty(n_rows, width, device=device), place, place, torch.zeros(0, device=device))
+
     def __len__(self) -> int:
         return len(self.u)
 
