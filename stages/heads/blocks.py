@@ -59,8 +59,8 @@ class Blocks:
 
     def take(self, rows: Tensor) -> Block:
         """Collect records, given in ascending order."""
-        # Nothing may stay behind a block that comes and goes, however small: it would cut the hole that the block leaves
-        # in the process's memory, the next one would not fit, and memory would grow with the number of blocks.
+        # Nothing may stay behind a block that comes and goes, however small: it would cut the hole that the block
+        # leaves in the process's memory, the next one would not fit, and memory would grow with the number of blocks.
         taken = Block.empty(0, self.scale.width, self.scale.device)
         u = torch.empty(len(rows), self.scale.width, device=self.scale.device)
         edges = torch.searchsorted(rows, torch.arange(len(self) + 1) * BLOCK_ROWS).tolist()
