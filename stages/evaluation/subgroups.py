@@ -17,6 +17,8 @@ from stages.evaluation.predictions import Block
 
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))
 SEX_COLUMNS = ("gender", "sex")
+SEX_NAMES = {"f": "female", "female": "female", "m": "male", "male": "male"}
+"""Class name, in lower case -> how the group is called; another class keeps its own name."""
 
 
 def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
@@ -25,7 +27,8 @@ def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
     Parameters
     ----------
     records
-        records.parquet; a grouping whose column it lacks is left out.
+        records.parquet, as `cache.open_records` reads it; a grouping whose column it lacks is left out. What a code of
+        the sex means is told by the target's classes: where they do not say it, the groups have the classes' names.
     """
     return {
         grouping: {group: _subgroup(comparison, members) for group, members in groups.items()}
@@ -53,8 +56,14 @@ def _sexes(records: pd.DataFrame) -> dict[str, pd.Index]:
     column = next((name for name in SEX_COLUMNS if name in records), None)
     if column is None:
         return {}
+    target = records.attrs.get("targets", {}).get(column)
+    if target is None or target.kind not in ("binary", "multiclass"):
+        return {}
     sex, names = _numbers(records, column), pd.Index(records["record_id"])
-    return {"female": names[sex == 1], "male": names[sex == 0]}
+    called = [SEX_NAMES.get(name.strip().lower(), name) for name in target.classes or ("0", "1")]
+    if len(set(called)) < len(called):  # "F" and "female" in one column: whoever wrote it told them apart
+        called = list(target.classes)
+    return {name: names[sex == code] for code, name in sorted(enumerate(called), key=lambda item: item[1])}
 
 
 def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:

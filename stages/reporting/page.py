@@ -18,6 +18,7 @@ from stages.evaluation.curves import class_columns
 from stages.evaluation.metrics import METRICS
 from stages.evaluation.plots import file_name
 from stages.evaluation.predictions import Block, Predictions
+from stages.evaluation.subgroups import SEX_NAMES
 from stages.evaluation.table import decimals, ordered_methods
 from stages.reporting import figures, gate_figures, tables, training_figures
 from stages.reporting.glossary import TERMS, method_meaning, method_title
@@ -200,10 +201,12 @@ def _classes_figure(name: str, found: Json, series: dict[str, str]) -> str:
 
 
 def _subgroups_figure(name: str, metrics: Json, series: dict[str, str]) -> str:
-    found, words = metrics["tasks"][name], {"age_years": "age ", "sex": ""}
-    metric = found["headline"][0]
+    found, metric = metrics["tasks"][name], metrics["tasks"][name]["headline"][0]
     rows = [
-        (f"{words[grouping]}{group} ({part['n']:,})", [(series[m], v[metric]) for m, v in part["methods"].items()])
+        (
+            f"{_group_name(grouping, group)} ({part['n']:,})",
+            [(series[m], v[metric]) for m, v in part["methods"].items()],
+        )
         for grouping, groups in found.get("subgroups", {}).items()
         for group, part in groups.items()
         if any(values[metric]["value"] is not None for values in part["methods"].values())
@@ -211,6 +214,12 @@ def _subgroups_figure(name: str, metrics: Json, series: dict[str, str]) -> str:
     return (
         figures.interval_figure(f"Subgroups of {name}", rows, metric, decimals(metrics, name, metric)) if rows else ""
     )
+
+
+def _group_name(grouping: str, group: str) -> str:
+    if grouping == "age_years":
+        return f"age {group}"
+    return group if group in SEX_NAMES.values() else f"{grouping} {group}"
 
 
 def _gate(target: Target, block: Block, weights: pd.DataFrame | None) -> Json | None:

@@ -99,4 +99,5 @@ def _records(rng, record_ids, patient_ids, y):
         else [name for name, v in zip(TARGETS["superclass"].classes, row, strict=True) if v == 1]
         for row in y["superclass"]
     ]
+    frame.attrs["targets"] = TARGETS  # as `open_records` tells them
     return frame

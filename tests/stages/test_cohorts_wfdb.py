@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from cache import open_records
 from cache.errors import EnsembleError, InputError
 from stages.cohorts import open_cohort
+from stages.evaluation.predictions import open_predictions, writing_predictions
+from stages.evaluation.summary import summarise
 from stages.ingest import ingest
 
 
@@ -135,3 +137,27 @@ def test_any_table_is_read_or_refused_in_one_line(folder, tmp_path_factory, text
     except EnsembleError as error:
         said = str(error)
     assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("sex", "groups"),
+    [
+        (["M", "F", "F", "F", "M", "F"], {"female": {1, 2, 3, 5}, "male": {0, 4}}),
+        (["female", "male", "male", "male", "female", "male"], {"female": {0, 4}, "male": {1, 2, 3, 5}}),
+        ([1, 0, 0, 0, 1, 0], {"0": {1, 2, 3, 5}, "1": {0, 4}}),
+        (["F", "M", "X", "M", "F", "M"], {"X": {2}, "female": {0, 4}, "male": {1, 3, 5}}),
+    ],
+)
+def test_subgroups_by_sex_are_named_by_what_the_labels_say(folder, tmp_path, sex, groups):
+    options = labels(tmp_path, record=NAMES, age=[50, 61, 40, 70, 71, 72], sex=sex)
+    ingest("wfdb", folder, options, records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr")
+    records = open_records(tmp_path / "r.parquet")
+    ids, age = records["record_id"].to_numpy(), records["age"].to_numpy(float)
+    with writing_predictions(tmp_path / "p.parquet", {"age": records.attrs["targets"]["age"]}) as table:
+        # the error of record k is k + 1 years: a group's error tells who is in it
+        error = np.array([float(name[1:]) + 1 for name in ids])
+        table.add("age", "gate", "test", 0, record_ids=ids, patient_ids=ids, y_true=age, y_pred=age + error)
+    found = summarise(open_predictions(tmp_path / "p.parquet"), records, n_resamples=10)["tasks"]["age"]["subgroups"]
+    told = {name: (group["n"], group["methods"]["gate"]["mae"]["value"]) for name, group in found["sex"].items()}
+    expected = {name: (len(rows), pytest.approx(np.mean([k + 1 for k in rows]))) for name, rows in groups.items()}
+    assert told == expected
