@@ -8,6 +8,7 @@ from typing import Any
 from cache.embeddings import open_embeddings
 from cache.errors import UsageError
 from cache.records import open_records
+from pipeline.overlaps import shared
 from pipeline.runs import versions
 from pipeline.study import Study
 
@@ -53,7 +54,7 @@ def _expert(study: Study, name: str) -> dict[str, Any]:
         "source": spec.source,
         "sha256": attributes.get("weights_sha256", ""),
         "revision": attributes.get("weights_revision", ""),
-        "pretrained_on": list(spec.pretrained_on),
+        "pretrained_on": list(attributes.get("pretrained_on") or spec.pretrained_on),
         "non_commercial": spec.non_commercial,
     }
 
@@ -68,14 +69,20 @@ def overlap_warnings(study: Study) -> list[str]:
 
 
 def _overlaps(study: Study, experts: list[dict[str, Any]]) -> list[str]:
-    """Warn where an expert's published weights have seen the cohort that it is judged on."""
-    sources = sorted(set(open_records(study.records)["source"]))
+    """Warn where an expert's published weights have seen records of the cohort that it is judged on."""
+    sources = sorted(set(open_records(study.records)["source"].astype(str)))
     return [
-        f"{expert['name']} was pretrained on {source}: its numbers here may be too good"
+        overlap_warning(expert["name"], source, seen)
         for expert in experts
         for source in sources
-        if source in expert["pretrained_on"]
+        if (seen := shared(source, expert["pretrained_on"]))
     ]
+
+
+def overlap_warning(expert: str, source: str, seen: list[str]) -> str:
+    """Say that an expert has seen a source; `seen`: the collections of its pretraining that hold records of it."""
+    held = "" if seen == [source] else f", which {'holds' if len(seen) == 1 else 'hold'} records of {source}"
+    return f"{expert} was pretrained on {', '.join(seen)}{held}: its numbers here may be too good"
 
 
 def _made_here(study: Study) -> list[str]:

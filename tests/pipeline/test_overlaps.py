@@ -1,0 +1,46 @@
+"""Who has seen whom: every expert's pretraining data against every source, as reports warn of it."""
+
+import pytest
+
+from pipeline.facts import overlap_warning
+from pipeline.overlaps import PARTS, SINGLE, parts_of, shared
+from stages.cohorts import list_cohorts
+from stages.experts import expert_class, list_experts
+
+SEEN = {
+    name: cls.published_spec(variant).pretrained_on for name in list_experts() for cls, variant in [expert_class(name)]
+}
+CHALLENGE = {"challenge", "ptbxl", "chapman"}
+WARNED = {  # docs/experts.md says what each has seen
+    "ecgfm": CHALLENGE | {"mimic-iv-ecg", "enecg-jsonl"},
+    "hubert": CHALLENGE | {"code15"},
+    "jepa": {"chapman", "challenge", "code15"},
+    "stmem": {"chapman", "challenge", "code15"},
+}
+
+
+def test_every_source_and_every_collection_is_known():
+    named = {collection for seen in SEEN.values() for collection in seen} | set(list_cohorts())
+    assert named - set(PARTS) - SINGLE == set()
+    assert {part for name in named for part in parts_of(name)} <= SINGLE | {"chapman"}
+
+
+@pytest.mark.parametrize("expert", sorted(SEEN))
+def test_an_expert_is_warned_of_on_every_cohort_that_it_has_seen(expert):
+    warned = {source for source in list_cohorts() if shared(source, SEEN[expert])}
+    assert warned == WARNED.get(expert.split("-")[0], set())
+
+
+def test_a_warning_names_the_collections():
+    told = {source: overlap_warning("ecgfm", source, shared(source, SEEN["ecgfm"])) for source in WARNED["ecgfm"]}
+    assert told["mimic-iv-ecg"] == "ecgfm was pretrained on mimic-iv-ecg: its numbers here may be too good"
+    assert told["ptbxl"].startswith("ecgfm was pretrained on challenge2021, ptbxl, which hold records of ptbxl:")
+    assert told["enecg-jsonl"].startswith("ecgfm was pretrained on mimic-iv-ecg, which holds records of enecg-jsonl:")
+    assert "challenge2021, ptbxl" in told["challenge"]
+
+
+def test_parts_of_one_collection_do_not_overlap():
+    assert shared("ptbxl", ["chapman", "georgia", "code"]) == []
+    assert shared("ludb", ["challenge2021"]) == []
+    assert shared("challenge", ["challenge2020"]) == ["challenge2020"]
+    assert shared("a source of a package", ["a source of a package"]) == ["a source of a package"]
