@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -136,8 +137,19 @@ class EmbeddingStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the vectors were made from; of a store that gives none, the digest of its attributes."""
-        return str(self.attributes.get("fingerprint") or fingerprint(self.attributes))
+        """What the vectors were made from; of a store that gives none, the digest of its content, which is read whole."""
+        return str(self.attributes.get("fingerprint") or self._content_fingerprint())
+
+    def _content_fingerprint(self) -> str:
+        """Return the digest of attributes and values, however they are cut and packed; an outer chunk at a time."""
+        digests = {}
+        for array in self._data_arrays():
+            digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+            rows = (array.shards or array.chunks)[0]
+            for start in range(0, len(self), rows):
+                digest.update(np.ascontiguousarray(self._read(array, slice(start, start + rows))).data)
+            digests[array.basename] = digest.hexdigest()
+        return fingerprint({**self.attributes, "content": digests})
 
     def __len__(self) -> int:
         return int(self.embedding.shape[0])

@@ -41,7 +41,8 @@ def stores_table(study: Study) -> Table:
             continue
         done = len(store) - sum(r.stop - r.start for s in store.pending() for r in [store.rows_of(s)])
         state = _state(study, store, cohort)
-        table.add_row(path.stem, str(len(store)), str(done), _size(path), store.fingerprint[:12], state)
+        stated = str(store.attributes.get("fingerprint") or "none given")  # the content's would be read for
+        table.add_row(path.stem, str(len(store)), str(done), _size(path), stated[:12], state)
     return table
 
 

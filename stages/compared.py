@@ -32,6 +32,9 @@ ENECG = "enecg"
 COMPARED = (*(name for name in METHODS if name != "gate"), ENECG)
 """Every method there is beside the gate and the single experts, in the order of fitting."""
 
+CODE = ("compared.py", "features.py", "fits.py", "label_efficiency.py")
+"""Of this folder, and beside `heads`: what decides how a method is fitted."""
+
 Costs = dict[str, float | None]
 FoldPredictions = list[dict[str, np.ndarray]]
 """Fold -> task -> predictions for all rows."""
@@ -87,15 +90,23 @@ class Memory:
             np.savez(file, about=np.array(about), **arrays)
 
 
-def state_key(heads_folder: Path, records_path: Path) -> str:
-    """Digest of everything that changes a method's predictions: the fit, the labels, the code of the heads."""
-    code = sorted(Path(stages.heads.__path__[0]).glob("*.py"))
+def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str, str]) -> str:
+    """Digest of everything that changes a method's predictions: the fit, the vectors, the labels, the code of the heads.
+
+    Parameters
+    ----------
+    fingerprints
+        Expert -> that of its store.
+    """
+    heads = Path(stages.heads.__path__[0])
+    code = [*sorted(heads.glob("*.py")), *(heads.parent / name for name in CODE)]
     fit = [path for path in sorted(heads_folder.rglob("*")) if path.is_file()]
     return fingerprint(
         {
             "fit": {str(path.relative_to(heads_folder)): file_digest(path) for path in fit},
+            "vectors": dict(fingerprints),
             "records": file_digest(records_path),
-            "code": {path.name: file_digest(path) for path in code},
+            "code": {str(path.relative_to(heads.parent)): file_digest(path) for path in code},
         }
     )
 

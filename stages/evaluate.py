@@ -91,7 +91,7 @@ def evaluate(
     splits = make_splits(data, heads.provenance_["folds"])
     signal = read_gate_signal(heads, paths.signals)
     setting = Setting(data, heads, splits, signal, stores, paths.signals, paths.heads)
-    memory = Memory(paths.memory, state_key(paths.heads, paths.records))
+    memory = Memory(paths.memory, state_key(paths.heads, paths.records, data.fingerprints))
     if (paths.heads / ENECG_FOLDER).is_dir() and ENECG not in methods:
         methods = (*methods, ENECG)
     found = Evaluation({})

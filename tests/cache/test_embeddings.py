@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import zarr
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import FingerprintError, MissingFileError, StoreError
@@ -112,3 +113,25 @@ def test_a_folder_that_is_no_store_is_named(tmp_path):
     (tmp_path / "toy.zarr").mkdir()
     with pytest.raises(StoreError, match="not a Zarr v3 group"):
         open_embeddings(tmp_path / "toy.zarr")
+
+
+def test_a_store_without_fingerprint_is_known_by_its_values(tmp_path):
+    def written(name, values, **attributes):
+        group = zarr.create_group(tmp_path / f"{name}.zarr", attributes={"records_digest": "r", **attributes})
+        for array, data in (("layers", values[:, None]), ("embedding", values), ("done", np.ones(9, dtype=bool))):
+            group.create_array(array, data=data, chunks=(4 if name == "chunked" else 9, *data.shape[1:]))
+        return open_embeddings(tmp_path / f"{name}.zarr")
+
+    values = np.random.default_rng(0).normal(size=(9, 3)).astype("f4")
+    values[2] = np.nan
+    whole, chunked = written("whole", values), written("chunked", values)
+    assert whole.fingerprint == chunked.fingerprint, "how the values are cut does not matter"
+    others = [
+        written("turned", values[::-1]),
+        written("narrow", values.astype("f2")),
+        written("named", values, layer_names=["a"]),
+    ]
+    assert len({store.fingerprint for store in [whole, *others]}) == 4
+    assert written("told", values, fingerprint="f").fingerprint == "f"
+    zarr.open_group(whole.path, mode="r+")["layers"][8, 0, 1] = 0
+    assert open_embeddings(whole.path).fingerprint != chunked.fingerprint

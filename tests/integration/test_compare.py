@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
@@ -60,11 +61,11 @@ def _stores(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.zarr" for name in ("mine", "dlinear")}
 
 
-def _evaluate(folder: Path, **options):
+def _evaluate(folder: Path, stores=None, **options):
     names = ("records.parquet", "signals.zarr", "heads", "predictions.parquet", "gate_weights.parquet")
     paths = EvaluationPaths(*(folder / n for n in (*names, "metrics.json", "headline.json", "remembered")))
     fitted: list[str] = []
-    found = evaluate(paths, _stores(folder), n_resamples=100, on_method=fitted.append, **options)
+    found = evaluate(paths, stores or _stores(folder), n_resamples=100, on_method=fitted.append, **options)
     return found, fitted
 
 
@@ -125,6 +126,32 @@ def test_lead_ii_is_standardised_as_the_official_loader_does(parity_dir):
     official = load_file(parity_dir / "enecg-preprocess.safetensors")
     signals = official["in/raw_mv_T_by_lead"].transpose(0, 2, 1)
     np.testing.assert_allclose(enecg_lead(signals), official["out/fm5000"][:, :, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_changed_vectors_of_another_tool_are_refused_and_no_method_remembered(study, tmp_path):
+    vectors = np.array(open_embeddings(study / "mine.zarr").read_embedding())
+    digest = records_digest(open_records(study / "records.parquet")["record_id"])
+    group = zarr.create_group(tmp_path / "mine.zarr", attributes={"records_digest": digest})
+    for name, values in (("layers", vectors[:, None]), ("embedding", vectors), ("done", np.ones(N, dtype=bool))):
+        group.create_array(name, data=values)
+    for name in ("records.parquet", "signals.zarr"):
+        (tmp_path / name).symlink_to(study / name)
+    paths = (tmp_path / "records.parquet", {"mine": tmp_path / "mine.zarr"}, tmp_path / "heads")
+    options = {"signals_path": tmp_path / "signals.zarr", "options": OPTIONS, "folds": 3}
+
+    def evaluated():
+        return _evaluate(tmp_path, stores=paths[1], methods=("trivial",))[1]
+
+    fit_heads(*paths, **options)
+    assert (evaluated(), evaluated()) == (["trivial"], [])
+    group["embedding"][:] = vectors[::-1]
+    with pytest.raises(FingerprintError, match="was fitted on other embeddings of 'mine'"):
+        evaluated()
+    fit_heads(*paths, **options)
+    assert evaluated() == ["trivial"]
+    fingerprints = {"mine": open_embeddings(tmp_path / "mine.zarr").fingerprint}
+    keys = [compared.state_key(tmp_path / "heads", paths[0], told) for told in (fingerprints, {"mine": "other"})]
+    assert keys[0] != keys[1]
 
 
 def test_a_store_whose_rows_are_in_another_order_is_refused(study, tmp_path):
