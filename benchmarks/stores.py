@@ -8,9 +8,11 @@ Both sides are flushed to the disk and take turns; of each, the median of the ro
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -59,6 +61,15 @@ def read_memmap(path: Path) -> np.ndarray:
     return np.array(np.load(path, mmap_mode="r")[:, 6])
 
 
+def forget(path: Path) -> None:
+    """Let the kernel drop what it holds of a file, or of all files below a folder."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
 def against_memmap(folder: Path, n_records: int) -> None:
     block = np.random.default_rng(0).normal(size=(SHARD, LAYERS, DIM)).astype(np.float16)
     store, plain = folder / "store.zarr", folder / "plain.npy"
@@ -74,15 +85,24 @@ def against_memmap(folder: Path, n_records: int) -> None:
         clock("write memmap", lambda: write_memmap(plain, n_records, block, flush_each=True))
         clock("write store", lambda: write_store(store, n_records, block))
     for _ in range(ROUNDS):
-        clock("read memmap", lambda: read_memmap(plain))
-        clock("read store", lambda: read_store(store))
+        for path, kind, read in ((plain, "memmap", read_memmap), (store, "store", read_store)):
+            forget(path)
+            clock(f"read {kind} from the disk", partial(read, path))
+            read(path)
+            clock(f"read {kind}", partial(read, path))
     size = n_records * LAYERS * DIM * 2 / 1e6
     typical = {name: median(values) for name, values in seconds.items()}
     print(f"({n_records}, {LAYERS}, {DIM}) float16, {size:.0f} MB, median of {ROUNDS}")
     compared = (
         ("write all, each shard flushed", size, "write store", "write memmap"),
         ("... memmap flushed once, at the end", size, "write store", "write memmap, flushed once"),
-        ("read one layer of all rows", size / LAYERS, "read store", "read memmap"),
+        (
+            "read one layer of all rows, from the disk",
+            size / LAYERS,
+            "read store from the disk",
+            "read memmap from the disk",
+        ),
+        ("... from the page cache", size / LAYERS, "read store", "read memmap"),
     )
     for label, amount, ours, theirs in compared:
         rates = amount / typical[ours], amount / typical[theirs]
