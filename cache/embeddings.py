@@ -137,7 +137,7 @@ class EmbeddingStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the vectors were made from; of a store that gives none, the digest of its content, which is read whole."""
+        """What the vectors were made from; of a store that gives none, the digest of its content (read whole)."""
         return str(self.attributes.get("fingerprint") or self._content_fingerprint())
 
     def _content_fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cache.embeddings import open_embeddings
@@ -12,8 +13,6 @@ from pipeline.overlaps import shared
 from pipeline.runs import versions
 from pipeline.study import Study
 
-COMMANDS = ["dvc repro", "dvc metrics show", "ensemble report --show"]
-
 
 def report_facts(study: Study) -> dict[str, Any]:
     """Collect the facts of one study, as `stages.report.write_report` takes them."""
@@ -22,13 +21,33 @@ def report_facts(study: Study) -> dict[str, Any]:
     return {
         "title": f"{study.params.cohort.source}: {', '.join(expert['name'] for expert in experts)}",
         "warnings": [*_overlaps(study, experts), *_seen_warnings(study, trainings)],
-        "commands": COMMANDS,
+        "commands": commands(study),
         "versions": versions(),
         "experts": experts,
         "trainings": trainings,
         "methods": _costs(study),
         "learning_curve": _run(study, "evaluate").get("learning_curve", {}),
     }
+
+
+def evaluate_words(compare: bool, fractions: Sequence[float]) -> str:
+    """Return what params.yaml says of an evaluation, in one line."""
+    listed = ", ".join(f"{fraction:g}" for fraction in fractions)
+    return f"evaluate: {{compare: {str(compare).lower()}, fractions: [{listed}]}}"
+
+
+def commands(study: Study) -> list[str]:
+    """Return what repeats the study: also an evaluation that was asked for otherwise than params.yaml says."""
+    asked, told = study.params.evaluate, _run(study, "evaluate")
+    compare, fractions = told.get("compare", asked.compare), told.get("fractions", asked.fractions)
+    found = ["dvc repro"]
+    if (compare, fractions) != (asked.compare, asked.fractions):
+        shares = ",".join(f"{fraction:g}" for fraction in fractions)
+        options = "--compare" if compare else "--no-compare"
+        found += [f'ensemble evaluate {options} --fractions "{shares}"', "ensemble report"]
+    elif compare or fractions:
+        found = [f"dvc repro                # params.yaml: {evaluate_words(compare, fractions)}"]
+    return [*found, "dvc metrics show", "ensemble report --show"]
 
 
 def _expert(study: Study, name: str) -> dict[str, Any]:

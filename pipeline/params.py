@@ -127,6 +127,8 @@ class Evaluate(_Section):
     """How the fit is judged."""
 
     bootstrap: int = Field(default=1000, ge=100)
+    compare: bool = False
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = []
 
 
 class Params(_Section):

@@ -6,6 +6,7 @@ Lives here: what `evaluate --compare` resumes from, and what each method cost. N
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import time
@@ -26,6 +27,7 @@ from stages.fits import ENECG_FOLDER, read_enecg_lead
 from stages.heads import EnsembleHeads
 from stages.heads.baselines import METHODS
 from stages.heads.enecg_preset import EnecgHeads
+from stages.heads.features import parse_mix
 from stages.memory import PeakMemory
 
 ENECG = "enecg"
@@ -91,7 +93,7 @@ class Memory:
 
 
 def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str, str]) -> str:
-    """Digest of everything that changes a method's predictions: the fit, the vectors, the labels, the code of the heads.
+    """Digest of everything that changes a method's predictions: the fit, the vectors, the labels, the code.
 
     Parameters
     ----------
@@ -160,13 +162,21 @@ def _reference(name: str, setting: Setting) -> Fit:
 
 
 def make_method(name: str, heads: EnsembleHeads) -> Any:
-    """Construct a reference method with what it shares with the heads: the fit itself, options, seed."""
+    """Construct a reference method with what it shares with the heads: the fit itself, or each option that it has too.
+
+    `concat` and `full_rank` train no mixing of layers: where the heads' is trained (PMA), they read the plain mean.
+    """
     factory = METHODS[name]
     if name in ("mean", "stacking"):
         return factory(heads=heads)
     if name in ("ppa", "pma"):
         return factory(**heads.get_params())
-    return factory() if name == "trivial" else factory(seed=heads.seed)
+    accepted = inspect.signature(factory).parameters
+    shared = {option: value for option, value in heads.get_params().items() if option in accepted}
+    if "layer_mix" in shared:
+        parts = ["ppa" if part == "pma" else part for part in parse_mix(shared["layer_mix"])]
+        shared["layer_mix"] = "+".join(dict.fromkeys(parts))
+    return factory(**shared)
 
 
 def _enecg(name: str, setting: Setting) -> Fit:

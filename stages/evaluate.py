@@ -62,6 +62,8 @@ def evaluate(
     fractions: tuple[float, ...] = (),
     n_resamples: int = 1000,
     seed: int = 0,
+    memory_gb: float | str = "auto",
+    device: str = "auto",
     on_method: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Predict validation and test rows with every method, and write predictions, gate weights and metrics.
@@ -77,6 +79,8 @@ def evaluate(
         Shares of the training and validation patients for the learning curve; none, no curve.
     n_resamples
         Patient resamples behind each 95 % interval.
+    memory_gb, device
+        Of `stages.heads.EnsembleHeads`: a fit does not keep them, and what is fitted here takes these.
     on_method
         Called with each method's name before it is fitted; a method that is remembered is not fitted.
 
@@ -85,8 +89,8 @@ def evaluate(
     FingerprintError
         The heads were fitted on other embeddings.
     """
-    data = read_data(paths.records, stores)
-    heads = load_heads(paths.heads, data)
+    data = read_data(paths.records, stores, memory_gb=memory_gb)
+    heads = load_heads(paths.heads, data).set_params(memory_gb=memory_gb, device=device)
     data = _only(data, heads)
     splits = make_splits(data, heads.provenance_["folds"])
     signal = read_gate_signal(heads, paths.signals)

@@ -182,23 +182,31 @@ def _print_enecg(found: dict[str, Any]) -> None:
 
 
 def evaluate(
-    compare: Annotated[bool, typer.Option("--compare", help="Also fit every other method there is.")] = False,
+    compare: Annotated[
+        bool | None,
+        typer.Option("--compare/--no-compare", show_default=False, help="Also fit every other method there is."),
+    ] = None,
     fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, of what is fitted here.")] = None,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
 
-    A killed comparison goes on with the method where it stopped.
+    A killed comparison goes on with the method where it stopped. `dvc repro` evaluates as params.yaml says
+    (evaluate.compare, evaluate.fractions); options hold for this run alone.
 
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
-    from pipeline.facts import overlap_warnings
+    from pipeline.facts import evaluate_words, overlap_warnings
     from pipeline.runs import write_run
     from stages.compared import COMPARED
     from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
     from stages.evaluate import evaluate as run_evaluation
 
     study = Study()
-    shares = _fractions(fractions)
+    stores = {name: study.embedding(name) for name in study.fitted_experts()}
+    asked, options = study.params.evaluate, study.params.fit_heads.options
+    compare = asked.compare if compare is None else compare
+    shares = tuple(asked.fractions) if fractions is None else _fractions(fractions)
     paths = EvaluationPaths(
         study.records,
         study.signals,
@@ -211,21 +219,34 @@ def evaluate(
     )
     found = run_evaluation(
         paths,
-        {name: study.embedding(name) for name in study.fitted_experts()},
+        stores,
         methods=COMPARED if compare else DEFAULT_METHODS,
         fractions=shares,
-        n_resamples=study.params.evaluate.bootstrap,
+        n_resamples=asked.bootstrap,
         seed=study.params.seed,
+        memory_gb=options.get("memory_gb", "auto"),
+        device=device or options.get("device", "auto"),
         on_method=lambda name: typer.echo(f"fitting {name}", err=True),
     )
     write_run(
         study.state,
         "evaluate",
-        {"costs": found.costs, "left_out": found.left_out, "learning_curve": found.learning_curve},
+        {
+            "compare": compare,
+            "fractions": list(shares),
+            "costs": found.costs,
+            "left_out": found.left_out,
+            "learning_curve": found.learning_curve,
+        },
     )
     _print_metrics(found.metrics)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
+    if (compare, list(shares)) != (asked.compare, asked.fractions):
+        said = evaluate_words(compare, shares)
+        typer.echo(
+            f"`dvc repro` will evaluate as params.yaml says; to keep this comparison, set {said} there", err=True
+        )
     for warning in overlap_warnings(study):
         typer.echo(f"warning: {warning}", err=True)
 

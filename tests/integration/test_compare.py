@@ -1,9 +1,12 @@
 """fit-heads --preset enecg and evaluate --compare on a small study: everything of the table, resumed after a kill."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import zarr
 
 from cache import open_embeddings, open_records
@@ -11,12 +14,15 @@ from cache.embeddings import Identity, Layout, Shard
 from cache.errors import FingerprintError, UsageError
 from cache.records import records_digest
 from cache.resume import create_embeddings
+from pipeline.facts import report_facts
+from pipeline.study import Study
 from stages import compared
 from stages.evaluate import EvaluationPaths, evaluate
 from stages.evaluation.predictions import open_predictions
 from stages.features import make_splits, read_data, read_outputs, task_specs
 from stages.fit_heads import fit_heads
 from stages.fits import enecg_lead, read_enecg_lead
+from stages.heads import EnsembleHeads
 from stages.heads.enecg_preset import EnecgHeads
 
 N = 90
@@ -126,6 +132,47 @@ def test_lead_ii_is_standardised_as_the_official_loader_does(parity_dir):
     official = load_file(parity_dir / "enecg-preprocess.safetensors")
     signals = official["in/raw_mv_T_by_lead"].transpose(0, 2, 1)
     np.testing.assert_allclose(enecg_lead(signals), official["out/fm5000"][:, :, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_path, monkeypatch, ensemble):
+    shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered"))
+    monkeypatch.chdir(tmp_path / "study")
+    monkeypatch.setattr(compared, "COMPARED", ("trivial", "ppa"))  # others than those of every evaluation
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}, "embeddings": "."}
+    params |= {"evaluate": {"bootstrap": 100, "compare": True, "fractions": [0.5]}}
+
+    def told(*options):
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        done = ensemble("evaluate", *options)
+        assert done.returncode == 0, done.stderr
+        methods = json.loads(Path("metrics.json").read_text())["tasks"]["sex"]["methods"]
+        facts = report_facts(Study())
+        return "ppa" in methods, bool(facts["learning_curve"]), facts["commands"][:-2], "to keep this" in done.stderr
+
+    kept = "dvc repro                # params.yaml: evaluate: {compare: true, fractions: [0.5]}"
+    assert told() == (True, True, [kept], False)
+    plain = ["dvc repro", 'ensemble evaluate --no-compare --fractions ""', "ensemble report"]
+    assert told("--no-compare", "--fractions", "") == (False, False, plain, True)
+    del params["evaluate"]["compare"], params["evaluate"]["fractions"]
+    assert told() == (False, False, ["dvc repro"], False)
+    asked = ["dvc repro", 'ensemble evaluate --compare --fractions "0.5"', "ensemble report"]
+    assert told("--compare", "--fractions", "0.5") == (True, True, asked, True)
+
+
+@pytest.mark.parametrize("name", [name for name in compared.COMPARED if name != compared.ENECG])
+def test_a_reference_method_gets_the_options_that_it_shares_with_the_fit(name):
+    given = {"layer_mix": "last+pma", "balanced": True, "huber": False, "strengths": (0.1, 1.0), "inner_folds": 2}
+    heads = EnsembleHeads(**given, on_unusable="skip", memory_gb=1.0, seed=5)
+    method = compared.make_method(name, heads)
+    expected = {option: value for option, value in heads.get_params().items() if option in method.get_params()}
+    mixed = {"ppa": "ppa", "pma": "pma"}.get(name, "last+ppa")  # concat and full_rank train no mixing
+    assert {k: method.get_params()[k] for k in expected} == expected | (
+        {"layer_mix": mixed} if "layer_mix" in expected else {}
+    )
+    if name in ("mean", "stacking"):
+        assert method.heads is heads
+    else:
+        assert expected, "at least what to do with a task that cannot be learnt"
 
 
 def test_changed_vectors_of_another_tool_are_refused_and_no_method_remembered(study, tmp_path):

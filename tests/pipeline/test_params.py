@@ -26,6 +26,8 @@ def test_what_is_not_said_has_a_default(tmp_path):
         ({"embed": {"batchsize": 4}}, "unknown key 'embed.batchsize'; did you mean 'batch_size'?"),
         ({"experts": {"rocket": {"wheights": "x"}}}, "unknown key 'experts.rocket.wheights'; did you mean 'weights'?"),
         ({"evaluate": {"bootstrap": 5}}, "evaluate.bootstrap: input should be greater than or equal to 100, got 5"),
+        ({"evaluate": {"fractions": [0.1, 1.5]}}, "evaluate.fractions.1: input should be less than or equal to 1"),
+        ({"evaluate": {"compared": True}}, "unknown key 'evaluate.compared'; did you mean 'compare'?"),
         ({"embed": {"device": "tpu"}}, "embed.device: string should match pattern"),
         ({"cohort": {"source": "ptbxl"}}, "cohort.path: field required"),
     ],

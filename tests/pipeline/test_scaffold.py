@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -7,6 +9,8 @@ import yaml
 from cache.errors import MissingFileError, UsageError
 from pipeline.params import read_params
 from pipeline.scaffold import make_study
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -32,6 +36,28 @@ def test_a_study_is_ready_for_dvc(tmp_path, ptbxl):
         check=True,
     )
     assert {"ingest", "embed@rocket", "embed@morphology", "fit-heads", "evaluate", "report"} <= set(done.stdout.split())
+
+
+def imported(module: Path) -> set[Path]:
+    """Files of `stages` that a module reads, and those that they read."""
+    found, todo = set(), [module]
+    while todo:
+        for node in ast.walk(ast.parse((file := todo.pop()).read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in [n for n in names if n.startswith("stages.")]:
+                path = ROOT.joinpath(*name.split("."))
+                path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                todo += {path} - found - {file}
+                found.add(path)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["fit-heads", "evaluate", "report"])
+def test_dvc_runs_a_stage_again_when_its_code_changes(stage):
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    watched = [ROOT / dep for dep in stages[stage]["deps"]]
+    read = imported(ROOT / "stages" / f"{stage.replace('-', '_')}.py") - {ROOT / "stages/memory.py"}  # measures only
+    assert {f for f in read if not any(f == dep or dep in f.parents for dep in watched)} == set()
 
 
 def test_a_study_inside_a_git_repository_is_a_project_of_its_own(tmp_path, ptbxl):
