@@ -26,7 +26,7 @@ def report_facts(study: Study) -> dict[str, Any]:
         "experts": experts,
         "trainings": trainings,
         "methods": _costs(study),
-        "learning_curve": _run(study, "evaluate").get("learning_curve", {}),
+        **{key: _run(study, "evaluate").get(key, {}) for key in ("left_out", "learning_curve", "missing_points")},
     }
 
 
@@ -145,8 +145,15 @@ def _seen_warnings(study: Study, trainings: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+ON_HEADS = ("mean", "stacking")
+"""Methods that read the experts' fitted heads; what they train themselves is next to nothing."""
+
+
 def _costs(study: Study) -> dict[str, dict[str, float]]:
-    """Return method -> trainable parameters, seconds and peak memory, as far as the runs have told them."""
+    """Return method -> trainable parameters, seconds and peak memory, as far as the runs have told them.
+
+    Methods that stand on the experts' heads count these ("counts_heads" says so).
+    """
     costs = {name: dict(told) for name, told in _run(study, "evaluate").get("costs", {}).items()}
     fit = _run(study, "fit-heads")
     if "gate" in costs:
@@ -156,6 +163,12 @@ def _costs(study: Study) -> dict[str, dict[str, float]]:
     for name, seconds in fit.get("expert_seconds", {}).items():
         if f"expert:{name}" in costs:
             costs[f"expert:{name}"]["seconds"] = seconds
+    heads = [told for name, told in costs.items() if name.startswith("expert:")]
+    for name in [name for name in ON_HEADS if name in costs]:
+        for key in ("parameters", "seconds"):
+            parts = [told.get(key) for told in (costs[name], *heads)]
+            costs[name][key] = None if None in parts else sum(parts)
+        costs[name]["counts_heads"] = True
     return {name: {key: value for key, value in told.items() if value is not None} for name, told in costs.items()}
 
 

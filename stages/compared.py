@@ -38,6 +38,8 @@ CODE = ("compared.py", "features.py", "fits.py", "label_efficiency.py")
 """Of this folder, and beside `heads`: what decides how a method is fitted."""
 
 Costs = dict[str, float | None]
+Skipped = dict[str, str]
+"""Task -> why a method does not predict it."""
 FoldPredictions = list[dict[str, np.ndarray]]
 """Fold -> task -> predictions for all rows."""
 
@@ -72,19 +74,20 @@ class Memory:
             if stale != self.folder:
                 shutil.rmtree(stale, ignore_errors=True)
 
-    def get(self, name: str) -> tuple[FoldPredictions, Costs] | None:
-        """Return a method's predictions and costs, or None where it has not finished."""
+    def get(self, name: str) -> tuple[FoldPredictions, Costs, Skipped] | None:
+        """Return a method's predictions, costs and skipped tasks, or None where it has not finished."""
         path = self.folder / f"{name}.npz"
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as stored:
             told = json.loads(str(stored["about"]))
             found = [{task: stored[f"{f}/{task}"] for task in told["tasks"]} for f in range(told["folds"])]
-            return found, told["costs"]
+            return found, told["costs"], told["skipped"]
 
-    def put(self, name: str, predictions: FoldPredictions, costs: Costs) -> None:
+    def put(self, name: str, predictions: FoldPredictions, costs: Costs, skipped: Skipped) -> None:
         """Keep a finished method."""
-        about = json.dumps({"tasks": list(predictions[0]), "folds": len(predictions), "costs": costs})
+        shape = {"tasks": list(predictions[0]), "folds": len(predictions)}
+        about = json.dumps({**shape, "costs": costs, "skipped": skipped})
         arrays: dict[str, Any] = {
             f"{f}/{task}": values for f, found in enumerate(predictions) for task, values in found.items()
         }
@@ -115,7 +118,7 @@ def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str,
 
 def fitted_method(
     name: str, setting: Setting, memory: Memory, on_fit: Callable[[str], None]
-) -> tuple[FoldPredictions, Costs]:
+) -> tuple[FoldPredictions, Costs, Skipped]:
     """Fit a method and predict with it, or remember both.
 
     Parameters
@@ -134,15 +137,15 @@ def fitted_method(
     on_fit(name)
     with PeakMemory() as peak:
         started = time.perf_counter()
-        predict, costs = (_enecg if name == ENECG else _reference)(name, setting)
+        predict, costs, skipped = (_enecg if name == ENECG else _reference)(name, setting)
         costs["seconds"] = costs.get("seconds", time.perf_counter() - started)
     predictions = [predict(fold) for fold in range(len(setting.splits))]
     costs["peak_memory_mb"] = peak.mb
-    memory.put(name, predictions, costs)
-    return predictions, costs
+    memory.put(name, predictions, costs, skipped)
+    return predictions, costs, skipped
 
 
-Fit = tuple[Callable[[int], dict[str, np.ndarray]], Costs]
+Fit = tuple[Callable[[int], dict[str, np.ndarray]], Costs, Skipped]
 
 
 def _reference(name: str, setting: Setting) -> Fit:
@@ -156,9 +159,8 @@ def _reference(name: str, setting: Setting) -> Fit:
         groups=data.patients,
         gate_signal=signal,
     )
-    return lambda fold: method.predict_proba(data.features, gate_signal=signal, fold=fold), {
-        "parameters": method.n_trainable_
-    }
+    costs: Costs = {"parameters": method.n_trainable_}
+    return lambda fold: method.predict_proba(data.features, gate_signal=signal, fold=fold), costs, {}
 
 
 def make_method(name: str, heads: EnsembleHeads) -> Any:
@@ -194,4 +196,4 @@ def _enecg(name: str, setting: Setting) -> Fit:
     if not fit.tasks_:
         raise InputError("; ".join(f"{task}: {reason}" for task, reason in fit.skipped_.items()))
     costs["parameters"] = fit.n_trainable_
-    return lambda fold: fit.predict_proba(outputs, embeddings, lead, fold=fold), costs
+    return lambda fold: fit.predict_proba(outputs, embeddings, lead, fold=fold), costs, fit.skipped_

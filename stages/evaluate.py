@@ -49,9 +49,11 @@ class Evaluation:
     costs: dict[str, Costs] = field(default_factory=dict)
     """Method -> trainable parameters of one fold, seconds of fitting, peak memory in MB; None where unknown."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Method -> why it could not be fitted on these data."""
+    """Method, or "METHOD on TASK" -> why it could not be fitted on these data."""
     learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Task -> points {"fraction", "method", "metric", "value", "low", "high"}."""
+    missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Task -> fraction, such as "0.1" -> why the learning curve has no point there."""
 
 
 def evaluate(
@@ -110,7 +112,9 @@ def evaluate(
     write_metrics(paths.headline, headline(found.metrics))
     if fractions:
         draws = Draws(n_resamples, seed)
-        found.learning_curve = learning_curve(setting, memory.folder, fractions, found.metrics, draws, report)
+        found.learning_curve, found.missing_points = learning_curve(
+            setting, memory.folder, fractions, found.metrics, draws, report
+        )
     return found
 
 
@@ -133,10 +137,11 @@ def _predictors(
         yield name, predictions
     for name in methods:
         try:
-            predictions, found.costs[name] = fitted_method(name, setting, memory, on_method)
+            predictions, found.costs[name], skipped = fitted_method(name, setting, memory, on_method)
         except InputError as error:
             found.left_out[name] = str(error)
             continue
+        found.left_out |= {f"{name} on {task}": reason for task, reason in skipped.items()}
         yield name, predictions
 
 

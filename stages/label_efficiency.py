@@ -6,6 +6,7 @@ methods (`stages.heads`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import InputError, UsageError
+from cache.files import write_text
 from stages.compared import FoldPredictions, Setting
 from stages.evaluation.comparison import EXPERT_PREFIX, Draws
 from stages.evaluation.predictions import PredictionWriter, open_predictions, writing_predictions
@@ -30,8 +32,10 @@ def learning_curve(
     metrics: Mapping[str, Any],
     draws: Draws,
     on_fit: Callable[[str], None],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return task -> points of gate, single experts and mean; a fraction that has finished is not fitted again.
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, str]]]:
+    """Return task -> points of gate, single experts and mean, and task -> fraction -> why it has no point there.
+
+    A fraction that has finished is not fitted again.
 
     A share takes its patients from training and validation alike (labels are paid for in both), smaller shares lie
     inside larger ones, and the test records are always the same ones. The point at 1 is the study's own fit.
@@ -46,20 +50,35 @@ def learning_curve(
     if wrong := [f for f in fractions if not 0 < f <= 1]:
         raise UsageError(f"--fractions {wrong[0]:g}: a share of the patients lies above 0 and is at most 1")
     curve: dict[str, list[dict[str, Any]]] = {}
+    missing: dict[str, dict[str, str]] = {}
     for fraction in sorted(set(fractions)):
         found: Mapping[str, Any] = metrics
         if fraction < 1:
-            table = folder / f"fraction-{fraction:g}.parquet"
-            if not table.is_file():
-                on_fit(f"gate on {fraction:.0%} of the patients")
-                try:
-                    _fit_fraction(setting, fraction, table, draws.seed)
-                except InputError as error:
-                    raise InputError(f"--fractions {fraction:g}: {error}") from error
-            found = summarise(open_predictions(table), None, draws.n, draws.seed)
+            found, skipped = _fraction(setting, folder, fraction, draws, on_fit)
+            for task, reason in skipped.items():
+                missing.setdefault(task, {})[f"{fraction:g}"] = reason
         for task, told in found["tasks"].items():
             curve.setdefault(task, []).extend(_points(fraction, told))
-    return curve
+    return curve, missing
+
+
+def _fraction(
+    setting: Setting, folder: Path, fraction: float, draws: Draws, on_fit: Callable[[str], None]
+) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Return the metrics of a fit on a share of the patients, and task -> why so few do not do; both remembered."""
+    table, reasons = (folder / f"fraction-{fraction:g}.{suffix}" for suffix in ("parquet", "json"))
+    if not reasons.is_file():
+        on_fit(f"gate on {fraction:.0%} of the patients")
+        try:
+            skipped = _fit_fraction(setting, fraction, table, draws.seed)
+        except InputError as error:  # too few for any task: no reason to throw away what has been evaluated
+            table.unlink(missing_ok=True)
+            skipped = {task.name: str(error) for task in setting.data.tasks}
+        write_text(reasons, json.dumps(skipped))
+    skipped = json.loads(reasons.read_text(encoding="utf-8"))
+    if not table.is_file():
+        return {"tasks": {}}, skipped
+    return summarise(open_predictions(table), None, draws.n, draws.seed), skipped
 
 
 def _points(fraction: float, task: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -72,8 +91,8 @@ def _points(fraction: float, task: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> None:
-    """Fit on a share of the patients, and write what the fit says of the test records."""
+def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> dict[str, str]:
+    """Fit on a share of the patients, write what the fit says of the test records, and return the tasks left out."""
     data, heads = setting.data, setting.heads
     splits = [patient_share(split, data.patients, fraction, seed) for split in setting.splits]
     fit = EnsembleHeads(**{**heads.get_params(), "on_unusable": "skip"})
@@ -83,6 +102,7 @@ def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> N
         for method, predictions in (fit_predictions(few) | {MEAN: _means(few)}).items():
             for fold, (_, _, test) in enumerate(splits):
                 write_block(table, data, method, "test", fold, test, predictions[fold])
+    return fit.skipped_
 
 
 def patient_share(split: Split, patients: np.ndarray, fraction: float, seed: int) -> Split:

@@ -33,7 +33,8 @@ def write_report(
         What the files do not say; every key is optional (docs/outputs.md): "title", "warnings" [str], "commands"
         [str], "versions" {name: version}, "experts" [{"name", "title", "version", "licence", "source", "sha256",
         "revision", "pretrained_on", "non_commercial"}], "methods" {METHOD: {"title", "description", "parameters",
-        "seconds", "peak_memory_mb"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low", "high"}]},
+        "seconds", "peak_memory_mb", "counts_heads"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low",
+        "high"}]}, "missing_points" {TASK: {FRACTION: reason}}, "left_out" {METHOD or "METHOD on TASK": reason},
         "trainings" [{"name", "made_by", "parent", "task", "kept_epoch", "curve" [{"epoch", "loss", "validation_loss"}],
         "sources", "n_records", "n_patients", "n_seen", "n_judged"}].
 

@@ -237,11 +237,15 @@ def evaluate(
             "costs": found.costs,
             "left_out": found.left_out,
             "learning_curve": found.learning_curve,
+            "missing_points": found.missing_points,
         },
     )
     _print_metrics(found.metrics)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
+    for task, points in found.missing_points.items():
+        for fraction, reason in points.items():
+            typer.echo(f"no point of the learning curve of {task} at {fraction}: {reason}")
     if (compare, list(shares)) != (asked.compare, asked.fractions):
         said = evaluate_words(compare, shares)
         typer.echo(
@@ -326,9 +330,11 @@ def _fractions(text: str | None) -> tuple[float, ...]:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    from stages.evaluation.table import metrics_table
+    from stages.evaluation.table import differences_table, metrics_table
 
     _print(metrics_table(metrics))
+    if (differences := differences_table(metrics)) is not None:
+        _print(differences)
 
 
 def _print(table: object) -> None:

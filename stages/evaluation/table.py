@@ -87,6 +87,38 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
+def differences_table(metrics: dict[str, Any]) -> Table | None:
+    """Return each method minus the best single expert as a rich table; None where there is nothing to compare."""
+    pairs = columns(metrics)
+    methods = [m for m in ordered_methods(metrics) if any(m in t["differences"] for t in metrics["tasks"].values())]
+    if not methods:
+        return None
+    table = Table(title="Minus the best single expert, same patients redrawn, 95 % interval", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for task, metric in pairs:
+        best = (metrics["tasks"][task]["best_single_expert"] or "").removeprefix("expert:")
+        table.add_column(Text(f"{task}\n{METRICS[metric].title} minus {best or 'none'}"), justify="right")
+    for method in methods:
+        table.add_row(method, *(_difference_cell(metrics, task, metric, method) for task, metric in pairs))
+    return table
+
+
+def difference_text(metrics: dict[str, Any], task: str, metric: str, method: str) -> tuple[str, str]:
+    """Return a method's difference to the best single expert and its interval; "" for what there is not."""
+    found = metrics["tasks"][task]["differences"].get(method, {}).get(metric)
+    if found is None:
+        return "", ""
+    places = decimals(metrics, task, metric)
+    value, low, high = (number(found[key], places, sign=True) for key in ("value", "low", "high"))
+    return value, "" if found["low"] is None else f"{low} to {high}"
+
+
+def _difference_cell(metrics: dict[str, Any], task: str, metric: str, method: str) -> Text:
+    value, interval = difference_text(metrics, task, metric, method)
+    text = Text(f"{value} {mark(metrics, task, metric, method)}" if value else "")
+    return text.append(f" ({interval})" if interval else "", style="dim")
+
+
 def _cell(metrics: dict[str, Any], task: str, metric: str, method: str) -> Text:
     found = metrics["tasks"][task]["methods"].get(method)
     if found is None:

@@ -7,9 +7,19 @@ EXPERT = "one frozen model alone: a head on its embeddings, trained like the gat
 METHODS: dict[str, tuple[str, str]] = {
     "gate": ("gate", "the default: every expert has a head, and a gate weighs their answers anew for each record"),
     "enecg": ("EnECG preset", "the published EnECG heads and gate (lead II), on the experts' own outputs"),
-    "ppa": ("layer mean (PPA)", "the plain mean of an expert's layers, then a head"),
-    "pma": ("layer gate (PMA)", "a small network weighs an expert's layers for each record, then a head"),
-    "full_rank": ("full-rank heads", "the same heads trained in full instead of by low-rank adapters"),
+    "ppa": (
+        "layer mean (PPA)",
+        "the default itself (heads, low-rank adapters, gate over experts) on the plain mean of each expert's layers",
+    ),
+    "pma": (
+        "layer gate (PMA)",
+        "the default itself (heads, low-rank adapters, gate over experts) on a mean of each expert's layers that a "
+        "small network weighs anew for each record",
+    ),
+    "full_rank": (
+        "full-rank heads",
+        "per expert and task a network with one hidden layer of 64 units, trained in full; experts averaged alike",
+    ),
     "concat": ("concatenation", "all experts' embeddings side by side, one logistic or ridge regression"),
     "stacking": ("stacking", "a logistic or ridge regression on the experts' own predictions for unseen patients"),
     "mean": ("uniform mean", "the plain average of the experts' answers, every expert counted alike"),

@@ -119,6 +119,10 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "gate": _gate(target, blocks[main], weights),
         "curves": _curves_note(target),
         "learning": Markup(_learning(name, found, series, facts)),
+        "learning_missing": [
+            (f"{float(fraction):.3g}", reason.rstrip("."))
+            for fraction, reason in facts.get("missing_points", {}).get(name, {}).items()
+        ],
         "learning_legend": [(titles[m], css) for m, css in series.items() if m in _learned(name, facts)],
     }
 

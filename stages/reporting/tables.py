@@ -19,6 +19,7 @@ from stages.evaluation.table import (
     best_method,
     columns,
     decimals,
+    difference_text,
     mark,
     method_group,
     number,
@@ -52,6 +53,8 @@ def headline_table(metrics: Json, facts: Json) -> Json:
     names = ordered_methods(metrics)
     return {
         "columns": [_column(metrics, task, metric) for task, metric in pairs],
+        "counted": any(described.get(method, {}).get("counts_heads") for method in names),
+        "left_out": [(_left_out(name, described), why.rstrip(".")) for name, why in facts.get("left_out", {}).items()],
         "costs": [COSTS[key] for key in costs],
         "groups": [
             {
@@ -71,6 +74,12 @@ def headline_table(metrics: Json, facts: Json) -> Json:
             if any(method_group(method) == group for method in names)
         ],
     }
+
+
+def _left_out(name: str, described: Json) -> str:
+    """Return the title of a METHOD, or of "METHOD on TASK"."""
+    method, on, task = name.partition(" on ")
+    return f"{method_title(method, described.get(method))}{on}{task}"
 
 
 def _cost(value: float | None) -> str:
@@ -96,6 +105,7 @@ def headline_cell(metrics: Json, task: str, metric: str, method: str) -> Json | 
     return {
         "value": number(found[metric]["value"], places),
         "interval": interval_text(found[metric], places),
+        "difference": difference_text(metrics, task, metric, method),
         "best": method == best_method(metrics, task, metric),
         "mark": sign,
         "verdict": _VERDICTS.get(sign, ""),

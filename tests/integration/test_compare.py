@@ -101,6 +101,13 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
     assert (study / "metrics.json").read_bytes() == first
     points = found.learning_curve["age"]
     assert {p["fraction"] for p in points if p["method"] == "gate"} == {0.5, 1.0}
+    assert found.left_out == {}
+    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.02,))
+    assert fitted == ["gate on 2% of the patients"]
+    assert "0.02" in found.missing_points["sex"]  # one patient a split has one sex
+    assert [p["fraction"] for p in found.learning_curve.get("sex", [])] == []
+    again, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.02,))
+    assert (again.missing_points, again.learning_curve, fitted) == (found.missing_points, found.learning_curve, [])
     with pytest.raises(UsageError, match=r"--fractions 1\.5"):
         _evaluate(study, fractions=(1.5,))
 
@@ -153,6 +160,14 @@ def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_
     assert told() == (True, True, [kept], False)
     plain = ["dvc repro", 'ensemble evaluate --no-compare --fractions ""', "ensemble report"]
     assert told("--no-compare", "--fractions", "") == (False, False, plain, True)
+    costs = report_facts(Study())["methods"]
+    heads = sum(costs[f"expert:{name}"]["parameters"] for name in ("mine", "dlinear"))
+    assert costs["mean"] == {
+        "parameters": heads,
+        "peak_memory_mb": costs["mean"]["peak_memory_mb"],
+        "counts_heads": True,
+    }
+    assert costs["stacking"]["parameters"] > heads
     del params["evaluate"]["compare"], params["evaluate"]["fractions"]
     assert told() == (False, False, ["dvc repro"], False)
     asked = ["dvc repro", 'ensemble evaluate --compare --fractions "0.5"', "ensemble report"]

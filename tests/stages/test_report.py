@@ -13,7 +13,7 @@ from cache.records import Target, write_records
 from stages.evaluation.plots import FOLDERS, write_plots
 from stages.evaluation.predictions import open_predictions, writing_predictions
 from stages.evaluation.summary import headline, read_metrics, summarise, write_metrics
-from stages.evaluation.table import metrics_table, number
+from stages.evaluation.table import differences_table, metrics_table, number
 from stages.report import write_report
 from stages.reporting.svg import nice_ticks, tick_text
 from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_study
@@ -24,7 +24,9 @@ FACTS = {
     "warnings": ["ecgfm was pretrained on this cohort"],
     "commands": ["ensemble ingest --source ptbxl"],
     "experts": [{"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]}],
-    "methods": {"gate": {"parameters": 74896, "seconds": 2.5}},
+    "methods": {"gate": {"parameters": 74896, "seconds": 2.5}, "mean": {"parameters": 70001, "counts_heads": True}},
+    "left_out": {"pma": "no expert has layers.", "enecg on superclass": "EnECG has no multilabel task"},
+    "missing_points": {"gender": {"0.01": "one class only"}, "age": {"0.02": "too few"}},
     "learning_curve": {
         "age": [{"fraction": f, "method": "gate", "value": 8 - f, "low": 7, "high": 9} for f in (0.1, 1)]
     },
@@ -221,6 +223,29 @@ def test_the_page_shows_the_numbers_of_metrics_json(page, metrics):
         found = metrics["tasks"][task]
         for values in found["methods"].values():
             assert f'<span class="value">{number(values[found["headline"][0]]["value"], places)}</span>' in page
+
+
+def test_every_method_is_told_with_its_difference_to_the_best_expert(page, metrics):
+    terminal = io.StringIO()
+    Console(file=terminal, width=220).print(differences_table(metrics))
+    for task, places in (("age", 2), ("gender", 3), ("report_label", 3), ("superclass", 3)):
+        found = metrics["tasks"][task]
+        assert set(found["differences"]) == set(found["methods"]) - {found["best_single_expert"]}
+        for method, differences in found["differences"].items():
+            told = differences[found["headline"][0]]
+            value, low, high = (number(told[key], places, sign=True) for key in ("value", "low", "high"))
+            assert f'<small class="difference">{value} ({low} to {high})</small>' in page
+            line = next(line for line in terminal.getvalue().splitlines() if f" {method} " in line)
+            assert value in line
+            assert f"({low} to {high})" in line
+
+
+def test_what_is_missing_is_told_with_its_reason(page):
+    words = " ".join(re.sub(r"<[^>]+>", "", page).split())
+    assert "Left out. layer gate (PMA): no expert has layers; EnECG preset on superclass: EnECG has no multi" in words
+    assert "Label efficiency has no point at 0.01 of the patients: one class only." in words
+    assert "Label efficiency has no point at 0.02 of the patients: too few." in words
+    assert "count the experts' heads that they stand on" in words.replace("&#39;", "'")
 
 
 def test_the_same_inputs_give_the_same_page_and_metrics(study, page, tmp_path):
