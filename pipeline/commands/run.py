@@ -243,9 +243,8 @@ def evaluate(
     _print_metrics(found.metrics)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
-    for task, points in found.missing_points.items():
-        for fraction, reason in points.items():
-            typer.echo(f"no point of the learning curve of {task} at {fraction}: {reason}")
+    for (fraction, reason), tasks in _by_reason(found.missing_points).items():
+        typer.echo(f"no point of the learning curve at {fraction} ({', '.join(tasks)}): {reason}")
     if (compare, list(shares)) != (asked.compare, asked.fractions):
         said = evaluate_words(compare, shares)
         typer.echo(
@@ -327,6 +326,15 @@ def _fractions(text: str | None) -> tuple[float, ...]:
         return tuple(float(name) for name in _names(text) or ())
     except ValueError as error:
         raise UsageError(f"--fractions {text}: expected numbers such as 0.1,0.3,1.0") from error
+
+
+def _by_reason(missing_points: dict[str, dict[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """Turn task -> fraction -> reason into (fraction, reason) -> tasks."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for task, points in missing_points.items():
+        for point in points.items():
+            found.setdefault(point, []).append(task)
+    return found
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
     return {
         "name": name,
         "anchor": file_name(name),
-        "about": _about(target, found["n"], found["methods"][main]),
+        "about": _about(target, found["n"], found["methods"][main], rotated="folds" in found),
         "verdict": tables.verdict(metrics, name, main, facts),
         "legend": [(titles[method], css) for method, css in series.items()],
         "main": titles[main],
@@ -127,17 +127,19 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
     }
 
 
-def _about(target: Target, n: Json, values: Json) -> str:
-    train = f"{n['train']:,} training, {n['val']:,} validation and " if n.get("train") else ""
+def _about(target: Target, n: Json, values: Json, *, rotated: bool) -> str:
+    """Say what a task is and on how many records; `rotated`: each record is a test record of one fold's fit."""
+    train = f"{n['train']:,} training, {n['val']:,} validation and " if n.get("train") and not rotated else ""
+    folds = " Each is judged by the one fit, of several, that has not seen its patient." if rotated else ""
     unit = f" in {target.unit}" if target.unit else ""
     missing = f" {n['missing']:,} test records have no label." if n["missing"] else ""
     defined = values.get("auroc_macro", {}).get("n_classes", len(target.classes))
     if defined < len(target.classes):
         missing += f" AUROC is defined for {defined} of {len(target.classes)} classes."
-    described = f"{target.description}. " if target.description else ""
+    described = f"{target.description[0].upper()}{target.description[1:]}. " if target.description else ""
     return (
         f"{described}Predicts {_KINDS[target.kind]}{unit}. "
-        f"{train}{n['test']:,} labelled test records of {n['patients_test']:,} patients.{missing}"
+        f"{train}{n['test']:,} labelled test records of {n['patients_test']:,} patients.{folds}{missing}"
     )
 
 

@@ -240,6 +240,13 @@ def test_every_method_is_told_with_its_difference_to_the_best_expert(page, metri
             assert f"({low} to {high})" in line
 
 
+def test_records_that_rotate_through_the_folds_are_not_counted_twice(page, metrics):
+    assert metrics["tasks"]["gender"]["n"]["test"] == 300
+    assert "300 labelled test records of" in page
+    assert "Each is judged by the one fit, of several, that has not seen its patient." in page
+    assert " training, " not in page
+
+
 def test_what_is_missing_is_told_with_its_reason(page):
     words = " ".join(re.sub(r"<[^>]+>", "", page).split())
     assert "Left out. layer gate (PMA): no expert has layers; EnECG preset on superclass: EnECG has no multi" in words
