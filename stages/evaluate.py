@@ -17,7 +17,7 @@ from stages.evaluation.gate_weights import GateWeightWriter, writing_gate_weight
 from stages.evaluation.predictions import PredictionWriter, open_predictions, writing_predictions
 from stages.evaluation.summary import headline, summarise, write_metrics
 from stages.features import Data, Split, make_splits, read_data
-from stages.fits import ENECG_FOLDER, load_heads, read_gate_signal
+from stages.fits import ENECG_FOLDER, leads_of, load_heads, read_gate_signal
 from stages.heads import EnsembleHeads
 from stages.label_efficiency import fit_predictions, learning_curve, write_block
 
@@ -95,7 +95,7 @@ def evaluate(
     heads = load_heads(paths.heads, data).set_params(memory_gb=memory_gb, device=device)
     data = _only(data, heads)
     splits = make_splits(data, heads.provenance_["folds"])
-    signal = read_gate_signal(heads, paths.signals)
+    signal = read_gate_signal(heads, paths.signals, leads_of(heads))
     setting = Setting(data, heads, splits, signal, stores, paths.signals, paths.heads)
     memory = Memory(paths.memory, state_key(paths.heads, paths.records, data.fingerprints))
     if (paths.heads / ENECG_FOLDER).is_dir() and ENECG not in methods:

@@ -14,7 +14,14 @@ import numpy as np
 from cache.errors import UsageError
 from cache.places import Place
 from stages.features import Data, Split, make_splits, read_data, read_outputs, task_specs
-from stages.fits import ENECG_FOLDER, read_enecg_lead, read_gate_signal
+from stages.fits import (
+    ENECG_FOLDER,
+    GATE_LEADS,
+    check_gate_leads,
+    read_enecg_lead,
+    read_gate_signal,
+    reads_signal,
+)
 from stages.heads import EnsembleHeads
 from stages.heads.enecg_preset import EnecgHeads
 from stages.memory import PeakMemory
@@ -61,7 +68,7 @@ def fit_heads(
     preset
         "enecg": fit the published recipe as well, on the same folds, into the folder's `enecg/`.
     options
-        Of `stages.heads.EnsembleHeads`.
+        Of `stages.heads.EnsembleHeads`, and `gate_leads`: the leads that a gate with `gate_input` "signal" reads.
     device
         auto, cpu, cuda or cuda:i, before that of `options`.
 
@@ -71,7 +78,11 @@ def fit_heads(
         An option that the heads do not have, or a named task that cannot be learnt.
     """
     chosen = {**(options or {}), **({} if device is None else {"device": device})}
+    asked = chosen.pop("gate_leads", None)
+    leads = GATE_LEADS if asked is None else check_gate_leads(asked)
     heads = make_heads(chosen, seed, skip=tasks is None)
+    if asked is not None and not reads_signal(heads):
+        raise UsageError("fit_heads.options.gate_leads: the gate reads no signal; let gate_input name it, too")
     data = read_data(records_path, stores, tasks, heads.memory_gb)
     splits = make_splits(data, folds)
     with PeakMemory() as memory:
@@ -81,8 +92,9 @@ def fit_heads(
             task_specs(data.tasks),
             splits=splits,
             groups=data.patients,
-            gate_signal=read_gate_signal(heads, signals_path),
+            gate_signal=read_gate_signal(heads, signals_path, leads),
             provenance={
+                **({"gate_leads": list(leads)} if reads_signal(heads) else {}),
                 "fingerprints": data.fingerprints,
                 "identities": data.identities,
                 "dtypes": data.dtypes,
@@ -130,7 +142,8 @@ def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> Ensemble
     known = set(EnsembleHeads().get_params()) - {"seed", "on_unusable"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise UsageError(f"fit_heads.options has no '{unknown[0]}'; it has: {', '.join(sorted(known))}")
+        listed = ", ".join(sorted({*known, "gate_leads"}))
+        raise UsageError(f"fit_heads.options has no '{unknown[0]}'; it has: {listed}")
     return EnsembleHeads(**options, seed=seed, on_unusable="skip" if skip else "error")
 
 

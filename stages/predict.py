@@ -12,7 +12,7 @@ import numpy as np
 from cache.errors import FingerprintError, InputError, MissingFileError
 from cache.signals import LEADS, N_SAMPLES, RATE_HZ, to_millivolts
 from stages.features import layer_parts
-from stages.fits import gate_leads, reads_signal
+from stages.fits import gate_signal, leads_of, reads_signal
 from stages.heads import EnsembleHeads
 from stages.readers import Quality, read_wfdb, standardise
 
@@ -109,7 +109,7 @@ def predict(
         if name not in features:
             for prediction in found:
                 prediction.warnings.append(f"expert {name} is absent")
-    signal = gate_leads(signals_mv) if reads_signal(heads) else None
+    signal = gate_signal(signals_mv, leads_of(heads)) if reads_signal(heads) else None
     _fill(found, heads, features, signal)
     return found
 
