@@ -9,6 +9,7 @@ import pytest
 import yaml
 import zarr
 
+import stages.evaluate
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
 from cache.errors import FingerprintError, UsageError
@@ -24,6 +25,7 @@ from stages.fit_heads import fit_heads
 from stages.fits import enecg_lead, read_enecg_lead
 from stages.heads import EnsembleHeads
 from stages.heads.enecg_preset import EnecgHeads
+from stages.heads.rows import LazyRows
 
 N = 90
 OPTIONS = {"lora_epochs": 2, "gate_epochs": 2}
@@ -172,6 +174,25 @@ def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_
     assert told() == (False, False, ["dvc repro"], False)
     asked = ["dvc repro", 'ensemble evaluate --compare --fractions "0.5"', "ensemble report"]
     assert told("--compare", "--fractions", "0.5") == (True, True, asked, True)
+
+
+def test_an_evaluation_keeps_to_the_memory_and_device_of_params_yaml(study, tmp_path, monkeypatch, ensemble):
+    shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered", "enecg"))
+    monkeypatch.chdir(tmp_path / "study")
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}, "embeddings": "."}
+    params |= {"evaluate": {"bootstrap": 100}}
+    seen = []
+
+    def only(data, heads):
+        seen.append((isinstance(data.features["mine"]["embedding"], LazyRows), heads.memory_gb, heads.device))
+        return whole(data, heads)
+
+    whole = stages.evaluate._only
+    monkeypatch.setattr(stages.evaluate, "_only", only)
+    for options in ({}, {"memory_gb": 1e-6, "device": "cpu"}):
+        Path("params.yaml").write_text(yaml.safe_dump(params | {"fit_heads": {"options": options}}))
+        assert ensemble("evaluate").returncode == 0
+    assert seen == [(False, "auto", "auto"), (True, 1e-6, "cpu")]
 
 
 @pytest.mark.parametrize("name", [name for name in compared.COMPARED if name != compared.ENECG])
