@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.claims import claims_on
@@ -34,8 +35,8 @@ def read_vectors(path: Path, id_column: str = ID_COLUMN) -> tuple[dict[str, np.n
     Parameters
     ----------
     path
-        .npy [record, dim] or [record, layer, dim]; .npz with `embedding` and, if there are any, `layers`, `output` and
-        `record_id`; .parquet with the id column and a list column `embedding`, or one number column a dimension.
+        Of floats or whole numbers: .npy [record, dim] or [record, layer, dim]; .npz with `embedding` and, if there are
+        any, `layers`, `output` and `record_id`; .parquet with the id column and a list column `embedding`, or one number column a dimension.
 
     Returns
     -------
@@ -72,13 +73,44 @@ def _read_parquet(path: Path, id_column: str) -> tuple[dict[str, np.ndarray], li
     table = pq.read_table(path)
     ids = table[id_column].cast(pa.string()).to_pylist() if id_column in table.column_names else None
     if "embedding" in table.column_names:
-        column = table["embedding"].combine_chunks()
-        return {"embedding": np.stack([np.asarray(row) for row in column.to_pylist()])}, ids
+        return {"embedding": _stacked(path, table["embedding"], ids)}, ids
     columns = [name for name in table.column_names if name != id_column]
-    text = [name for name in columns if not pa.types.is_floating(table[name].type)]
+    text = [name for name in columns if not _is_number(table[name].type)]
     if text:
-        raise InputError(f"{path}: column '{text[0]}' does not hold floats; leave it out")
+        raise InputError(f"{path}: column '{text[0]}' does not hold numbers; leave it out")
     return {"embedding": np.column_stack([table[name].to_numpy() for name in columns])}, ids
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _stacked(path: Path, column: pa.ChunkedArray, ids: list[str] | None) -> np.ndarray:
+    """Return lists of one length as [record, dim]; a number that is null becomes NaN.
+
+    Raises
+    ------
+    InputError
+        No lists of numbers, a null list or one of another length than the first; names the first such row.
+    """
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise InputError(f"{path}: column 'embedding' holds {kind}; expected a list of numbers for each record")
+    if not _is_number(kind.value_type):
+        raise InputError(f"{path}: column 'embedding' holds lists of {kind.value_type}; expected lists of numbers")
+    lengths = pc.list_value_length(column).to_numpy()  # NaN for a null
+    known = lengths[np.isfinite(lengths)]
+    wrong = np.flatnonzero(lengths != (known[0] if len(known) else -1))
+    if len(wrong):
+        row = int(wrong[0])
+        record = f" (record '{ids[row]}')" if ids is not None else ""
+        what = f"{lengths[row]:.0f} numbers, others {known[0]:.0f}" if np.isfinite(lengths[row]) else "no list (null)"
+        raise InputError(
+            f"{path}: row {row}{record} of column 'embedding' has {what}; leave that record out, or give it a list of "
+            "NaN where it could not be embedded"
+        )
+    width = int(known[0]) if len(known) else 0
+    return np.asarray(pc.list_flatten(column).to_numpy()).reshape(len(column), width)
 
 
 def _completed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,8 +123,8 @@ def _completed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
         values = arrays.get(name)
         if values is None:
             continue
-        if values.ndim != axes or not np.issubdtype(values.dtype, np.floating):
-            raise InputError(f"{path}: {name} is {values.dtype} {values.shape}; expected floats with {axes} axes")
+        if values.ndim != axes or values.dtype.kind not in "fiu":
+            raise InputError(f"{path}: {name} is {values.dtype} {values.shape}; expected numbers with {axes} axes")
         if len(values) != len(arrays["embedding"]):
             raise InputError(f"{path}: {name} has {len(values)} rows, embedding {len(arrays['embedding'])}")
     return arrays
@@ -161,7 +193,9 @@ def import_vectors(
     rows = place_rows(ids, records)
     names = tuple(layer_names or (f"layer_{k}" for k in range(arrays["layers"].shape[1])))
     if len(names) != arrays["layers"].shape[1]:
-        raise UsageError(f"{len(names)} layer names for {arrays['layers'].shape[1]} layers")
+        raise UsageError(f"{len(names)} layer names ({', '.join(names)}) for {arrays['layers'].shape[1]} layers")
+    if len(set(names)) < len(names) or {"", "embedding", "layers", "output"} & set(names):
+        raise UsageError(f"layer names {', '.join(names)}: each must differ, and none be embedding, layers or output")
     layout = Layout(
         n_records=len(records),
         layer_names=names,

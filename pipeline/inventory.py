@@ -171,7 +171,14 @@ def collect(study: Study) -> Iterator[str]:
 
 
 def import_file(
-    study: Study, file: Path, expert: str, ids: Path | None, id_column: str, dtype: str, replace: bool
+    study: Study,
+    file: Path,
+    expert: str,
+    ids: Path | None,
+    id_column: str,
+    dtype: str,
+    replace: bool,
+    layer_names: list[str] | None = None,
 ) -> str:
     """Make a store of another tool's vectors; returns the line that says so.
 
@@ -197,7 +204,16 @@ def import_file(
     if names is None:
         raise UsageError(f"{file} holds no column '{id_column}'; give a file with the record ids as --ids")
     size = study.params.embed.shard_records
-    store = import_vectors(target, arrays, names, records, state=study.state, dtype=dtype, shard_records=size)
+    store = import_vectors(
+        target,
+        arrays,
+        names,
+        records,
+        state=study.state,
+        layer_names=layer_names,
+        dtype=dtype,
+        shard_records=size,
+    )
     write_marker(study, expert)
     return f"{len(names)} vectors, {len(store.layer_names)} layer(s) -> {target}; name '{expert}' under `experts`"
 

@@ -142,6 +142,10 @@ def cache_import(
     ] = None,
     id_column: Annotated[str, typer.Option(help="Its column with the record ids.")] = "record_id",
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    layer_names: Annotated[
+        str | None,
+        typer.Option(help="Names of the layers, a,b,...; `embed` means before the first block. layer_0,... otherwise."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a store of that name.")] = False,
 ) -> None:
     """Make a store of vectors that another tool has made, joined with records.parquet by record id.
@@ -151,7 +155,8 @@ def cache_import(
     from pipeline.inventory import import_file
     from pipeline.study import Study
 
-    typer.echo(import_file(Study(), file, expert, ids, id_column, dtype, replace))
+    named = None if layer_names is None else [name.strip() for name in layer_names.split(",")]
+    typer.echo(import_file(Study(), file, expert, ids, id_column, dtype, replace, named))
 
 
 @cache_app.command("export")

@@ -145,6 +145,43 @@ def test_vectors_of_another_tool_are_joined_by_record_id(cache, study, kind):
     np.testing.assert_array_equal(np.stack(back["embedding"]), opened.read_embedding())
 
 
+def test_layers_are_named_and_whole_numbers_taken(cache, study):
+    layers = np.random.default_rng(0).integers(-9, 9, size=(N, 3, 4))
+    ids = [f"r{i:04d}" for i in range(N)]
+    np.savez("mine.npz", layers=layers, record_id=ids)
+    code, _, err = cache("import", "mine.npz", "--expert", "mine", "--layer-names", "embed, block_1,block_2")
+    assert code == 0, err
+    opened = open_embeddings("embeddings/mine.zarr")
+    assert opened.layer_names == ("embed", "block_1", "block_2")
+    np.testing.assert_array_equal(opened.read_layer("block_2"), layers[:, 2])
+    for names, message in (("a,b", "2 layer names (a, b) for 3 layers"), ("a,b,a", "each must differ")):
+        code, _, err = cache("import", "mine.npz", "--expert", "mine", "--replace", "--layer-names", names)
+        assert code == 2
+        assert message in err
+    table = pd.DataFrame(layers[:, 0], columns=list("abcd")).assign(record_id=ids)
+    table.to_parquet("flat.parquet")
+    assert cache("import", "flat.parquet", "--expert", "flat")[0] == 0
+    np.testing.assert_array_equal(open_embeddings("embeddings/flat.zarr").read_embedding(), layers[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({5: None}, "row 5 (record 'r0005') of column 'embedding' has no list (null); leave that record out, or give"),
+        ({7: [1.0, 2.0], 9: None}, "row 7 (record 'r0007') of column 'embedding' has 2 numbers, others 3"),
+        (dict.fromkeys(range(N), "text"), "column 'embedding' holds string; expected a list of numbers"),
+        ({i: ["a"] for i in range(N)}, "column 'embedding' holds lists of string; expected lists of numbers"),
+    ],
+)
+def test_lists_that_are_no_vectors_are_named_by_their_row(cache, study, changed, message):
+    rows = [changed.get(i, [float(i), 0.5, None]) for i in range(N)]
+    pd.DataFrame({"record_id": [f"r{i:04d}" for i in range(N)], "embedding": rows}).to_parquet("mine.parquet")
+    code, _, err = cache("import", "mine.parquet", "--expert", "mine")
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -166,7 +203,7 @@ def test_ids_that_do_not_fit_are_refused(cache, ids, message):
     ("arguments", "message"),
     [
         (["import", "nowhere.npy", "--expert", "mine"], "nowhere.npy does not exist"),
-        (["import", "records.parquet", "--expert", "mine"], "does not hold floats; leave it out"),
+        (["import", "records.parquet", "--expert", "mine"], "does not hold numbers; leave it out"),
         (["import", "mine.npy", "--expert", "rocket", "--replace"], "give another name"),
         (["import", "mine.npy", "--expert", "mine"], "give a file with the record ids as --ids"),
         (["import", "mine.npy", "--expert", "mine", "--ids", "ids.csv"], "12 record ids for 3 vectors"),
