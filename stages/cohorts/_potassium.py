@@ -56,10 +56,11 @@ def read_results(path: Path, subjects: np.ndarray) -> Results:
         Not a readable table, or more potassium results than any hospital has.
     """
     left_out = {"no time": 0, "neither a number nor a flag": 0}
-    table, kept, n_kept = Table(path), [], 0
+    # A cell of bytes that are no text is no number, time or flag; of so many rows one must not stop the run.
+    table, kept, n_kept = Table(path, lenient=True), [], 0
     wanted = pa.array([SERUM, WHOLE_BLOOD])
     for batch in table.batches(COLUMNS):
-        chosen = batch.filter(pc.is_in(batch["itemid"], value_set=wanted))
+        chosen = batch.filter(pc.is_in(pc.utf8_trim_whitespace(batch["itemid"]), value_set=wanted))
         if chosen.num_rows:
             flagged = pc.equal(pc.utf8_lower(pc.utf8_trim_whitespace(chosen["flag"])), ABNORMAL).fill_null(False)
             n_kept += chosen.num_rows
@@ -94,7 +95,7 @@ def _usable(
     left_out["neither a number nor a flag"] += int((timed & ~known).sum())
     # A comparison with a missing limit is false: no limit, not outside of it.
     abnormal = flagged | (value < low) | (value > high)
-    item = np.where(rows["itemid"] == SERUM, 0, 1)
+    item = np.where(rows["itemid"].str.strip() == SERUM, 0, 1)
     use = timed & known
     return subject[use].astype(np.int64), time_s[use], item[use], abnormal[use]
 

@@ -52,7 +52,7 @@ class Arrays(Cohort):
         frame = pd.DataFrame({"record_id": numbers, "patient_id": None, "path": numbers})
         if self.options.labels is None:
             return Entries(frame, [], ["no labels: name a CSV file by the option 'labels'"])
-        table, path, notes = read_labels(self.folder, self.options)
+        table, path, notes = read_labels(self.folder, self.options, row_for_row=True)
         if len(table) != n_records:
             raise InputError(f"{path}: has {len(table)} rows for the {n_records} records of {self.options.file}")
         if self.options.id is not None:

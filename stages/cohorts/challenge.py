@@ -23,12 +23,13 @@ class Challenge(Cohort):
 
     def entries(self) -> Entries:
         """Read the comments of every header."""
-        paths = find_records(self.folder)
+        notes: list[str] = []
+        paths = find_records(self.folder, notes)
         if not paths:
             raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
         names = [path.rsplit("/", 1)[-1] for path in paths]
         frame = pd.DataFrame({"record_id": names, "patient_id": None, "path": paths})
-        notes = ["no patients are known: every record counts as one of its own"]
+        notes.append("no patients are known: every record counts as one of its own")
         codes, targets = add_comments(frame, self.folder, notes)
         dx = add_classes(frame, "dx", codes, SCORED, "scored diagnoses of the Challenge 2021, equivalent ones merged")
         return Entries(frame, [dx, *targets], notes)

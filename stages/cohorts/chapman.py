@@ -40,12 +40,12 @@ class Chapman(Cohort):
 
     def entries(self) -> Entries:
         """Read the comments of every header, and the names of conditions."""
-        paths = [p for p in find_records(self.folder) if p.startswith("WFDBRecords/")]
+        notes: list[str] = []
+        paths = [p for p in find_records(self.folder, notes) if p.startswith("WFDBRecords/")]
         if not paths:
             raise MissingFileError(f"{self.folder / 'WFDBRecords'} holds no header; --path must name {self.title}")
         names = [path.rsplit("/", 1)[-1] for path in paths]
         frame = pd.DataFrame({"record_id": names, "patient_id": names, "path": paths})
-        notes: list[str] = []
         codes, targets = add_comments(frame, self.folder, notes)
         rhythm = add_classes(frame, "rhythm", codes, RHYTHMS, "eleven rhythms; SR sinus, AFIB fibrillation, AF flutter")
         return Entries(frame, [rhythm, *self._add_conditions(frame, codes, notes), *targets], notes)

@@ -22,6 +22,8 @@ from stages.readers.tables import find_table, numbers, read_table
 RR_MISSING_MS = 29999
 RR_LONGEST_MS = 5000
 N_REPORT_LINES = 18
+LARGEST_SUBJECT = 2.0**53
+"""Beyond it a float64 is no whole number that can be told from its neighbours."""
 TARGETS = [
     Target("rr_interval", "regression", unit="ms", description="the cart's own measurement"),
     Target("age", "regression", unit="years", description="anchor_age + (year of the ECG - anchor_year)"),
@@ -72,7 +74,7 @@ class MimicIvEcg(Cohort):
         lines = [f"report_{k}" for k in range(N_REPORT_LINES)]
         table, more = read_table(path, ["study_id", "rr_interval", lines[0]], lambda b: b["study_id"].isin(known))
         notes += more
-        table = table.drop_duplicates("study_id").set_index("study_id").reindex(frame["record_id"])
+        table = _firsts(table, "study_id", path, notes).reindex(frame["record_id"])
         unmeasured = int(table["rr_interval"].isna().sum())
         rr_ms = numbers(table["rr_interval"])
         sentinel, outside = rr_ms == RR_MISSING_MS, (rr_ms <= 0) | (rr_ms > RR_LONGEST_MS)
@@ -105,7 +107,7 @@ class MimicIvEcg(Cohort):
         columns = ["subject_id", "gender", "anchor_age", "anchor_year"]
         table, more = read_table(path, columns, lambda b: b["subject_id"].isin(known))
         notes += more
-        table = table.drop_duplicates("subject_id").set_index("subject_id").reindex(frame["patient_id"])
+        table = _firsts(table, "subject_id", path, notes).reindex(frame["patient_id"])
         age = numbers(table["anchor_age"]) + (year - numbers(table["anchor_year"]))
         frame["age"] = np.where((age >= 0) & (age <= 130), age, np.nan)
         frame["gender"] = table["gender"].map({"M": 0.0, "F": 1.0}).to_numpy(dtype=float)
@@ -121,7 +123,7 @@ class MimicIvEcg(Cohort):
         if path is None:
             notes.append("flag: null, there is no labevents.csv(.gz) in hosp/; name it by the option 'hosp'")
             return
-        usable = timed & np.isfinite(subject)
+        usable = timed & (np.abs(subject) < LARGEST_SUBJECT)
         results = read_results(path, np.unique(subject[usable]).astype(np.int64))
         before, after = self.options.potassium_hours_before, self.options.potassium_hours_after
         if usable.any():
@@ -131,6 +133,14 @@ class MimicIvEcg(Cohort):
         notes += _counted("potassium results left out", results.left_out)
         without = f"no usable potassium from {before:g} h before to {after:g} h after"
         notes += _counted("flag", {without: int(frame["flag"].isna().sum())})
+
+
+def _firsts(table: pd.DataFrame, key: str, path: Path, notes: list[str]) -> pd.DataFrame:
+    """Return the first row of each key, by key; `notes` gets a line where there are others."""
+    repeated = table[key].duplicated()
+    if repeated.any():
+        notes.append(f"{path.name}: {int(repeated.sum())} rows repeat a {key}; the first of each counts")
+    return table[~repeated].set_index(key)
 
 
 def _year(time_s: np.ndarray, timed: np.ndarray) -> np.ndarray:

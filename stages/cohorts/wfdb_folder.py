@@ -7,6 +7,8 @@ numbers regression, more words multiclass, words joined by ";" multilabel.
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,17 @@ from pydantic import Field
 from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import BASE_COLUMNS, Kind, Target
 from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
+from stages.readers.paths import open_file
 from stages.readers.tables import numbers, read_table
+from stages.readers.wfdb_header import MAX_HEADER_BYTES, parse_header
 
 MAX_CLASSES = 1000
 SEPARATOR = ";"
+NULLS = frozenset({"NaN", "nan", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "Null", "None"})
+"""Cells that say "not known" as spreadsheets and other programs write it."""
+PATIENT_COLUMNS = ("patient_id", "subject_id")
+_SEGMENTED = re.compile(rb"^[ \t]*[^\s/#]+/[0-9]", re.MULTILINE)
+"""What the header of a record of segments has; other headers need not be parsed to know that they are none."""
 
 
 class LabelOptions(Options):
@@ -43,14 +52,19 @@ class WfdbFolder(Cohort):
 
     def entries(self) -> Entries:
         """List the headers in order of their paths and join the labels."""
-        paths = find_records(self.folder)
+        notes: list[str] = []
+        paths = find_records(self.folder, notes)
         if not paths:
             raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
-        return labelled_entries(paths, self.folder, self.options)
+        return labelled_entries(paths, self.folder, self.options, notes)
 
 
-def find_records(folder: Path) -> list[str]:
-    """Return the paths of all headers below `folder`, without suffix, sorted; links to folders are not followed."""
+def find_records(folder: Path, notes: list[str]) -> list[str]:
+    """Return the paths of all records below `folder`, without suffix, sorted; links to folders are not followed.
+
+    A header that another one names as its segment is no record of its own: one ECG would count several times, and as
+    several patients. `notes` gets a line where there are such.
+    """
     found = []
     for above, folders, files in os.walk(folder):
         folders.sort()
@@ -60,17 +74,41 @@ def find_records(folder: Path) -> list[str]:
             for name in files
             if name.endswith(".hea")
         ]
-    return sorted(found)
+    segments = _segments(folder, found)
+    if segments:
+        notes.append(f"{len(segments)} headers are segments of other records and not listed by themselves")
+    return sorted(set(found) - segments)
 
 
-def labelled_entries(paths: list[str], folder: Path, options: LabelOptions) -> Entries:
+def _segments(folder: Path, paths: list[str]) -> set[str]:
+    """Return those of `paths` that others name as their segments, and that have none themselves."""
+    named = {path: names for path in paths if (names := _named_segments(folder, path))}
+    return {name for names in named.values() for name in names if name not in named}.intersection(paths)
+
+
+def _named_segments(folder: Path, path: str) -> list[str]:
+    """Return the paths of a record's segments; none where it has none, or its header cannot be read."""
+    try:
+        descriptor, size = open_file(folder, f"{path}.hea")
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(min(size, MAX_HEADER_BYTES + 1))
+        header = parse_header(content) if _SEGMENTED.search(content) else None
+    except (InputError, OSError):
+        return []
+    lines = header.signal_lines if header is not None and header.n_segments else ()
+    above = path[: path.rfind("/") + 1]
+    return [above + line.split()[0] for line in lines]
+
+
+def labelled_entries(paths: list[str], folder: Path, options: LabelOptions, notes: list[str]) -> Entries:
     """Join labels to a list of paths. A record is named by its file name, or by its path where names repeat."""
     names = [path.rsplit("/", 1)[-1] for path in paths]
     ids = names if len(set(names)) == len(names) else paths
     frame = pd.DataFrame({"record_id": ids, "patient_id": None, "path": paths})
     if options.labels is None:
-        return Entries(frame, [], ["no labels: name a CSV file by the option 'labels'"])
-    table, path, notes = read_labels(folder, options)
+        return Entries(frame, [], [*notes, "no labels: name a CSV file by the option 'labels'"])
+    table, path, more = read_labels(folder, options)
+    notes = [*notes, *more]
     key = _key_column(table, path, options)
     rows = _rows_of(frame, table[key], path, notes)
     return Entries(frame, add_labels(frame, table.drop(columns=key), rows, path, options, notes), notes)
@@ -80,25 +118,45 @@ def add_labels(
     frame: pd.DataFrame, table: pd.DataFrame, rows: list[int], path: Path, options: LabelOptions, notes: list[str]
 ) -> list[Target]:
     """Add patients, folds and targets to `frame`, whose record k is row `rows[k]` of `table` (-1: none)."""
-    for option, column in (("patient", "patient_id"), ("fold", "fold")):
-        name = getattr(options, option)
-        if name is not None:
-            check_column(table, path, name, option)
-            frame[column] = [table[name].iloc[r] if r >= 0 else None for r in rows]
-    if "fold" in frame:
-        frame["fold"] = _folds(frame["fold"], path, options.fold)
-    if options.patient is None:
+    patient = options.patient or _patient_column(table, options)
+    if patient is not None:
+        check_column(table, path, patient, "patient")
+        frame["patient_id"] = _cells(table[patient], rows)
+    if frame["patient_id"].isna().all():
         notes.append("no patients: every record counts as one of its own; name a column by the option 'patient'")
-    return [_add_target(frame, table, rows, name, path, options) for name in _target_columns(table, path, options)]
+    elif options.patient is None:
+        notes.append(f"patients: those of column '{patient}' (option 'patient' names another one)")
+    if options.fold is not None:
+        check_column(table, path, options.fold, "fold")
+        frame["fold"] = _folds(_cells(table[options.fold], rows), path, options.fold)
+    names = _target_columns(table, path, patient, options)
+    return [_add_target(frame, _cells(table[name], rows), name, path, options, notes) for name in names]
 
 
-def read_labels(folder: Path, options: LabelOptions) -> tuple[pd.DataFrame, Path, list[str]]:
-    """Read the table that the option `labels` names; returns it, its path and notes."""
+def _patient_column(table: pd.DataFrame, options: LabelOptions) -> str | None:
+    """Return the column that says by its name that it holds patients, if it is not used as something else."""
+    used = {options.id, options.fold, *(options.targets or ())}
+    return next((name for name in PATIENT_COLUMNS if name in table and name not in used), None)
+
+
+def _cells(column: pd.Series, rows: list[int]) -> pd.Series:
+    """Return the cell of each record; None where it has no row, or the cell says that nothing is known."""
+    cells = [column.iloc[r] if r >= 0 else None for r in rows]
+    return pd.Series([None if cell in NULLS else cell for cell in cells], dtype=object)
+
+
+def read_labels(
+    folder: Path, options: LabelOptions, *, row_for_row: bool = False
+) -> tuple[pd.DataFrame, Path, list[str]]:
+    """Read the table that the option `labels` names; returns it, its path and notes.
+
+    With `row_for_row` a malformed row is an error: passing it over would give every later record another one's labels.
+    """
     path = Path(str(options.labels))
     path = path if path.is_absolute() or path.is_file() else folder / path
     if not path.is_file():
         raise MissingFileError(f"{options.labels} does not exist; option 'labels' must name a CSV file")
-    table, notes = read_table(path)
+    table, notes = read_table(path, strict=row_for_row)
     check_not_empty(table, path)
     return table, path, notes
 
@@ -129,10 +187,8 @@ def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str])
         if plain in where:
             raise InputError(f"{path}: names the record {str(key)[:80]!r} more than once")
         where[plain] = row
-    rows = [
-        where.get(p, where.get(i, where.get(p.rsplit("/", 1)[-1], -1)))
-        for p, i in zip(frame["path"], frame["record_id"], strict=True)
-    ]
+    paths = frame["path"].tolist()
+    rows = [where.get(p, where.get(name, -1)) for p, name in zip(paths, _short_names(paths, where, path), strict=True)]
     used = set(rows) - {-1}
     if not used:
         raise InputError(
@@ -147,6 +203,26 @@ def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str])
     return rows
 
 
+def _short_names(paths: list[str], where: dict[str, int], table: Path) -> list[str]:
+    """Return the file name by which a key may name each record; its path where the file name is another one's path.
+
+    Raises
+    ------
+    InputError
+        A key is the file name of several records and the path of none.
+    """
+    names, whole = [p.rsplit("/", 1)[-1] for p in paths], set(paths)
+    counts = Counter(names)
+    for name, p in zip(names, paths, strict=True):
+        if counts[name] > 1 and name in where and name not in whole:
+            other = next(q for q, n in zip(paths, names, strict=True) if n == name and q != p)
+            raise InputError(
+                f"{table}: the key '{name[:80]}' names {counts[name]} records (such as '{p}' and '{other}'); "
+                "give their paths instead"
+            )
+    return [p if name in whole else name for name, p in zip(names, paths, strict=True)]
+
+
 def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
     folds = numbers(column)
     if not (np.isfinite(folds) & (folds == np.floor(folds)) & (folds >= 0) & (folds < 1000)).all():
@@ -154,8 +230,8 @@ def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
     return folds.astype(int)
 
 
-def _target_columns(table: pd.DataFrame, path: Path, options: LabelOptions) -> list[str]:
-    taken = {options.id, options.patient, options.fold}
+def _target_columns(table: pd.DataFrame, path: Path, patient: str | None, options: LabelOptions) -> list[str]:
+    taken = {options.id, patient, options.fold}
     names = options.targets if options.targets is not None else [c for c in table if c not in taken and c]
     for name in [*names, *options.kinds]:
         check_column(table, path, name, "targets")
@@ -166,9 +242,8 @@ def _target_columns(table: pd.DataFrame, path: Path, options: LabelOptions) -> l
 
 
 def _add_target(
-    frame: pd.DataFrame, table: pd.DataFrame, rows: list[int], name: str, path: Path, options: LabelOptions
+    frame: pd.DataFrame, cells: pd.Series, name: str, path: Path, options: LabelOptions, notes: list[str]
 ) -> Target:
-    cells = pd.Series([table[name].iloc[r] if r >= 0 else None for r in rows], dtype=object)
     if cells.isna().all():
         raise InputError(f"{path}: label column '{name}' is empty; fill it, or leave it out by the option 'targets'")
     kind = options.kinds.get(name) or infer_kind(cells)
@@ -176,6 +251,9 @@ def _add_target(
         frame[name] = numbers(cells)
         if np.isnan(frame[name]).all():
             raise InputError(f"{path}: label column '{name}' holds no number; it cannot be regression")
+        no_number = int((np.isnan(frame[name]) & cells.notna()).sum())
+        if no_number:
+            notes.append(f"{name}: {no_number} cells are no number and become null")
         return Target(name, "regression")
     if kind == "multilabel":
         lists = [_parts(cell) for cell in cells]

@@ -1,12 +1,21 @@
 """Streams CSV tables of any size, packed or not, in bounded memory.
 
 Every column is read as text; what it means is the cohort's business. A row with too many or too few cells is passed
-over and counted. A cell that does not fit a block (or a packed file that unpacks to one endless line) is an error.
+over and counted. A cell that does not fit a block (or a packed file that unpacks to one endless line) is an error, and
+so is a cell that is no UTF-8 text.
 """
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import itertools
+import re
+import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +28,11 @@ import pyarrow.csv as pacsv
 from cache.errors import InputError, MissingFileError
 
 BLOCK_BYTES = 2 << 20
-MAX_CELLS, MAX_BYTES = 50_000_000, 1 << 30
+MAX_CELLS, MAX_BYTES, MAX_COLUMNS = 50_000_000, 1 << 30, 10_000
 """What is held of a table: enough for ten million records. A packed file may unpack to any size."""
+_NOT_TEXT = re.compile(r"invalid UTF8|Expected \d+ columns")
+"""What Arrow says of a cell that is none, and of a malformed row that is none: others are passed over."""
+_SAVE_AS = "save it as UTF-8 (in Excel: CSV UTF-8)"
 
 
 @dataclass
@@ -31,11 +43,15 @@ class Table:
     ----------
     malformed
         Rows passed over so far because they have another number of cells than the head.
+    lenient
+        Bytes that are no UTF-8 text are no error: question marks are given in their place.
     """
 
     path: Path
     malformed: int = 0
+    lenient: bool = False
     columns: tuple[str, ...] = field(default=())
+    _copy: Path | None = field(default=None, init=False)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Give the rows in blocks; text columns, empty = null.
@@ -45,47 +61,66 @@ class Table:
         MissingFileError
             No such file.
         InputError
-            Not a CSV file, a column is missing, or a cell is larger than a block.
+            Not a CSV file, a column is missing, or a cell is larger than a block or no UTF-8 text.
         """
         if not self.path.is_file():
             raise MissingFileError(f"{self.path} does not exist; name the folder that holds it")
+        n_given = 0
         try:
-            with self._open(None) as head:
+            for batch in self._rows(columns):
+                n_given += 1
+                yield batch
+        except _NotTextError as error:
+            if not self.lenient:
+                raise InputError(f"{self.path}: has a cell that is not UTF-8 text; {_SAVE_AS}") from error
+            with tempfile.TemporaryDirectory() as folder:
+                self._copy = Path(folder) / "table.csv.gz"
+                _copy_as_text(self._stream(self.path), self._copy)
+                # Blocks of the copy end where those of the file do.
+                yield from itertools.islice(self._rows(columns), n_given, None)
+            self._copy = None
+
+    def _rows(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        wanted: list[str] | None = None
+        try:
+            with _quiet(self._skip), self._open(None) as head:
                 self.columns = tuple(head.schema.names)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path}: not a readable CSV file ({_line(error)})") from error
-        wanted = list(self.columns if columns is None else columns)
-        self._check(wanted)
-        self.malformed = 0  # the look at the head has met some of them already
-        try:
-            with self._open(wanted) as reader:
+            wanted = list(self.columns if columns is None else columns)
+            self._check(wanted)
+            self.malformed = 0  # the look at the head has met some of them already
+            with _quiet(self._skip), self._open(wanted) as reader:
                 yield from reader
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: its head is not UTF-8 text; {_SAVE_AS}") from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path}: damaged ({_line(error)})") from error
+            if _NOT_TEXT.search(str(error)):
+                raise _NotTextError from error
+            what = "not a readable CSV file" if wanted is None else "damaged"
+            raise InputError(f"{self.path}: {what} ({_line(error)})") from error
+
+    def _skip(self, _: pacsv.InvalidRow) -> str:
+        self.malformed += 1
+        return "skip"
 
     def _check(self, wanted: list[str]) -> None:
+        if len(self.columns) > MAX_COLUMNS:
+            raise InputError(f"{self.path}: has {len(self.columns)} columns, more than {MAX_COLUMNS}")
         plain = [" ".join(name.split()) for name in self.columns]
+        counts = Counter(self.columns)
         for name in wanted:
-            if name not in self.columns:
+            if name not in counts:
                 raise InputError(f"{self.path}: has no column '{name}'; it has: {', '.join(plain)[:200]}")
-            if self.columns.count(name) > 1:
-                raise InputError(
-                    f"{self.path}: has {self.columns.count(name)} columns named '{' '.join(name.split())}'"
-                )
+            if counts[name] > 1:
+                raise InputError(f"{self.path}: has {counts[name]} columns named '{' '.join(name.split())}'")
             if not name.isprintable():
                 raise InputError(f"{self.path}: the column name {name[:80]!r} is not printable; rename it")
 
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
-        def skip(_: pacsv.InvalidRow) -> str:
-            self.malformed += 1
-            return "skip"
-
         reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
+        parsing = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=self._skip)
         if wanted is None:
             convert = pacsv.ConvertOptions(check_utf8=False)
-            return pacsv.open_csv(
-                self._stream(), reading, pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip), convert
-            )
+            return pacsv.open_csv(self._stream(self._copy or self.path), reading, parsing, convert)
         convert = pacsv.ConvertOptions(
             include_columns=wanted,
             column_types=dict.fromkeys(wanted, pa.string()),
@@ -93,12 +128,39 @@ class Table:
             strings_can_be_null=True,
             quoted_strings_can_be_null=True,
         )
-        parsing = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-        return pacsv.open_csv(self._stream(), reading, parsing, convert)
+        return pacsv.open_csv(self._stream(self._copy or self.path), reading, parsing, convert)
 
-    def _stream(self) -> pa.NativeFile:
-        packed = "gzip" if self.path.suffix == ".gz" else None
-        return pa.input_stream(str(self.path), compression=packed)
+    def _stream(self, path: Path) -> pa.NativeFile:
+        return pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None)
+
+
+class _NotTextError(Exception):
+    """Bytes that are no UTF-8 stand in a cell that is wanted, or in a malformed row."""
+
+
+def _copy_as_text(source: pa.NativeFile, copy: Path) -> None:
+    """Write a packed copy with a question mark in the place of each byte that is no text, all else where it was."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with source, gzip.open(copy, "wb", compresslevel=1) as file:
+        while block := source.read(BLOCK_BYTES):
+            file.write(decoder.decode(block).encode(errors="replace"))
+        file.write(decoder.decode(b"", final=True).encode(errors="replace"))
+
+
+@contextmanager
+def _quiet(handler: Callable[..., str]) -> Iterator[None]:
+    """Let Python print nothing where Arrow cannot call `handler`: it gives us the failure as an error, too."""
+    usual = sys.unraisablehook
+
+    def hook(told: sys.UnraisableHookArgs) -> None:
+        if told.object != handler:
+            usual(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def _line(error: Exception) -> str:
@@ -111,12 +173,19 @@ def read_table(
     path: Path,
     columns: Sequence[str] | None = None,
     keep: Callable[[pd.DataFrame], np.ndarray | pd.Series] | None = None,
+    *,
+    strict: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read a table as text columns; `keep` says of each block which rows to keep, so that memory holds only those.
 
     Returns
     -------
     The rows, stripped of blanks around their cells, and notes (rows passed over).
+
+    Raises
+    ------
+    InputError
+        As `Table.batches`, more than can be held, or with `strict` a row with a wrong number of cells.
     """
     table, blocks, n_cells, n_bytes = Table(path), [], 0, 0
     for batch in table.batches(columns):
@@ -128,6 +197,10 @@ def read_table(
         n_bytes += batch.nbytes * int(chosen.sum()) // max(len(chosen), 1)
         if n_cells > MAX_CELLS or n_bytes > MAX_BYTES:
             raise InputError(f"{path}: more than {MAX_CELLS} cells or {MAX_BYTES >> 20} MB; is it a list of records?")
+    if strict and table.malformed:
+        raise InputError(
+            f"{path}: {table.malformed} rows have a wrong number of cells; mend them, no row may be missing"
+        )
     names = list(columns or table.columns)
     frame = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({name: [] for name in names}, dtype=str)
     for name in frame:

@@ -112,6 +112,30 @@ def test_malformed_rows_are_passed_over_and_counted(tmp_path):
     assert any("1 no time" in n and "1 rows with a wrong number of cells" in n for n in found.notes)
 
 
+def test_rows_that_repeat_a_key_are_counted_and_the_first_counts(tmp_path):
+    machine = ["10,800,Sinus rhythm" + "," * 17, "10,900,Sinus tachycardia" + "," * 17]
+    found = entries(make(tmp_path / "m", [], machine=machine, patients=["1,F,50,2148,,"] * 3))
+    assert found.frame["rr_interval"][0] == 800
+    assert "machine_measurements.csv: 1 rows repeat a study_id; the first of each counts" in found.notes
+    assert "patients.csv: 2 rows repeat a subject_id; the first of each counts" in found.notes
+
+
+def test_blanks_around_an_item_do_not_matter(tmp_path):
+    labs = [lab(1, "2150-06-01 11:00:00", "6.0", item=" 50822 "), lab(1, "2150-06-01 11:00:00", "4.0", item=" 50971")]
+    assert entries(make(tmp_path / "m", labs)).frame["flag"][0] == 0
+
+
+def test_bytes_that_are_no_text_do_not_stop_labevents(tmp_path):
+    folder = make(tmp_path / "m", [])
+    good = lab(1, "2150-06-01 11:00:00", "6.0").encode()
+    odd = [b"1,\xb5,3\n", good.replace(b"6.0", b"\xff"), good.replace(b"mEq/L", b"\xb5mol"), b"\xe2\x82"]
+    with gzip.open(folder / "hosp" / "labevents.csv.gz", "wb") as file:
+        file.write(LAB_HEAD.encode() + b"".join(odd))
+    found = entries(folder)
+    assert found.frame["flag"][0] == 1
+    assert any("1 neither a number nor a flag, 2 rows with a wrong number" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("line", "label"),
     [

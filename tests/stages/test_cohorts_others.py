@@ -201,6 +201,13 @@ def test_arrays(tmp_path, kind):
     assert np.asarray(stored.valid).tolist() == [2500] * 4
 
 
+def test_a_malformed_row_of_labels_row_for_row_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 12, 500)))
+    (tmp_path / "l.csv").write_text("y,z\n1,a\n2,b,?\n3,c\n")
+    with pytest.raises(EnsembleError, match="1 rows have a wrong number of cells"):
+        open_cohort("arrays", tmp_path, {"file": "x.npy", "rate_hz": 500, "labels": "l.csv"}).entries()
+
+
 def test_arrays_refuse_what_is_no_array(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     for name, says in (

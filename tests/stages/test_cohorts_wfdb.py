@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +123,67 @@ def test_keys_without_a_record_and_records_without_a_row_are_counted(folder, tmp
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no WFDB header"):
         open_cohort("wfdb", tmp_path).entries()
+
+
+def test_a_key_that_names_two_records_is_refused(folder, tmp_path):
+    home = tmp_path / "in"
+    for name in ("a", "b"):
+        shutil.copytree(folder / "g0", home / name)
+    with pytest.raises(InputError, match=r"key 'r0' names 2 records .*'a/r0' and 'b/r0'.*give their paths"):
+        open_cohort("wfdb", home, labels(tmp_path, record=["r0"], y=[1])).entries()
+    frame = open_cohort("wfdb", home, labels(tmp_path, record=["a/r0", "b/r0"], y=[1, 2])).entries().frame
+    assert frame.set_index("record_id").loc[["a/r0", "b/r0"], "y"].tolist() == [0, 1]
+    for suffix in (".hea", ".dat"):
+        shutil.copy(folder / "g0" / f"r0{suffix}", home)
+    frame = open_cohort("wfdb", home, labels(tmp_path, record=["r0"], y=[1])).entries().frame
+    assert frame.loc[frame["y"].notna(), "path"].tolist() == ["r0"]  # the path of one, the file name of others
+
+
+@pytest.mark.parametrize("source", ["wfdb", "challenge"])
+def test_segments_are_no_records_of_their_own(tmp_path, source):
+    for k in range(2):
+        signal = np.random.default_rng(k).normal(0, 0.3, (500, 2))
+        wfdb.wrsamp(f"s{k}", 500, ["mV"] * 2, ["I", "II"], p_signal=signal, fmt=["16"] * 2, write_dir=str(tmp_path))
+    (tmp_path / "whole.hea").write_text("whole/2 2 500 1000\ns0 500\ns1 500\n")
+    (tmp_path / "itself.hea").write_text("itself/1 2 500 500\nitself 500\n")
+    found = open_cohort(source, tmp_path).entries()
+    assert found.frame["record_id"].tolist() == ["itself", "whole"]
+    assert any("2 headers are segments of other records" in note for note in found.notes)
+
+
+def test_cells_that_say_not_known_are_null(folder, tmp_path):
+    columns = {
+        "record": NAMES,
+        "who": ["a", "NaN", "b", "b", "NA", "a"],
+        "age": ["40", "NaN", "43", "45", "47", "51"],
+        "rhythm": ["None", "af", "sinus", "flutter", "null", "nan"],
+    }
+    found = open_cohort("wfdb", folder, {**labels(tmp_path, **columns), "patient": "who"}).entries()
+    assert [(t.name, t.kind, t.classes) for t in found.targets] == [
+        ("age", "regression", ()),
+        ("rhythm", "multiclass", ("af", "flutter", "sinus")),
+    ]
+    frame = found.frame.set_index("record_id").loc[NAMES]
+    assert frame["age"].isna().tolist() == [False, True, False, False, False, False]
+    assert frame["rhythm"].isna().tolist() == [True, False, False, False, True, True]
+    assert frame["patient_id"].isna().tolist() == [False, True, False, False, True, False]
+
+
+def test_numbers_that_are_none_are_counted(folder, tmp_path):
+    options = labels(tmp_path, record=NAMES, age=["40", "about 50", "43", "45", "47", "51"])
+    found = open_cohort("wfdb", folder, {**options, "kinds": {"age": "regression"}}).entries()
+    assert "age: 1 cells are no number and become null" in found.notes
+
+
+@pytest.mark.parametrize("name", ["patient_id", "subject_id"])
+def test_a_column_of_patients_is_used_without_being_named(folder, tmp_path, name):
+    options = labels(tmp_path, record=NAMES, y=range(6), **{name: list("aabbcc")})
+    found = open_cohort("wfdb", folder, options).entries()
+    assert found.frame.set_index("record_id").loc[NAMES, "patient_id"].tolist() == list("aabbcc")
+    assert [t.name for t in found.targets] == ["y"]
+    assert any(f"those of column '{name}'" in note for note in found.notes)
+    other = open_cohort("wfdb", folder, {**options, "patient": "y"}).entries()
+    assert other.frame.set_index("record_id").loc[NAMES, "patient_id"].tolist() == list("012345")
 
 
 CELL = st.text(alphabet=st.sampled_from(list('r012345;,"\n.x µ\0-')), max_size=8)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cache.errors import EnsembleError, InputError
 from stages.cohorts import open_cohort
 from stages.cohorts._potassium import read_results
-from stages.readers.tables import read_table
+from stages.readers.tables import Table, read_table
 
 HEADS = {
     "record_list.csv": "subject_id,study_id,file_name,ecg_time,path",
@@ -103,6 +103,39 @@ def test_a_bomb_of_small_rows_is_refused_before_it_fills_the_memory(tmp_path, mo
         read_table(path)
     few, _ = read_table(path, ["a"], keep=lambda block: block.index < 3)
     assert 0 < len(few) < 100
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("name,größe\na,1\n".encode("latin-1"), "its head is not UTF-8 text; save it as UTF-8"),
+        ("name,ort\na,Köln\n".encode("latin-1"), "has a cell that is not UTF-8 text; save it as UTF-8"),
+        ("name,ort\na,b\n".encode("utf-16"), "its head is not UTF-8 text; save it as UTF-8"),
+        (b"name,ort\na,b\nc,\xff,d\n", "has a cell that is not UTF-8 text; save it as UTF-8"),
+        (",".join(map(str, range(10_001))).encode() + b"\n" + b"," * 10_000, "has 10001 columns, more than 10000"),
+    ],
+)
+def test_text_that_cannot_be_read_is_named_in_one_line(tmp_path, capfd, content, says):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_bytes_that_are_no_text_cost_no_row_but_theirs_where_they_may_be(tmp_path, capfd):
+    path = tmp_path / "table.csv"
+    rows = [f"{k},{'äöü€😀' * 40}\n".encode() for k in range(20_000)]  # 11 MB: six blocks
+    rows[15_000] = b"15000,a\xffb\xe2\x82\n"
+    rows[16_000] = b"\xff\xfe\n"
+    path.write_bytes(b"a,b\n" + b"".join(rows))
+    table = Table(path, lenient=True)
+    cells = [row for batch in table.batches(["a", "b"]) for row in batch.to_pylist()]
+    assert [row["a"] for row in cells] == [str(k) for k in range(20_000) if k != 16_000]
+    assert [row["b"] for row in cells if row["b"] != "äöü€😀" * 40] == ["a?b??"]
+    assert table.malformed == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_more_potassium_than_any_hospital_has_is_refused(tmp_path, monkeypatch):
