@@ -38,9 +38,8 @@ def assign_folds(
     kept
         Patient -> the fold it has already, and keeps.
     """
-    names, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    alike = [""] * len(patients)
-    kinds, kind = np.unique(np.asarray(alike if strata is None else strata, dtype=str), return_inverse=True)
+    patient, names = _coded(patients)
+    kind, kinds = _coded([""] * len(patients) if strata is None else strata)
     sizes = np.bincount(patient, minlength=len(names))
     stratum = np.full(len(names), len(kinds))
     np.minimum.at(stratum, patient, kind)
@@ -59,6 +58,14 @@ def assign_folds(
         row[chosen] += sizes[p]
         total[chosen] += sizes[p]
     return fold[patient]
+
+
+def _coded(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each text's place among the different ones, and these, sorted.
+
+    Not np.unique: an array of texts gives each of them the room of the longest one.
+    """
+    return pd.factorize(np.array([str(text) for text in texts], dtype=object), sort=True)
 
 
 def split_names(folds: np.ndarray, *, val: int, test: int) -> np.ndarray:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 from hypothesis import given, settings
@@ -31,6 +33,28 @@ def test_single_record_patients_are_dealt_evenly_within_each_stratum(n_folds, se
     counts = pd.crosstab(strata, folds)
     assert (counts.loc["a"] == 10).all()
     assert (counts.loc["b"] == 3).all()
+
+
+def test_folds_are_those_of_a_sorted_list_of_names():
+    """The order of names decides who is dealt first: numpy's sorting of texts, as of old."""
+    rng = np.random.default_rng(0)
+    patients = ["".join(rng.choice(list("aZ0é_-😀"), rng.integers(0, 4))) for _ in range(300)]
+    names, place = np.unique(patients, return_inverse=True)
+    numbered = [f"{k:04d}" for k in place]
+    assert np.array_equal(
+        assign_folds(patients, numbered, n_folds=7, seed=1), assign_folds(numbered, numbered, n_folds=7, seed=1)
+    )
+    assert len(names) > 100
+
+
+def test_one_giant_name_does_not_make_all_names_giant():
+    patients = [f"p{k}" for k in range(2000)]
+    patients[7] = "x" * 1_000_000
+    tracemalloc.start()
+    assign_folds(patients, patients, n_folds=10, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
 
 
 def test_another_seed_deals_differently():
