@@ -21,7 +21,7 @@ from stages.readers.tables import numbers, read_table
 COLUMNS = ["ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]
 AGE_OVER_89 = 300.0
 _CODE = re.compile(r"""['"]([A-Za-z0-9_()/+-]{1,20})['"]\s*:\s*(-?\d+(?:\.\d*)?|nan|None)""")
-_WHOLE = re.compile(r"\{\s*(?:['\"][^'\"{}]{1,20}['\"]\s*:\s*[^,{}'\"]+(?:,\s*|(?=\})))*\}")
+_WHOLE = re.compile(r"\{\s*(?:['\"][^'\"{}]{1,20}['\"]\s*:\s*[^,{}'\"\s][^,{}'\"]*(?:,\s*|(?=\})))*\}")
 LONGEST_CELL = 10_000
 # Target, its columns in scp_statements.csv (which statements count, what each is called), what it is.
 GROUPS = {
