@@ -24,6 +24,7 @@ from stages.fits import (
 )
 from stages.heads import EnsembleHeads
 from stages.heads.enecg_preset import EnecgHeads
+from stages.heads.options import check_options
 from stages.memory import PeakMemory
 
 
@@ -144,6 +145,7 @@ def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> Ensemble
     if unknown:
         listed = ", ".join(sorted({*known, "gate_leads"}))
         raise UsageError(f"fit_heads.options has no '{unknown[0]}'; it has: {listed}")
+    check_options(options, "fit_heads.options.")
     return EnsembleHeads(**options, seed=seed, on_unusable="skip" if skip else "error")
 
 

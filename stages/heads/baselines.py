@@ -20,6 +20,7 @@ from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import to_means
 from stages.heads.fitting import Targets, read_targets
 from stages.heads.fullrank import FullRank
+from stages.heads.prior import fit_intercepts, weight_shift
 from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
 from stages.heads.reference import Given, Reference
 from stages.heads.stack import HeadOptions, choose_strength
@@ -127,7 +128,12 @@ class Stacking(_OnHeads):
             self.weights_.append(weights[:, 0])
             self.rotations_.append(rotations)
         known = (data.weight > 0).float() * masks.judged[..., None]
-        self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
+        if data.balanced:
+            shift = weight_shift(data.y, data.weight * masks.train[:, 0, :, None], blocks)
+            self.temperature_, self.intercept_ = fit_intercepts(logits, data.y, known, shift, blocks)
+        else:
+            self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
+            self.intercept_ = torch.zeros_like(self.temperature_)
         self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
 
     def _targets(self, given: Given, n: int) -> Targets:
@@ -155,7 +161,7 @@ class Stacking(_OnHeads):
         for block, weights, rotations in zip(blocks, self.weights_, self.rotations_, strict=True):
             z = torch.from_numpy(rotations[fold].transform(self._inputs(outputs, present, block.columns)[0].numpy()))
             parts.append(z @ weights[fold, : z.shape[1]] + weights[fold, -1])
-        logits = (torch.cat(parts, 1) / self.temperature_[fold]).numpy()
+        logits = ((torch.cat(parts, 1) + self.intercept_[fold]) / self.temperature_[fold]).numpy()
         return to_means(logits, model.target_centre, model.target_scale, blocks)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cache.errors import InputError, UsageError
+from cache.errors import InputError
 from stages.heads.blocks import memory_bytes
 from stages.heads.blockwise import Features, Place
 from stages.heads.crossfit import check_groups, check_splits
@@ -23,6 +23,7 @@ from stages.heads.fitting import fit_all, inner_fold_count, read_targets
 from stages.heads.gate import GateOptions
 from stages.heads.gate_input import parse_sources
 from stages.heads.lora import LoraOptions
+from stages.heads.options import check_options
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
 from stages.heads.predictor import FittedHeads
@@ -60,7 +61,8 @@ class EnsembleHeads(FittedHeads):
     huber
         Huber loss on standardised regression targets in LoRA and gate (the probe is ridge).
     balanced
-        Weigh the classes of a task alike.
+        Weigh the classes of a task alike while heads and gate are trained. With `calibrate`, what that does to the
+        probabilities is undone out of sample; without, they are those of a cohort with as many of each class.
     strengths
         Penalties of the probe's path, for coordinates of mean squared length 1.
     inner_folds
@@ -181,9 +183,10 @@ class EnsembleHeads(FittedHeads):
         Raises
         ------
         InputError, UsageError
-            Data that do not fit together, or an option that does not exist; one line that names it.
+            Data that do not fit together, or an option whose value is not allowed; one line that names it.
         """
         started = perf_counter()
+        check_options(self.get_params())
         device = pick_device(self.device)
         read = read_features(features)
         n = len(next(iter(read.values())))
@@ -191,8 +194,6 @@ class EnsembleHeads(FittedHeads):
         sources = parse_sources(self.gate_input)
         if "signal" in sources and (gate_signal is None or len(gate_signal) != n):
             raise InputError(f"gate_input 'signal' needs gate_signal with {n} rows")
-        if self.on_unusable not in ("error", "skip"):
-            raise UsageError(f"on_unusable '{self.on_unusable}' is neither error nor skip")
         folds = check_splits(splits if splits is not None else [(np.arange(n), [], [])], n, group_ids)
         data = read_targets(
             dict(targets),

@@ -24,6 +24,7 @@ from stages.heads.gate import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.gate_input import InputScale, shared_inputs, signal_summary, task_inputs
 from stages.heads.losses import balance_weights
 from stages.heads.out_of_sample import OutOfSample
+from stages.heads.prior import undo_weights, weight_shift
 from stages.heads.stack import ExpertHead, HeadOptions, fit_expert
 from stages.heads.tasks import Block, TaskSpec, encode, layout, unusable
 
@@ -47,6 +48,8 @@ class Targets:
     centre: np.ndarray
     scale: np.ndarray
     skipped: dict[str, str]
+    balanced: bool = False
+    """Whether weights make the classes count alike; else they are 1 or, for a missing label, 0."""
 
     def take(self, rows: Tensor) -> Targets:
         """Select records."""
@@ -110,6 +113,7 @@ def read_targets(
         np.stack(centres),
         np.stack(scales),
         skipped,
+        balanced,
     )
 
 
@@ -212,9 +216,20 @@ def fit_all(
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
     judges = rows.numpy()
     few = targets.take(rows)
+    shift = None
+    if targets.balanced and head_options.calibrate:
+        shift = weight_shift(targets.y, targets.weight * masks.train[:, 0, :, None], targets.blocks)
+        judged = few.known * masks.judged[:, rows, None]
+        for e, name in enumerate(heads):
+            seen_by = torch.from_numpy(present[judges, e])[:, None]
+            heads[name] = undo_weights(heads[name], few.y, judged * seen_by, shift, few.blocks)
     data = _gate_data(heads, present[judges], few, sources, None if summary is None else summary[judges], scales)
     gate_masks = _gate_masks(masks.judge[:, rows], None if groups is None else groups[judges], seed)
-    gate = fit_gate(data, gate_masks, gate_options, seed + 100)
+    # the weighted loss is that of a cohort with as many of each class: there the gate's mixtures are judged
+    judged_at = data if shift is None else replace(data, outputs=data.outputs + shift[:, None, None])
+    gate = fit_gate(judged_at, gate_masks, gate_options, seed + 100)
+    if shift is not None:
+        gate.logits -= shift[:, None]
     known = few.known * gate_masks.judged[..., None]
     temperature = torch.ones(len(splits), few.known.shape[1])
     if head_options.calibrate:

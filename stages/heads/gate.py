@@ -10,7 +10,7 @@ overconfident on its own training rows, and a gate that sees those learns to tru
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from stages.heads.tasks import Block
 
 ONE_HOT = 8.0
 """Log-weight by which a single expert leads where it is kept alone (the others keep 0.03 %)."""
+RANKING = 1e-4
+"""Of fitted log-weights: enough to say which experts equal weights keep, too little to make them unequal. Where one is
+kept whatever its lead, a lead of 1,000 times that does, and the gate that starts there can still turn to others."""
 CONSTANT_RECORDS, CONSTANT_RATE, CONSTANT_STEPS = 5_000, 0.2, 120
 """A handful of constants per task needs no more records or steps than these."""
 HELD_OUT_ROWS = 4096
@@ -39,11 +42,11 @@ class GateOptions:
     patience: int = 10
     batch_size: int = 0
     top_k: int = 0
-    """Experts kept per record; 0 keeps all (dense, as published)."""
+    """Experts kept per record; 0, or as many as there are, keeps all (dense, as published)."""
     expert_dropout: float = 0.1
     """Chance that an expert is hidden from a training record, so that an absent one at prediction does no harm."""
     entropy: float = 0.0
-    """Reward for spread weights (negative: for sharp ones), in nats of loss per nat of entropy."""
+    """Reward for spread weights (negative: for sharp ones), in nats of loss per nat of entropy before `top_k`."""
     load_balance: float = 0.0
     """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
     sparsity: float = 1.0
@@ -118,11 +121,25 @@ def _training_softmax(scores: Tensor, present: Tensor, top_k: int = 0) -> Tensor
     return _masked(scores, present, top_k).movedim(-1, 0).contiguous().softmax(0).movedim(0, -1)
 
 
+def _straight_through(scores: Tensor, present: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Weights to train with, and those of all experts: values of the kept ones, gradient of the softmax over all.
+
+    The softmax over what is kept tells an expert that is left out nothing, and over one expert it is constant.
+    """
+    dense = _training_softmax(scores, present)
+    if not top_k:
+        return dense, dense
+    kept = _training_softmax(scores.detach(), present, top_k)
+    return dense + (kept - dense).detach(), dense
+
+
 def _masked(scores: Tensor, present: Tensor, top_k: int) -> Tensor:
     alive = present.bool() | ~present.bool().any(-1, keepdim=True)
     scores = scores.masked_fill(~alive, -torch.inf)
     if 0 < top_k < scores.shape[-1]:
-        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k, dim=-1).indices, True)
+        # stable: of equal scores the first expert is kept, in training as in prediction
+        order = scores.argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order[..., :top_k], True)
         scores = scores.masked_fill(~kept, -torch.inf)
     return scores
 
@@ -152,6 +169,8 @@ def fit_gate(data: GateData, masks: Masks, options: GateOptions, seed: int) -> G
     one inner fold of them out and judge it. Fitted constant weights, the uniform mean and the best single expert
     compete first; the trained gate replaces the winner only where its paired improvement exceeds one standard error.
     """
+    if options.top_k >= data.outputs.shape[2]:
+        options = replace(options, top_k=0)
     constant, start, base = _constant_start(data, masks, options, seed)
     trainer = _Trainer(data, masks, options, constant, base, seed)
     return trainer.run(start)
@@ -178,11 +197,11 @@ class _ConstantMix:
         self.parts = [(p, data.outputs[:, rows[m]]) for p, m in zip(patterns, members, strict=True)]
         self.sizes = torch.tensor([b.stop - b.start for b in data.blocks], device=rows.device)
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """Log-weights [F, M, T, E] -> logits [F, M, n, C]."""
+    def __call__(self, a: Tensor, top_k: int = 0) -> Tensor:
+        """Log-weights [F, M, T, E] -> logits [F, M, n, C] of the `top_k` leading experts (0: of all)."""
         mixed = []
         for present, outputs in self.parts:
-            w = mask_softmax(a, present).repeat_interleave(self.sizes, dim=2)
+            w = mask_softmax(a, present, top_k).repeat_interleave(self.sizes, dim=2)
             mixed.append(torch.einsum("fmce,fnec->fmnc", w, outputs))
         return torch.cat(mixed, 2)
 
@@ -214,14 +233,16 @@ def _constant_start(
     """Best constant log-weights [F, M, T, E], their names, and their held-out logits [F, n, C].
 
     The fitted ones, which the prior holds between uniform and the best expert, give way to uniform weights or to a
-    single expert only where those are better by more than one standard error.
+    single expert only where those are better by more than one standard error. Each is judged with the `top_k` experts
+    that it will predict with; whom uniform weights keep, and who stands in for an absent expert, the fitted ones say.
     """
     fitted = _fit_constant(data, masks, options, seed)
     n_experts = fitted.shape[-1]
-    candidates = [("constant", fitted), ("uniform", torch.zeros_like(fitted))]
+    equal = fitted * RANKING if options.top_k else torch.zeros_like(fitted)
+    candidates = [("constant", fitted), ("uniform", equal)]
     for e in range(n_experts):
-        alone = torch.zeros_like(fitted)
-        alone[..., e] = ONE_HOT
+        alone = equal.clone()
+        alone[..., e] = ONE_HOT if options.top_k != 1 else 1e3 * RANKING
         candidates.append((f"single:{e}", alone))
     gains: list[Tensor] = []
     logits: list[Tensor] = []
@@ -229,7 +250,7 @@ def _constant_start(
     mixture = _ConstantMix(data, torch.arange(data.outputs.shape[1], device=data.outputs.device))
     back = mixture.order.argsort()
     for _, a in candidates:
-        mixed = mixture(a)[:, :, back]
+        mixed = mixture(a, options.top_k)[:, :, back]
         logits.append(masks.out_of_sample(mixed))
         loss, row = _loss(data, logits[-1], masks.judged, options.huber)
         incumbent = loss if len(logits) == 1 else incumbent
@@ -285,13 +306,13 @@ class _Trainer:
         data, options = self.data, self.options
         scores = gate_scores(self.p, data.shared[:, rows], data.own[:, rows])
         present = self._drop_experts(data.present[rows])
-        weights = _training_softmax(scores, present[:, None], options.top_k)
+        weights, dense = _straight_through(scores, present[:, None], options.top_k)
         logits = mix(weights, data.outputs[:, None, rows], data.blocks)
         weight = data.weight[:, None, rows] * self.masks.train[:, :, rows, None]
         loss, row = task_losses(logits, data.y[:, None, rows], weight, data.blocks, huber=options.huber)
         total = ((loss * row).sum(2) / row.sum(2).clamp_min(1e-9)).sum()
         if options.entropy:
-            entropy = -(weights * weights.clamp_min(1e-12).log()).sum(-1)
+            entropy = -(dense * dense.clamp_min(1e-12).log()).sum(-1)
             total = total - options.entropy * (entropy * (row > 0)).mean(2).sum()
         if options.load_balance:
             load = weights.mean(2)
