@@ -137,7 +137,12 @@ def download(
     collection = _checked(name, base_url, only, credentials)
     chosen = tuple(only) or collection.only
     getter = _Getter(f"{base_url.rstrip('/')}/{collection.folder}", folder, credentials)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder} is not a folder, or lies below a file; name the folder to download into") from error
+    except OSError as error:
+        raise DownloadError(f"{folder}: cannot be made ({error.strerror})") from error
     sums = folder / collection.list_file
     getter.fetch_list(sums)
     total = sum(1 for _ in _listed(sums, chosen))

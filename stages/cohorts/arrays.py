@@ -13,16 +13,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from cache.errors import InputError, UsageError
 from cache.records import Target
 from cache.signals import LEADS
 from stages.cohorts._base import Cohort, Entries, register
-from stages.cohorts._hdf5 import check_size, open_hdf5
+from stages.cohorts._hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, read_labels
 from stages.readers import Recording, inside
+from stages.readers.wfdb_record import MAX_SAMPLES
 
 MAX_GROUP_BYTES = 1 << 30
+SAMPLE_BYTES = 8
 MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
 
 
@@ -30,7 +33,7 @@ class ArrayOptions(LabelOptions):
     """Where the signals lie and what they are; the label options are those of the source `wfdb`."""
 
     file: str
-    rate_hz: float
+    rate_hz: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     leads: tuple[str, ...] = LEADS
     units: Literal["mV", "uV", "V"] = "mV"
     dataset: str = "signals"
@@ -77,19 +80,16 @@ class Arrays(Cohort):
     def _rows(self) -> Any:
         path = inside(self.folder, self.options.file)
         if path.endswith(".npy"):
-            return _npy(path)
+            return _npy(path, stamp_of(path))
         if path.endswith((".h5", ".hdf5")):
-            found = open_hdf5(path).get(self.options.dataset)
-            if getattr(found, "ndim", None) != 3:
-                raise InputError(f"{path}: has no dataset '{self.options.dataset}' with three axes")
-            return found
+            return dataset(path, self.options.dataset, 3)
         if path.endswith(".parquet"):
-            return _parquet(path, self.options.leads)
+            return _parquet(path, self.options.leads, stamp_of(path))
         raise UsageError(f"option 'file': {self.options.file} is none of .npy, .h5, .hdf5, .parquet")
 
 
 @lru_cache(maxsize=4)
-def _npy(path: str) -> np.ndarray:
+def _npy(path: str, stamp: Stamp) -> np.ndarray:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -120,18 +120,27 @@ class _Lists:
 
     def __getitem__(self, row: int) -> np.ndarray:
         group = int(np.searchsorted(self._ends, row, side="right"))
-        unpacked = self._file.metadata.row_group(group).total_byte_size
-        if unpacked > MAX_GROUP_BYTES:
-            raise InputError(f"its row group unpacks to {unpacked >> 20} MB; write groups of fewer records")
         if self._held[0] != group:
+            self._held = (-1, None)  # never two in memory
+            self._check_group(group)
             self._held = (group, self._file.read_row_group(group, columns=list(self._leads)))
         first = int(self._ends[group - 1]) if group else 0
-        lists = [self._held[1][name][row - first].as_py() for name in self._leads]
+        lists = [self._held[1][name][row - first].values for name in self._leads]
         if any(values is None for values in lists) or len({len(values) for values in lists}) != 1:
             raise InputError("its leads are not equally long")
-        return np.array(lists, dtype=np.float64)
+        check_size((len(lists), len(lists[0])))
+        return np.array([values.to_numpy(zero_copy_only=False) for values in lists], dtype=np.float64)
+
+    def _check_group(self, group: int) -> None:
+        """Refuse a row group too large to be held; a few packed bytes may stand for any number of samples."""
+        told = self._file.metadata.row_group(group)
+        columns = [told.column(k) for k in range(told.num_columns)]
+        n_values = sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in self._leads)
+        unpacked = max(told.total_byte_size, n_values * SAMPLE_BYTES)
+        if unpacked > MAX_GROUP_BYTES or n_values > told.num_rows * MAX_SAMPLES:
+            raise InputError(f"its row group unpacks to {unpacked >> 20} MB; write groups of fewer records")
 
 
 @lru_cache(maxsize=4)
-def _parquet(path: str, leads: tuple[str, ...]) -> _Lists:
+def _parquet(path: str, leads: tuple[str, ...], stamp: Stamp) -> _Lists:
     return _Lists(path, leads)

@@ -43,23 +43,30 @@ class Code15(Cohort):
             notes.append(f"{len(shards) - len(here)} of {len(shards)} shards are not there; their exams are left out")
         table = table[table["trace_file"].isin(here)].reset_index(drop=True)
         check_not_empty(table, path)
-        rows = {(name, exam): row for name in here for row, exam in enumerate(self._exams(name))}
+        rows = {(name, exam): row for name in here for row, exam in enumerate(self._exams(name, notes))}
         where = [rows.get(key, -1) for key in zip(table["trace_file"], table["exam_id"], strict=True)]
         frame = pd.DataFrame({"record_id": table["exam_id"], "patient_id": table["patient_id"]})
         frame["path"] = [f"{name}#{row}" for name, row in zip(table["trace_file"], where, strict=True)]
         return Entries(frame, _add_labels(frame, table), notes)
 
-    def _exams(self, name: str) -> list[str]:
-        exams = dataset(inside(self.folder, name), "exam_id", 1)
-        check_size(exams.shape)
-        return [str(int(exam)) for exam in exams[:]]
+    def _exams(self, name: str, notes: list[str]) -> list[str]:
+        """Return the exam ids of a shard; none, with a note, where it is damaged: its exams are bad then."""
+        try:
+            exams = dataset(inside(self.folder, name), "exam_id", 1)
+            check_size(exams.shape)
+            values = exams[:]
+        except (InputError, OSError) as error:
+            notes.append(f"the exams of {name} cannot be read: {' '.join(str(error).split())[:160]}")
+            return []
+        # NaN and fractions are the id of no exam.
+        return [str(int(exam)) if exam == np.floor(exam) and np.isfinite(exam) else "" for exam in values]
 
     def read(self, path: str) -> Recording:
         """Read one exam; `path` is SHARD#ROW."""
         name, _, row = path.rpartition("#")
-        if not name or not row.isdigit():
-            raise InputError(f"{name or path} has no such exam")
         tracings = dataset(inside(self.folder, name), "tracings", 3)
+        if not row.isdigit():
+            raise InputError(f"{name} has no such exam")
         if int(row) >= len(tracings) or tracings.shape[2] != len(LEADS):
             raise InputError(f"{name} has no 12-lead exam in row {row}")
         check_size(tracings.shape[1:])

@@ -6,6 +6,7 @@ Keys: subject_id, ecg_path, rr_interval, age, gender, flag, report_label. The si
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from stages.cohorts._snomed import OLDEST_YEARS
 from stages.cohorts.mimic_iv_ecg import RR_LONGEST_MS, TARGETS
 
 LONGEST_LINE = 1 << 20
+FILES = "files/"
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[/\\]")
 _GENDER = {"m": 0.0, "male": 0.0, "f": 1.0, "female": 1.0}
 
 
@@ -45,12 +48,14 @@ class EnecgJsonl(Cohort):
         if not rows:
             raise InputError(f"{path}: lists no record")
         given = pd.DataFrame(rows)
-        names = [str(p).rstrip("/").rsplit("/", 1)[-1] for p in given["ecg_path"]]
-        frame = pd.DataFrame(
-            {"record_id": names, "patient_id": given["subject_id"].map(_whole), "path": given["ecg_path"]}
-        )
+        paths = [_within(p) for p in given["ecg_path"]]
+        names = [p.rstrip("/").rsplit("/", 1)[-1] for p in paths]
+        frame = pd.DataFrame({"record_id": names, "patient_id": given["subject_id"].map(_whole), "path": paths})
         limits = {"rr_interval": (1e-9, RR_LONGEST_MS), "age": (0, OLDEST_YEARS), "gender": (0, 1), "flag": (0, 1)}
         notes = []
+        cut = sum(path != said for path, said in zip(paths, given["ecg_path"], strict=True))
+        if cut:
+            notes.append(f"ecg_path: {cut} absolute paths are taken from their {FILES} on")
         for name, (low, high) in {**limits, "report_label": (0, OTHER)}.items():
             values = np.array([_number(name, value) for value in given[name]])
             whole = name in ("rr_interval", "age") or values == np.floor(values)
@@ -88,6 +93,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict) or not isinstance(row.get("ecg_path"), str):
                 raise InputError(f"{path}, line {number}: has no 'ecg_path'")
             yield {key: row.get(key) for key in keys}
+
+
+def _within(path: str) -> str:
+    """Return an absolute path from its last files/ on: the authors' folder is not ours."""
+    _, found, below = path.rpartition(f"/{FILES}")
+    return FILES + below if found and _ABSOLUTE.match(path) else path
 
 
 def _number(name: str, value: object) -> float:

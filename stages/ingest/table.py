@@ -5,19 +5,23 @@ Not here: reading signals (shards.py), writing the files (told.py).
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cache.errors import InputError
-from cache.records import Target, open_records
+from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
 from stages.cohorts import Entries, Published
 from stages.splits import N_FOLDS, assign_folds, split_names, strata_of
 
 IDENTITY = ("record_id", "patient_id", "source", "path")
+EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
+"""Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
     columns = [*IDENTITY, "fold", "split", *(t.name for t in targets)]
     parts = [kept[columns], fresh.assign(fold=fold, split=split)[columns]]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    _check_patients(frame)
     place = {int(row): len(kept) + k for k, row in enumerate(fresh.index)}
     refused = {place[row]: reason for row, reason in listed.refused.items() if row in place}
     notes = [*listed.notes, f"{len(kept)} records were there, {len(fresh)} are new"]
@@ -91,9 +96,11 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
     frame = frame.reset_index(drop=True).assign(source=source)
     if not len(frame):
         raise InputError(f"source '{source}' lists no record")
+    _check_names(entries.targets)
     notes = list(entries.notes)
-    refused = _make_unique(frame)
     frame["path"] = frame["path"].astype(object).where(frame["path"].notna(), "").astype(str)
+    no_text = _make_text(frame)
+    refused = _make_unique(frame) | no_text
     unknown = frame["patient_id"].isna()
     if unknown.any() and not unknown.all():
         notes.append(f"{int(unknown.sum())} records have no patient: each counts as a patient of its own")
@@ -108,30 +115,71 @@ def _as_codes(frame: pd.DataFrame, targets: list[Target]) -> None:
             frame[target.name] = frame[target.name].astype("Int16")
 
 
+def _check_names(targets: list[Target]) -> None:
+    """Refuse a target that has the name of another column, before a signal is read."""
+    for name, n in Counter(target.name for target in targets).items():
+        if n > 1 or name in BASE_COLUMNS or name in EXTRA:
+            raise InputError(
+                f"a target cannot be named '{name}': records.parquet has a column of that name; rename it in the "
+                "labels, or leave it out by the option 'targets'"
+            )
+
+
+def _make_text(frame: pd.DataFrame) -> dict[int, str]:
+    """Write what is no Unicode text (a file name of other bytes) with backslashes; such a record is refused."""
+    refused: dict[int, str] = {}
+    for column in ("record_id", "patient_id", "path"):
+        texts = frame[column].tolist()
+        odd = [row for row, text in enumerate(texts) if isinstance(text, str) and not _is_text(text)]
+        for row in odd:
+            texts[row] = texts[row].encode("utf-8", "backslashreplace").decode()
+            refused[row] = f"its {column} is not UTF-8 text"
+        if odd:
+            frame[column] = pd.Series(texts, index=frame.index, dtype=object)
+    return refused
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _make_unique(frame: pd.DataFrame) -> dict[int, str]:
     """Name every row; of rows with one name the first is read and the others are refused."""
     refused: dict[int, str] = {}
     names: list[str] = []
-    seen: Counter[str] = Counter()
-    for row, name in enumerate(frame["record_id"]):
-        plain = f"row-{row}" if name is None or pd.isna(name) else str(name)
-        if plain == f"row-{row}":
-            refused[row] = "the list gives it no record id"
-        seen[plain] += 1
-        if seen[plain] > 1:
+    given = [None if name is None or pd.isna(name) else str(name) for name in frame["record_id"]]
+    taken, seen = set(given), set[str]()
+    for row, name in enumerate(given):
+        plain = name
+        if plain is None:
+            refused[row], plain = "the list gives it no record id", _free(f"row-{row}", taken)
+        elif plain in seen:
             refused[row] = f"the list has record id '{plain}' more than once; only the first is read"
-            plain = f"{plain}#{seen[plain]}"
-            seen[plain] += 1
+            plain = _free(plain, taken)
+        seen.add(plain)
+        taken.add(plain)
         names.append(plain)
     frame["record_id"] = names
     return refused
 
 
+def _free(name: str, taken: set[str | None]) -> str:
+    """Return a name that nothing has: itself, or with #2, #3 ... behind."""
+    if name not in taken:
+        return name
+    return next(f"{name}#{k}" for k in itertools.count(2) if f"{name}#{k}" not in taken)
+
+
 def _add_folds(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
     if "fold" in frame:
+        _check_patients(frame)
         published = _published(entries, frame["fold"])
         frame["split"] = split_names(frame["fold"].to_numpy(), val=published.val, test=published.test)
-        return []
+        return _of_missing(frame) if entries.published is None else []
     n_patients = frame["patient_id"].nunique()
     n_folds = min(N_FOLDS, n_patients)
     strata = strata_of(frame, entries.targets)
@@ -141,6 +189,24 @@ def _add_folds(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
         return [f"{n_patients} patients cannot be split: all records are train"]
     frame["split"] = split_names(frame["fold"].to_numpy(), val=n_folds - 2, test=n_folds - 1)
     return []
+
+
+def _check_patients(frame: pd.DataFrame) -> None:
+    """Refuse folds that split a patient, before a signal is read."""
+    patients = frame[["patient_id", "fold"]].drop_duplicates()["patient_id"]
+    leaking = patients[patients.duplicated()].unique()
+    if len(leaking):
+        raise InputError(f"patient '{leaking[0]}' is in more than one fold ({len(leaking)} such patients)")
+
+
+def _of_missing(frame: pd.DataFrame) -> list[str]:
+    absent = [name for name in SPLITS if name not in set(frame["split"])]
+    if not absent:
+        return []
+    n_folds = frame["fold"].nunique()
+    return [
+        f"no record is {' or '.join(absent)}: the highest of the {n_folds} fold numbers is test, the one below it val"
+    ]
 
 
 def _published(entries: Entries, folds: pd.Series) -> Published:

@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
 from stages.ingest.blocks import QUALITY
-from stages.ingest.table import Rows
+from stages.ingest.table import EXTRA, Rows
 from stages.readers.pacing import SEVERAL
-
-EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
-"""Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
 
 _PARTICULAR = re.compile(r"'[^']*'|\S*\d\S*|\S+\.(?:hea|dat|mat)\b")
 
