@@ -93,9 +93,25 @@ def test_ludb_labels_equal_an_independent_reading(test_data, tmp_path):
     assert records["record_id"].tolist() == table["ID"].astype(str).tolist()
     assert records["sex"].tolist() == table["Sex"].str.strip().eq("F").astype(int).tolist()
     assert records["age"].tolist() == pd.to_numeric(table["Age"]).tolist()
-    assert [sorted(x) for x in records["rhythm"]] == [sorted(x.strip().split("\n")) for x in table["Rhythms"]]
-    blocks = table["Conduction abnormalities"].fillna("").map(lambda x: sorted(filter(None, x.strip().split("\n"))))
-    assert [list(x) for x in records["conduction"]] == blocks.tolist()
+    columns = {
+        "rhythm": ("Rhythms", None),
+        "axis": ("Electric axis of the heart", None),
+        "conduction": ("Conduction abnormalities", []),
+        "extrasystoles": ("Extrasystolies", []),
+        "hypertrophy": ("Hypertrophies", []),
+        "pacing": ("Cardiac pacing", []),
+        "ischemia": ("Ischemia", []),
+        "repolarization": ("Non-specific repolarization abnormalities", []),
+    }
+    assert set(records.attrs["targets"]) == {*columns, "age", "sex"}
+    for name, (column, empty) in columns.items():
+        expected = [
+            sorted(part.strip() for part in cell.split("\n") if part.strip()) if isinstance(cell, str) else empty
+            for cell in table[column]
+        ]
+        assert [None if found is None else list(found) for found in records[name]] == expected, name
+        classes = {part for found in expected for part in found or ()}
+        assert set(records.attrs["targets"][name].classes) == classes, name
 
 
 def test_chapman_is_read_in_its_own_layout(test_data, tmp_path):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from cache import open_records
 from cache.errors import EnsembleError, InputError
+from cache.records import target_array, write_records
 from stages.cohorts import open_cohort
 from stages.evaluation.predictions import open_predictions, writing_predictions
 from stages.evaluation.summary import summarise
 from stages.ingest import ingest
+from stages.ingest.table import new_rows
 
 
 @pytest.fixture(scope="module")
@@ -187,18 +189,34 @@ def test_a_column_of_patients_is_used_without_being_named(folder, tmp_path, name
 
 
 CELL = st.text(alphabet=st.sampled_from(list('r012345;,"\n.x µ\0-')), max_size=8)
+ROW = (
+    st.sampled_from(NAMES).map(str.encode) | CELL.map(str.encode) | st.sampled_from([b"\xff", b"\xed\xa0\x80", b"NaN"])
+)
+TABLE = st.lists(st.lists(ROW, min_size=1, max_size=4).map(b",".join), max_size=12).map(b"\n".join)
+HEAD = st.sampled_from([b"", b"record,y\n", b"record,patient_id,y\n", b"record,y,cv\n", b"record,pace_spikes\n"])
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_size=12).map("\n".join))
-def test_any_table_is_read_or_refused_in_one_line(folder, tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
-    path.write_bytes(text.encode())
+@settings(max_examples=150, deadline=None)
+@given(HEAD, TABLE)
+def test_any_table_gives_folds_and_a_table_or_is_refused_in_one_line(folder, tmp_path_factory, head, text):
+    base = tmp_path_factory.getbasetemp()
+    path = base / "fuzz.csv"
+    path.write_bytes(head + text)
+    options = {"labels": str(path), **({"fold": "cv"} if b"cv" in head else {})}
     said = ""
     try:
-        open_cohort("wfdb", folder, {"labels": str(path)}).entries()
+        rows = new_rows(open_cohort("wfdb", folder, options).entries(), "wfdb", None, 0)
     except EnsembleError as error:
         said = str(error)
+    else:
+        quality = {"sampling_rate_hz": 500.0, "n_samples": 500, "nan_fraction": 0.0, "clipped_fraction": 0.0}
+        frame = rows.frame.assign(**quality, status="ok", reason=None, flat_leads=None, missing_leads=None)
+        write_records(base / "fuzz.parquet", frame, rows.targets)
+        records = open_records(base / "fuzz.parquet")
+        assert records["record_id"].tolist() == NAMES[::2] + NAMES[1::2]
+        assert list(records.attrs["targets"]) == [target.name for target in rows.targets]
+        for target in rows.targets:
+            assert len(target_array(records, target)) == 6
     assert len(said.splitlines()) <= 1
 
 
