@@ -129,7 +129,7 @@ def add_labels(
     if options.fold is not None:
         check_column(table, path, options.fold, "fold")
         frame["fold"] = _folds(_cells(table[options.fold], rows), path, options.fold)
-    names = _target_columns(table, path, patient, options)
+    names = _target_columns(table, path, patient, options, notes)
     return [_add_target(frame, _cells(table[name], rows), name, path, options, notes) for name in names]
 
 
@@ -230,7 +230,9 @@ def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
     return folds.astype(int)
 
 
-def _target_columns(table: pd.DataFrame, path: Path, patient: str | None, options: LabelOptions) -> list[str]:
+def _target_columns(
+    table: pd.DataFrame, path: Path, patient: str | None, options: LabelOptions, notes: list[str]
+) -> list[str]:
     taken = {options.id, patient, options.fold}
     names = options.targets if options.targets is not None else [c for c in table if c not in taken and c]
     for name in [*names, *options.kinds]:
@@ -238,6 +240,9 @@ def _target_columns(table: pd.DataFrame, path: Path, patient: str | None, option
     for name in names:
         if name in BASE_COLUMNS and options.targets is not None:
             raise UsageError(f"a target cannot be named '{name}'; rename the column in {path}")
+    taken_names = [name for name in names if name in BASE_COLUMNS]
+    if taken_names:
+        notes.append(f"{path.name}: not taken for labels, for their names: {', '.join(taken_names)}")
     return [name for name in names if name not in BASE_COLUMNS]
 
 

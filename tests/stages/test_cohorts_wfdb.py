@@ -171,6 +171,12 @@ def test_cells_that_say_not_known_are_null(folder, tmp_path):
     assert frame["patient_id"].isna().tolist() == [False, True, False, False, True, False]
 
 
+def test_columns_that_are_no_labels_for_their_names_are_named(folder, tmp_path):
+    found = open_cohort("wfdb", folder, labels(tmp_path, record=NAMES, status=["ok"] * 6, y=range(6))).entries()
+    assert [t.name for t in found.targets] == ["y"]
+    assert "labels.csv: not taken for labels, for their names: status" in found.notes
+
+
 def test_numbers_that_are_none_are_counted(folder, tmp_path):
     options = labels(tmp_path, record=NAMES, age=["40", "about 50", "43", "45", "47", "51"])
     found = open_cohort("wfdb", folder, {**options, "kinds": {"age": "regression"}}).entries()
