@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,8 +15,14 @@ from cache.signals import LEADS, MISSING
 SECONDS_KEPT = 10.0
 READ_MARGIN_S = 1.0
 """Read beyond the ten seconds, so that resampling sees what follows them."""
+RATES_HZ = (50.0, 20000.0)
 
 _STANDARD = {name.upper(): k for k, name in enumerate(LEADS)}
+# A minus before the name is no separator: -aVR is aVR turned over.
+_LEAD = re.compile(r"[\s_]*(?:LEAD(?:[\s_]*|-))?(D?I{1,3}|AV[RLF]|V[\s_]?[1-6])[\s_]*")
+
+Converter = tuple[int, int]
+"""Of one lead: bits, and the count in the middle of the converter's range."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Counts(NamedTuple):
         int16 [time, lead]; -32768 = missing, +-32767 = the converter's limit.
     gains_per_mv, baselines
         Per lead: mV = (count - baseline) / gain.
+    converters
+        Per lead; None where no sample is at the limit of a converter of less than 16 bits.
     """
 
     samples: np.ndarray
@@ -57,6 +67,7 @@ class Counts(NamedTuple):
     baselines: tuple[int, ...]
     rate_hz: float
     n_samples: int
+    converters: tuple[Converter, ...] | None = None
 
     def to_recording(self) -> Recording:
         """Return the same in mV."""
@@ -64,13 +75,44 @@ class Counts(NamedTuple):
         signals_mv = counts.astype(np.float64) - np.array(self.baselines, dtype=np.float64)[:, None]
         signals_mv /= np.array(self.gains_per_mv)[:, None]
         signals_mv[counts == MISSING] = np.nan
-        return Recording(signals_mv, self.leads, self.rate_hz, self.n_samples, np.abs(counts) == 32767)
+        clipped = np.abs(counts) == 32767
+        if self.converters is not None:
+            clipped |= at_limit(counts, counts != MISSING, self.converters)
+        return Recording(signals_mv, self.leads, self.rate_hz, self.n_samples, clipped)
+
+
+def at_limit(counts: np.ndarray, known: np.ndarray, converters: Sequence[Converter]) -> np.ndarray:
+    """Say which of the known counts, integers [lead, time], are at the limit of their lead's converter.
+
+    A lead with a count beyond the limit has another converter than its header says: then none of its counts is. Of
+    0 or of more than 16 bits nothing is known here either.
+    """
+    clipped = np.zeros(counts.shape, dtype=bool)
+    for row, lead, there, (bits, zero) in zip(clipped, counts, known, converters, strict=True):
+        if 1 < bits <= 16 and there.any():
+            low, high = zero - (1 << (bits - 1)), zero + (1 << (bits - 1)) - 1
+            if low <= lead[there].min() and lead[there].max() <= high:
+                row[:] = there & ((lead <= low + 1) | (lead >= high))
+    return clipped
+
+
+def check_rate(rate_hz: float) -> None:
+    """Refuse a sampling rate that no ECG has.
+
+    Raises
+    ------
+    InputError
+        It is outside of `RATES_HZ`.
+    """
+    if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
+        raise InputError(f"its sampling rate is {rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
 
 
 def lead_columns(names: tuple[str, ...]) -> list[tuple[int, int]]:
     """Say where each standard lead lies: pairs (index in `cache.signals.LEADS`, index in `names`), in standard order.
 
-    Names are compared without regard to case and blanks, and may begin with "lead". Other leads (MLII, vx) stay out.
+    Names are compared without regard to case and blanks, and may begin with "lead"; DI, DII and DIII are I, II and III.
+    Other leads (MLII, vx) stay out, as does one turned over (-aVR).
 
     Raises
     ------
@@ -79,10 +121,10 @@ def lead_columns(names: tuple[str, ...]) -> list[tuple[int, int]]:
     """
     found: dict[int, int] = {}
     for column, name in enumerate(names):
-        plain = name.strip().upper().removeprefix("LEAD").strip(" _-")
-        place = _STANDARD.get(plain)
-        if place is None:
+        spelt = _LEAD.fullmatch(name.upper())
+        if spelt is None:
             continue
+        place = _STANDARD[re.sub(r"[\s_D]", "", spelt[1])]
         if place in found:
             raise InputError(f"two leads are named {LEADS[place]}; nobody can say which is which")
         found[place] = column

@@ -15,10 +15,9 @@ from scipy.signal import resample_poly
 from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, MISSING, N_SAMPLES, RATE_HZ, to_microvolts
 from stages.readers.quality import Quality, judge
-from stages.readers.recording import Counts, Recording, lead_columns
+from stages.readers.recording import Counts, Recording, check_rate, lead_columns
 from stages.readers.usual import look_up, standardise_usual
 
-RATES_HZ = (50.0, 20000.0)
 FILTER_HALF_WIDTH = 10
 """Of scipy's default anti-aliasing filter, in samples of the lower rate."""
 
@@ -38,12 +37,11 @@ def standardise(recording: Recording | Counts, out: np.ndarray) -> Quality:
 def standardise_any(recording: Recording | Counts, out: np.ndarray) -> Quality:
     """Do what `standardise` does, whatever the recording; several times slower where it is of the usual kind."""
     columns = _columns(recording.leads)
-    if not RATES_HZ[0] <= recording.rate_hz <= RATES_HZ[1]:
-        raise InputError(f"its sampling rate is {recording.rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
+    check_rate(recording.rate_hz)
     if isinstance(recording, Counts):
         if 0 in recording.gains_per_mv:
             raise InputError("a lead has gain 0: it is not calibrated")
-        if recording.rate_hz == RATE_HZ:
+        if recording.rate_hz == RATE_HZ and recording.converters is None:
             return _from_counts(recording, columns, out)
         recording = recording.to_recording()
     return _from_millivolts(recording, columns, out)

@@ -96,7 +96,7 @@ def _with_limits(placed: Placed, low: np.ndarray, high: np.ndarray, out: np.ndar
 
 def _usual_way(counts: Counts) -> Way | None:
     n_samples, n_leads = counts.samples.shape
-    if counts.rate_hz != RATE_HZ or n_samples < N_SAMPLES or n_leads != len(counts.leads):
+    if counts.rate_hz != RATE_HZ or n_samples < N_SAMPLES or n_leads != len(counts.leads) or counts.converters:
         return None
     return _way(counts.leads, counts.gains_per_mv, counts.baselines)
 

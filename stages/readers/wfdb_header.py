@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cache.errors import InputError
+from stages.readers.recording import Converter
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_SIGNALS = 1024
@@ -33,7 +34,10 @@ _MILLIVOLTS_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1
 
 
 class SignalLine(NamedTuple):
-    """One signal of a record; `initial` and `checksum` are None where the header does not state them."""
+    """One signal of a record; `initial` and `checksum` are None where the header does not state them.
+
+    `bits` of the converter are 0 where they are not known; `zero` is the count in the middle of its range.
+    """
 
     file_name: str
     format: str
@@ -43,6 +47,8 @@ class SignalLine(NamedTuple):
     gain: float
     baseline: int
     units: str
+    bits: int
+    zero: int
     initial: int | None
     checksum: int | None
     lead: str
@@ -78,6 +84,8 @@ class Layout(NamedTuple):
         Every lead is of format 16, one sample a frame, without skew.
     fault
         Why a lead cannot be turned into mV; None where all can.
+    converters
+        Per lead bits and middle of the converter's range; None where none is said to have less than 16 bits.
     """
 
     leads: tuple[str, ...]
@@ -86,6 +94,7 @@ class Layout(NamedTuple):
     offset: int
     plain: bool
     fault: str | None
+    converters: tuple[Converter, ...] | None
 
 
 class Header(NamedTuple):
@@ -212,6 +221,7 @@ def _layout(signals: list[SignalLine]) -> Layout:
         offset=signals[0].offset,
         plain=all(s.format == "16" and s.samples_per_frame == 1 and s.skew == 0 for s in signals),
         fault=fault,
+        converters=tuple((s.bits, s.zero) for s in signals) if any(1 < s.bits < 16 for s in signals) else None,
     )
 
 
@@ -219,7 +229,7 @@ def _parsed(line: str) -> SignalLine:
     found = _SIGNAL.match(line)
     if found is None:
         raise InputError(f"a signal line of its header cannot be read: {line[:80]!r}")
-    file, fmt, frame, skew, offset, gain, baseline, units, _, zero, initial, checksum, _, lead = found.groups()
+    file, fmt, frame, skew, offset, gain, baseline, units, bits, zero, initial, checksum, _, lead = found.groups()
     return SignalLine(
         file_name=file,
         format=fmt,
@@ -229,6 +239,8 @@ def _parsed(line: str) -> SignalLine:
         gain=float(gain or 0),
         baseline=int(baseline if baseline is not None else zero or 0),
         units=units or "mV",
+        bits=int(bits or 0),
+        zero=int(zero or 0),
         initial=None if initial is None else int(initial),
         checksum=None if checksum is None else int(checksum),
         lead=lead or "",

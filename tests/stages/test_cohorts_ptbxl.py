@@ -72,7 +72,10 @@ def test_a_likelihood_threshold_touches_diagnostic_statements_only(test_data, tm
     assert open_cohort("ptbxl", folder).entries().frame.loc[0, "superclass"] == ["MI", "NORM"]
 
 
-@pytest.mark.parametrize("cell", ["{", "{'NORM': __import__('os')}x", "[1, 2]", "{'A': 1 " + "  " * 3000, None])
+@pytest.mark.parametrize(
+    "cell",
+    ["{", "{'NORM': __import__('os')}x", "[1, 2]", "{'A': 1 " + "  " * 3000, "{" + "'A': 1.0, " * 400 + "!", None],
+)
 def test_statements_that_cannot_be_read_are_null_with_a_note(test_data, tmp_path, cell):
     def change(table):
         table.loc[1, "scp_codes"] = cell

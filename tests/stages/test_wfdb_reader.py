@@ -1,6 +1,8 @@
 import contextlib
 import os
+import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 from stages.readers import Counts, Recording, inside, read_wfdb, standardise
+from stages.readers.recording import lead_columns
 from stages.readers.wfdb_header import parse_header
 
 NAMES = list(LEADS)
@@ -42,6 +45,17 @@ def edit(folder: Path, old: str, new: str, name: str = "a", count: int = 1) -> N
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, count))
+
+
+def restate(folder: Path, name: str = "a") -> None:
+    """State the checksums that the samples, format 16 in one file, have now."""
+    path = folder / f"{name}.hea"
+    first, *lines = path.read_text().splitlines()
+    samples = np.fromfile(folder / f"{name}.dat", dtype="<i2").reshape(-1, len(lines))
+    fields = [line.split(None, 8) for line in lines]
+    for line, total in zip(fields, samples.sum(axis=0, dtype=np.int64), strict=True):
+        line[6] = str(total % 65536)
+    path.write_text("\n".join([first, *map(" ".join, fields)]) + "\n")
 
 
 def row_of(recording):
@@ -131,11 +145,33 @@ def test_leads_are_placed_by_name_in_any_spelling(tmp_path):
     assert (out[LEADS.index("V1")] == MISSING).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("DI", "I"),
+        ("dIII", "III"),
+        ("Lead DII", "II"),
+        ("V 1", "V1"),
+        ("v_6", "V6"),
+        ("LeadAVR", "aVR"),
+        ("lead-V2", "V2"),
+        *(
+            (name, None)
+            for name in ("-aVR", "- aVR", "lead -aVR", "\u2212aVR", "-I", "I-", "DV1", "V7", "I V", "IIII", "D")
+        ),
+    ],
+)
+def test_a_spelling_is_one_lead_or_none_and_a_lead_turned_over_is_none(name, place):
+    expected = [(LEADS.index(place), 1)] if place else []
+    assert lead_columns(("V3", name)) == sorted([(LEADS.index("V3"), 0), *expected])
+
+
 def test_missing_samples_stay_missing_and_flat_leads_are_named(tmp_path):
     write(tmp_path)
     data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, 12)
     data[100:200, 0], data[:, 1], data[:, 2], data[0, 3] = MISSING, 7, MISSING, 32767
     data.tofile(tmp_path / "a.dat")
+    restate(tmp_path)
     counts = read_wfdb(tmp_path, "a")
     for recording in (counts, counts.to_recording()):
         out, quality = row_of(recording)
@@ -239,6 +275,161 @@ def test_one_wrong_checksum_and_none_at_all_are_no_reason_to_refuse(tmp_path):
     assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
 
 
+def test_two_leads_of_twelve_may_have_other_checksums_and_no_more(tmp_path):
+    write(tmp_path)
+    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, 12)
+    for lead in (3, 4, 5):
+        data[-1, lead] += 1
+        data.tofile(tmp_path / "a.dat")
+        if lead < 5:
+            assert np.array_equal(read_wfdb(tmp_path, "a").samples, data)
+        else:
+            with pytest.raises(InputError, match="disagree"):
+                read_wfdb(tmp_path, "a")
+
+
+@pytest.mark.parametrize("leads", [["I"], ["I", "II"], ["I", "II", "III", "V1"]])
+def test_most_checksums_must_agree_where_leads_are_few(tmp_path, leads):
+    write(tmp_path, leads=leads)
+    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, len(leads))
+    data[-1, : (len(leads) + 1) // 2] += 1
+    data.tofile(tmp_path / "a.dat")
+    with pytest.raises(InputError, match="disagree"):
+        read_wfdb(tmp_path, "a")
+
+
+@pytest.mark.parametrize("fmt", ["212", "80", "24", "32", "516"])
+def test_checksums_count_in_other_formats(tmp_path, fmt):
+    if fmt == "516":
+        pytest.importorskip("soundfile")
+    rng = np.random.default_rng(2)
+    counts, leads = rng.integers(-100, 100, (999, 3)), ["I", "II", "V1"]
+    spelt = {"units": ["mV"] * 3, "adc_gain": [100.0] * 3, "baseline": [0] * 3, "write_dir": str(tmp_path)}
+    wfdb.wrsamp("a", 500, sig_name=leads, d_signal=counts, fmt=[fmt] * 3, **spelt)
+    assert np.allclose(read_wfdb(tmp_path, "a").signals_mv * 100, counts.T)
+    kept = (tmp_path / "a.hea").read_text()
+    wfdb.wrsamp("a", 500, sig_name=leads, d_signal=counts[:, ::-1] // 2, fmt=[fmt] * 3, **spelt)
+    (tmp_path / "a.hea").write_text(kept)
+    with pytest.raises(InputError, match=r"header and a\.dat disagree"):
+        read_wfdb(tmp_path, "a")
+
+
+def one_file_each(folder: Path, k: int = 4) -> np.ndarray:
+    counts = np.random.default_rng(3).integers(-1500, 1500, (1000, k)).astype("<i2")
+    lines = [f"a {k} 500 1000"]
+    for lead in range(k):
+        counts[:, lead].tofile(folder / f"a{lead}.dat")
+        total = int(counts[:, lead].sum(dtype=np.int64)) % 65536
+        lines.append(f"a{lead}.dat 16 200/mV 16 0 {counts[0, lead]} {total} 0 {NAMES[lead]}")
+    (folder / "a.hea").write_text("\n".join(lines) + "\n")
+    return counts
+
+
+def test_checksums_count_where_each_lead_has_a_file(tmp_path):
+    counts = one_file_each(tmp_path)
+    assert np.array_equal(np.rint(read_wfdb(tmp_path, "a").signals_mv * 200), counts.T)
+    shutil.copy(tmp_path / "a0.dat", tmp_path / "a1.dat")
+    assert np.array_equal(np.rint(read_wfdb(tmp_path, "a").signals_mv[1] * 200), counts[:, 0])
+    shutil.copy(tmp_path / "a0.dat", tmp_path / "a2.dat")
+    with pytest.raises(InputError, match=r"header and a0\.dat, .* disagree"):
+        read_wfdb(tmp_path, "a")
+
+
+def test_a_file_cut_behind_the_seconds_that_are_kept_is_refused_where_wfdb_must_read(tmp_path):
+    write(tmp_path, fmt="212", n=10_000, leads=["I", "II"])
+    assert read_wfdb(tmp_path, "a").signals_mv.shape == (2, 5501)
+    os.truncate(tmp_path / "a.dat", 29_000)
+    with pytest.raises(InputError, match=r"a\.dat is cut short: it holds 29000 of 30000 bytes"):
+        read_wfdb(tmp_path, "a")
+
+
+def test_several_samples_a_frame_are_averaged(tmp_path):
+    counts = np.random.default_rng(5).integers(-1500, 1500, (1000, 3)).astype("<i2")
+    counts[10, 0] = MISSING
+    counts[11, 2] = MISSING
+    counts.tofile(tmp_path / "a.dat")
+    sums = counts.sum(axis=0, dtype=np.int64)
+    (tmp_path / "a.hea").write_text(
+        "a 2 500 1000\n"
+        f"a.dat 16x2 200(0)/mV 16 0 {counts[0, 0]} {(sums[0] + sums[1]) % 65536} 0 I\n"
+        f"a.dat 16 200(0)/uV 16 0 {counts[0, 2]} {sums[2] % 65536} 0 V1\n"
+    )
+    expected = np.stack([counts[:, :2].mean(axis=1) / 200, counts[:, 2] / 200e3])
+    expected[0, 10] = expected[1, 11] = np.nan
+    assert np.allclose(read_wfdb(tmp_path, "a").signals_mv, expected, equal_nan=True)
+
+
+def test_a_pipe_is_refused_where_wfdb_must_read(tmp_path):
+    one_file_each(tmp_path)
+    (tmp_path / "a2.dat").unlink()
+    os.mkfifo(tmp_path / "a2.dat")
+    with pytest.raises(InputError, match=r"a2\.dat is not a file"):
+        read_wfdb(tmp_path, "a")
+
+
+@pytest.mark.parametrize("fmt", ["16", "24", "212"])
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [("a 512 999999", "sampling rate is 999999 Hz"), ("a 512 20000", "more than 20000000")],
+)
+def test_nothing_is_allotted_for_a_header_that_promises_too_much(tmp_path, fmt, first, says):
+    lines = [f"a.dat {fmt} 200/mV 16 0 0 0 0 {k}" for k in range(512)]
+    (tmp_path / "a.hea").write_text("\n".join([f"{first} 500000", *lines]) + "\n")
+    (tmp_path / "a.dat").touch()
+    os.truncate(tmp_path / "a.dat", 512 * 500_000 * 4)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=says):
+            read_wfdb(tmp_path, "a")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("fmt", ["16", "212"])
+def test_a_header_is_no_file_of_samples(tmp_path, fmt):
+    text = f"record 1 500\nrecord.hea {fmt} 200/mV 16 0 0 0 0 I\n"
+    (tmp_path / "record.hea").write_text(text)
+    with pytest.raises(InputError, match=r"names a header, 'record\.hea', as the file of its samples"):
+        read_wfdb(tmp_path, "record")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "bits", "zero", "values", "n_clipped"),
+    [
+        ("16", 12, 0, [2047, -2048, -2047, 2046, -2046], 3),
+        ("16", 11, 1024, [2047, 0, 1, 2, 2046], 3),
+        ("16", 12, 0, [2047, -2048, 2048], 0),
+        ("16", 16, 0, [2047, -2048], 0),
+        ("16", 0, 0, [2047, -2048], 0),
+        ("212", 0, 0, [2047, -2047, 2046], 2),
+        ("212", 11, 1024, [2046, 0, 2047, 1], 3),
+    ],
+)
+def test_clipped_means_at_the_limit_of_the_converter_that_the_header_tells(
+    tmp_path, fmt, bits, zero, values, n_clipped
+):
+    counts = np.random.default_rng(4).integers(900, 1000, (5000, 12))
+    counts[7 : 7 + len(values), 2] = values
+    k = 12
+    wfdb.wrsamp(
+        "a",
+        500,
+        ["mV"] * k,
+        NAMES,
+        d_signal=counts,
+        fmt=[fmt] * k,
+        adc_gain=[200.0] * k,
+        baseline=[0] * k,
+        write_dir=str(tmp_path),
+    )
+    path = tmp_path / "a.hea"
+    path.write_text(re.sub(r"/mV \d+ \d+ ", f"/mV {bits} {zero} ", path.read_text()))
+    out, quality = row_of(read_wfdb(tmp_path, "a"))
+    assert np.array_equal(out[2], counts[:, 2] * 5)
+    assert quality.clipped_fraction == pytest.approx(n_clipped / 60_000)
+
+
 @pytest.mark.parametrize("n", [1, 49, 50, 4999])
 def test_checksums_of_any_length_agree(tmp_path, n):
     counts = write(tmp_path, n=n)
@@ -289,24 +480,47 @@ LINES = st.sampled_from(
         "a 12 500 5000",
         "a.dat 16 200(0)/mV 16 0 0 0 0 I",
         "a.dat 16",
+        "a.dat 212x2:3+4 200(0)/mV 12 0 0 7 0 II",
+        "a.dat 516",
         "#Age: NaN",
         "a/2 1 500 10",
         "a 1 1e9 99999999999",
+        "a 512 20000 999999999999999",
         "a 1",
+        "a 2 500",
+        "a/2 1 500",
+        "~ 212 200 12 0 0 0 0 I",
+        "pipe 16 200 16 0 0 0 0 I",
+        "pipe 212 200 12 0 0 0 0 I",
+        "a.hea 8 200 8 0 0 0 0 I",
     ]
 )
 JUNK = st.text(alphabet=st.sampled_from(list("a1 0.-+/()x:#e~\n\t\\µ\0")), max_size=60)
+FIRST = st.sampled_from(["a/2 1 500", "a/2 2 500 10 10:30 1-May-2020", "a 1 500", "a 2 500 5"])
+SEGMENTS = st.sampled_from(["b 5", "~ 5", "pipe 5", "c 5", "b 0", "b 999999999999999"])
+HEADERS = (
+    st.lists(LINES | JUNK, max_size=15)
+    | st.builds(lambda first, rest: [first, *rest], FIRST, st.lists(LINES, max_size=3))
+    | st.builds(lambda first, rest: [first, *rest], FIRST, st.lists(SEGMENTS, min_size=2, max_size=3))
+).map("\n".join)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(LINES | JUNK, max_size=15).map("\n".join))
-def test_any_header_is_read_or_refused(tmp_path_factory, text):
+@given(HEADERS, HEADERS | st.just("b 1 500 5\na.dat 16 200(0)/mV 16 0 0 0 0 I"))
+def test_any_header_is_read_or_refused(tmp_path_factory, text, segment):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
-    folder.mkdir(exist_ok=True)
+    if not folder.exists():
+        folder.mkdir()
+        for name in ("pipe", "pipe.hea", "c.dat"):
+            os.mkfifo(folder / name)
+        (folder / "c.hea").write_text("c 1 500 5\nc.dat 16 200(0)/mV 16 0 0 0 0 I")
     (folder / "a.hea").write_bytes(text.encode())
+    (folder / "b.hea").write_bytes(segment.encode())
     (folder / "a.dat").write_bytes(bytes(range(250)))
     with contextlib.suppress(InputError):
-        row_of(read_wfdb(folder, "a"))
+        recording = read_wfdb(folder, "a")
+        assert as_millivolts(recording).signals_mv.size <= 10_000
+        row_of(recording)
 
 
 def test_the_short_way_through_a_signal_line_gives_what_the_long_one_gives():
