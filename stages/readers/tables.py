@@ -75,10 +75,14 @@ class Table:
                 raise InputError(f"{self.path}: has a cell that is not UTF-8 text; {_SAVE_AS}") from error
             with tempfile.TemporaryDirectory() as folder:
                 self._copy = Path(folder) / "table.csv.gz"
-                _copy_as_text(self._stream(self.path), self._copy)
-                # Blocks of the copy end where those of the file do.
-                yield from itertools.islice(self._rows(columns), n_given, None)
-            self._copy = None
+                try:
+                    _copy_as_text(self._stream(self.path), self._copy)
+                    # Blocks of the copy end where those of the file do.
+                    yield from itertools.islice(self._rows(columns), n_given, None)
+                except OSError as error:
+                    raise InputError(f"{self.path}: no copy of it can be made ({_line(error)})") from error
+                finally:
+                    self._copy = None
 
     def _rows(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         wanted: list[str] | None = None

@@ -120,6 +120,12 @@ def test_rows_that_repeat_a_key_are_counted_and_the_first_counts(tmp_path):
     assert "patients.csv: 2 rows repeat a subject_id; the first of each counts" in found.notes
 
 
+def test_a_subject_larger_than_any_number_has_no_flag(tmp_path):
+    rows = ["99999999999999999999999,10,10,2150-06-01 12:00:00,files/10"]
+    labs = [lab("99999999999999999999999", "2150-06-01 11:00:00", "6.0")]
+    assert np.isnan(entries(make(tmp_path / "m", labs, rows=rows)).frame["flag"][0])
+
+
 def test_blanks_around_an_item_do_not_matter(tmp_path):
     labs = [lab(1, "2150-06-01 11:00:00", "6.0", item=" 50822 "), lab(1, "2150-06-01 11:00:00", "4.0", item=" 50971")]
     assert entries(make(tmp_path / "m", labs)).frame["flag"][0] == 0
