@@ -110,6 +110,10 @@ class _Lists:
         absent = [name for name in leads if name not in self._file.schema_arrow.names]
         if absent:
             raise InputError(f"{Path(path).name}: has no column '{absent[0]}' (option 'leads')")
+        for name in leads:
+            kind = self._file.schema_arrow.field(name).type
+            if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+                raise InputError(f"{Path(path).name}: column '{name}' holds {kind}, not a list of samples a record")
         self._leads = leads
         sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
         self._ends = np.cumsum(sizes)

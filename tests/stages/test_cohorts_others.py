@@ -217,6 +217,12 @@ def test_arrays(tmp_path, kind):
     assert np.asarray(stored.valid).tolist() == [2500] * 4
 
 
+def test_parquet_columns_that_are_no_lists_are_refused(tmp_path):
+    pq.write_table(pa.table({lead: [1.0, 2.0] for lead in LEADS}), tmp_path / "x.parquet")
+    with pytest.raises(EnsembleError, match="column 'I' holds double, not a list of samples a record"):
+        open_cohort("arrays", tmp_path, {"file": "x.parquet", "rate_hz": 500}).entries()
+
+
 def test_a_malformed_row_of_labels_row_for_row_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 12, 500)))
     (tmp_path / "l.csv").write_text("y,z\n1,a\n2,b,?\n3,c\n")
