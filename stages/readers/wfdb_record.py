@@ -277,7 +277,8 @@ def _read_with_wfdb(header: Header, folder: str | Path, above: str) -> Recording
     import wfdb
 
     wanted = min(header.n_samples or MAX_SAMPLES, _wanted(header.rate_hz))
-    _check_size(wanted * sum(signal.samples_per_frame for signal in header.signals))
+    latest = wanted + max(signal.skew for signal in header.signals)
+    _check_size(latest * sum(signal.samples_per_frame for signal in header.signals))
     with _copied(header, folder, above) as source, warnings.catch_warnings(action="ignore"):
         try:
             end = wanted if header.n_samples else None
@@ -291,10 +292,12 @@ def _read_with_wfdb(header: Header, folder: str | Path, above: str) -> Recording
     whole = not any(s.skew for s in header.signals) and (header.n_samples or 0) <= wanted
     if whole and _says_sums(header) and not _mostly_stated(header, [int(lead.sum()) for lead in counts]):
         raise InputError(f"header and {', '.join(sorted(set(header.file_names)))[:160]} disagree (checksums)")
-    rows = [_in_millivolts(lead, signal) for lead, signal in zip(counts, header.signals, strict=True)]
+    n_samples = header.n_samples or len(counts[0]) // header.signals[0].samples_per_frame
+    kept = [lead[: wanted * s.samples_per_frame] for lead, s in zip(counts, header.signals, strict=True)]
+    rows = [_in_millivolts(lead, signal) for lead, signal in zip(kept, header.signals, strict=True)]
     signals_mv, clipped = (np.stack(both) for both in zip(*rows, strict=True))
     leads = tuple(signal.lead for signal in header.signals)
-    return Recording(signals_mv, leads, header.rate_hz, header.n_samples or signals_mv.shape[1], clipped)
+    return Recording(signals_mv, leads, header.rate_hz, n_samples, clipped)
 
 
 def _in_millivolts(counts: np.ndarray, signal: SignalLine) -> tuple[np.ndarray, np.ndarray]:

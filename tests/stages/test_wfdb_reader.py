@@ -338,6 +338,10 @@ def test_checksums_count_where_each_lead_has_a_file(tmp_path):
 def test_a_file_cut_behind_the_seconds_that_are_kept_is_refused_where_wfdb_must_read(tmp_path):
     write(tmp_path, fmt="212", n=10_000, leads=["I", "II"])
     assert read_wfdb(tmp_path, "a").signals_mv.shape == (2, 5501)
+    edit(tmp_path, "a 2 500 10000", "a 2 500")
+    recording = read_wfdb(tmp_path, "a")
+    assert (recording.signals_mv.shape, recording.n_samples) == ((2, 5501), 10_000)
+    edit(tmp_path, "a 2 500", "a 2 500 10000")
     os.truncate(tmp_path / "a.dat", 29_000)
     with pytest.raises(InputError, match=r"a\.dat is cut short: it holds 29000 of 30000 bytes"):
         read_wfdb(tmp_path, "a")
@@ -384,6 +388,14 @@ def test_nothing_is_allotted_for_a_header_that_promises_too_much(tmp_path, fmt, 
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["16:999999999", "16x999999", "212:999999999"])
+def test_nothing_is_allotted_for_a_skew_or_frame_that_no_record_has(tmp_path, form):
+    write(tmp_path, leads=["I", "II"])
+    edit(tmp_path, "a.dat 16 ", f"a.dat {form} ", count=2)
+    with pytest.raises(InputError, match="more than 20000000"):
+        read_wfdb(tmp_path, "a")
 
 
 @pytest.mark.parametrize("fmt", ["16", "212"])
