@@ -195,11 +195,15 @@ def test_a_column_of_patients_is_used_without_being_named(folder, tmp_path, name
 
 
 CELL = st.text(alphabet=st.sampled_from(list('r012345;,"\n.x µ\0-')), max_size=8)
-ROW = (
-    st.sampled_from(NAMES).map(str.encode) | CELL.map(str.encode) | st.sampled_from([b"\xff", b"\xed\xa0\x80", b"NaN"])
+ANY = CELL.map(str.encode) | st.sampled_from([b"\xff", b"\xed\xa0\x80"])
+USUAL = st.sampled_from([b"0", b"1", b"2.5", b"NaN", b"", b"a;b", b"b", "é".encode(), b'"x\ny"', b"1e400"])
+LINES = st.lists(st.lists(ANY, min_size=1, max_size=4), max_size=12)
+ROWS = st.lists(
+    st.tuples(st.sampled_from(NAMES).map(str.encode), USUAL, USUAL), min_size=3, unique_by=lambda row: row[0]
 )
-TABLE = st.lists(st.lists(ROW, min_size=1, max_size=4).map(b",".join), max_size=12).map(b"\n".join)
-HEAD = st.sampled_from([b"", b"record,y\n", b"record,patient_id,y\n", b"record,y,cv\n", b"record,pace_spikes\n"])
+TABLE = (LINES | ROWS | ROWS).map(lambda rows: b"\n".join(b",".join(row) for row in rows))
+GOOD = st.sampled_from([b"record,y,x\n", b"record,patient_id,y\n"])
+HEAD = GOOD | GOOD | st.sampled_from([b"", b"record,y,cv\n", b"record,y,pace_spikes\n"])
 
 
 @settings(max_examples=150, deadline=None)
