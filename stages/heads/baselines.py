@@ -1,7 +1,7 @@
 """Reference methods beside the gate, all with the same face, so that an evaluation can loop over `METHODS`.
 
 Lives here: trivial, single experts, uniform mean, stacking, concatenated embeddings, PPA, PMA, as estimators. Not here:
-full-rank heads (`fullrank`), the default itself (`ensemble`), metrics.
+full-rank heads (`fullrank`), ECG-Soup's (`probe_head`), the default itself (`ensemble`), metrics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stages.heads.fitting import Targets, read_targets
 from stages.heads.fullrank import FullRank
 from stages.heads.prior import fit_intercepts, weight_shift
 from stages.heads.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
+from stages.heads.probe_head import ProbeHeads
 from stages.heads.reference import Given, Reference
 from stages.heads.stack import HeadOptions, choose_strength
 from stages.heads.tasks import layout
@@ -202,6 +203,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "full_rank": FullRank,
     "ppa": lambda **options: EnsembleHeads(**{**options, "layer_mix": "ppa"}),
     "pma": lambda **options: EnsembleHeads(**{**options, "layer_mix": "pma"}),
+    "probe_head": ProbeHeads,
     "gate": EnsembleHeads,
 }
 """Name in metrics.json -> factory. `mean` and `stacking` take `heads=` a fitted `EnsembleHeads` to reuse."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.calibration import fit_temperatures
-from stages.heads.crossfit import make_masks
+from stages.heads.crossfit import Split, make_masks
 from stages.heads.estimator import Predictions
 from stages.heads.features import mix_layers, parse_mix, read_features
 from stages.heads.fitted import mix_arrays, to_means
@@ -63,7 +63,7 @@ class FullRank(Reference):
         n = len(next(iter(read.values())))
         folds, groups = given.folds(n)
         data = given.read_targets(folds, n, self.on_unusable)
-        train, judged = self._masks(folds, n, groups)
+        train, judged = training_masks(folds, n, groups, self.seed)
         self.data_, self.tasks_ = data, tuple(b.task for b in data.blocks)
         self.skipped_, self.n_folds_ = data.skipped, len(folds)
         self.experts_: dict[str, tuple[list[RobustScaler], list[Rotation], list[Tensor], Tensor]] = {}
@@ -71,14 +71,6 @@ class FullRank(Reference):
             x = mix_layers(name, value, parse_mix(self.layer_mix), None)
             self.experts_[name] = self._fit_expert(x, torch.from_numpy(value.present).float(), train, judged, data)
         self.n_trainable_ = sum(p[0].numel() for e in self.experts_.values() for p in e[2])
-
-    def _masks(self, folds: list[Any], n: int, groups: Any) -> tuple[Tensor, Tensor]:
-        """Training and validation masks [F, n]."""
-        if all(len(val) for _, val, _ in folds):
-            masks = make_masks(folds, n, groups, 0, self.seed)
-            return masks.train[:, 0], masks.judged
-        masks = make_masks([(tr, np.empty(0, np.int64), te) for tr, _, te in folds], n, groups, 5, self.seed)
-        return masks.train[:, 1], (masks.judge == 1).float()
 
     def _fit_expert(
         self, x: np.ndarray, present: Tensor, train: Tensor, judged: Tensor, data: Targets
@@ -133,11 +125,25 @@ class FullRank(Reference):
             own[0] = own[0][:, :, : z.shape[1]]
             logits.append((_mlp(own, z[None], data.blocks, None)[0] / temperature[fold]).numpy())
             present.append(value.present.astype(np.float32))
-        seen = np.stack(present, 1)
-        weights = seen / np.maximum(seen.sum(1, keepdims=True), 1)
-        weights = np.repeat(weights[:, None], len(data.blocks), 1).astype(np.float32)
-        mixed = mix_arrays(weights, np.stack(logits, 1), seen, data.blocks)
-        return to_means(mixed, data.centre[fold], data.scale[fold], data.blocks)
+        return average_experts(logits, present, data, fold)
+
+
+def training_masks(folds: list[Split], n: int, groups: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and validation masks [F, n]; without validation rows, a fifth of the training groups validates."""
+    if all(len(val) for _, val, _ in folds):
+        masks = make_masks(folds, n, groups, 0, seed)
+        return masks.train[:, 0], masks.judged
+    masks = make_masks([(tr, np.empty(0, np.int64), te) for tr, _, te in folds], n, groups, 5, seed)
+    return masks.train[:, 1], (masks.judge == 1).float()
+
+
+def average_experts(logits: list[np.ndarray], present: list[np.ndarray], data: Targets, fold: int) -> Predictions:
+    """Mean of the present experts' logits (each [n, C], presence [n]) as probabilities and values."""
+    seen = np.stack(present, 1)
+    weights = seen / np.maximum(seen.sum(1, keepdims=True), 1)
+    weights = np.repeat(weights[:, None], len(data.blocks), 1).astype(np.float32)
+    mixed = mix_arrays(weights, np.stack(logits, 1), seen, data.blocks)
+    return to_means(mixed, data.centre[fold], data.scale[fold], data.blocks)
 
 
 def _start(

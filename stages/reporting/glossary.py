@@ -20,6 +20,11 @@ METHODS: dict[str, tuple[str, str]] = {
         "full-rank heads",
         "per expert and task a network with one hidden layer of 64 units, trained in full; experts averaged alike",
     ),
+    "probe_head": (
+        "ECG-Soup's probe head",
+        "per expert and task the published network with one hidden layer of 256 units and batch normalisation on the "
+        "plain mean of the expert's layers; experts averaged alike",
+    ),
     "concat": ("concatenation", "all experts' embeddings side by side, one logistic or ridge regression"),
     "stacking": ("stacking", "a logistic or ridge regression on the experts' own predictions for unseen patients"),
     "mean": ("uniform mean", "the plain average of the experts' answers, every expert counted alike"),

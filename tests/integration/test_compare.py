@@ -90,7 +90,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
         _evaluate(study, methods=compared.COMPARED)
     monkeypatch.setattr(compared, "_reference", whole)
     found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.5, 1.0))
-    assert fitted == ["full_rank", "ppa", "pma", "enecg", "gate on 50% of the patients"]
+    assert fitted == ["full_rank", "ppa", "pma", "probe_head", "enecg", "gate on 50% of the patients"]
     expected = {"gate", "expert:mine", "expert:dlinear", *compared.COMPARED}
     assert set(found.metrics["tasks"]["sex"]["methods"]) == expected
     assert set(found.costs) == expected
