@@ -1,7 +1,7 @@
 """Reads one WFDB record: directly where all signals lie in one format-16 file (.dat or 16x1 .mat), else through wfdb.
 
-The direct way gives exactly what wfdb gives, some tens of times faster, because wfdb spends its time on the header. Of a
-record of several segments each is read so.
+The direct way gives exactly what wfdb gives, some tens of times faster, because wfdb spends its time on the header.
+Of a record of several segments each is read so.
 """
 
 from __future__ import annotations
