@@ -36,7 +36,8 @@ def read_vectors(path: Path, id_column: str = ID_COLUMN) -> tuple[dict[str, np.n
     ----------
     path
         Of floats or whole numbers: .npy [record, dim] or [record, layer, dim]; .npz with `embedding` and, if there are
-        any, `layers`, `output` and `record_id`; .parquet with the id column and a list column `embedding`, or one number column a dimension.
+        any, `layers`, `output` and `record_id`; .parquet with the id column and a list column `embedding`, or one
+        number column a dimension.
 
     Returns
     -------

@@ -64,44 +64,69 @@ def _layered(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"embedding": x, "layers": np.stack([x, 0.5 * x, x[:, ::-1]], 1), "embed": x}
 
 
-SPLIT = (np.arange(160), np.arange(160, 200), np.arange(200, 300))
-PERMUTATIONS = 5
+ROWS = np.arange(400)
+SPLIT = (ROWS[:220], ROWS[220:280], ROWS[280:])
+PATIENTS = ROWS // 2
 
 
-def _permuted_auroc(predict: Callable[[dict[str, np.ndarray]], np.ndarray], y: dict[str, np.ndarray]) -> float:
-    """Mean over permutations of the training labels; one alone is wide, with five latent directions to lean on."""
+def _isotropic() -> tuple[dict[str, Any], np.ndarray]:
+    """Two experts of 80 directions alike in variance, of which one tells the sex; two records a patient.
+
+    What a fit on permuted labels leans on is then nearly at right angles to what the true labels say, so that its
+    AUROC stays near one half: with few directions it would lie anywhere.
+    """
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(len(ROWS), 80))
+    u[:, 0] = rng.normal(size=len(ROWS) // 2)[PATIENTS]
+    parts = {"a": u[:, :50], "b": u[:, [0, *range(50, 80)]]}
+    turned = {k: v @ np.linalg.qr(rng.normal(size=(v.shape[1],) * 2))[0] for k, v in parts.items()}
+    return {k: v.astype(np.float32) for k, v in turned.items()}, (u[:, 0] > 0).astype(float)
+
+
+def _permuted_auroc(predict: Callable[[np.ndarray], np.ndarray], y: np.ndarray, permutations: int) -> float:
+    """Mean AUROC on the test records over permutations of the other patients' labels, each also turned round.
+
+    The test records keep their true labels. What a permutation happens to have in common with the truth, its opposite
+    has against it, so that only what is learnt from the test records' own labels is left.
+    """
     found = []
-    for seed in range(PERMUTATIONS):
-        order = np.r_[np.random.default_rng(seed).permutation(200), 200:300]
-        found.append(roc_auc_score(y["sex"][200:], predict({k: v[order] for k, v in y.items()})))
+    for seed in range(permutations):
+        order = np.random.default_rng(seed).permutation(SPLIT[2][0] // 2)
+        permuted = y[: SPLIT[2][0]].reshape(-1, 2)[order].ravel()
+        both = (np.r_[labels, y[SPLIT[2]]] for labels in (permuted, 1 - permuted))
+        found += [roc_auc_score(y[SPLIT[2]], predict(labels)) for labels in both]
     return float(np.mean(found))
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+# a probe head's random start outlives permuted labels: see test_heads_probe_head, over many starts
+@pytest.mark.parametrize("name", [*sorted(set(METHODS) - {"probe_head"}), "expert:a", "expert:b"])
 def test_permuted_training_labels_give_chance(name: str) -> None:
-    x, y = _study()
+    x, y = _isotropic()
     features = {k: _layered(v) for k, v in x.items()}
-    held_out = {k: {part: a[200:] for part, a in v.items()} for k, v in features.items()}
+    held_out = {k: {part: a[SPLIT[2]] for part, a in v.items()} for k, v in features.items()}
 
-    def predict(labels: dict[str, np.ndarray]) -> np.ndarray:
-        return METHODS[name]().fit(features, labels, TASKS, splits=[SPLIT]).predict_proba(held_out)["sex"]
+    def predict(labels: np.ndarray) -> np.ndarray:
+        single = name.startswith("expert:")
+        method = SingleExpert(expert=name.removeprefix("expert:")) if single else METHODS[name]()
+        method.fit(features, {"sex": labels}, TASKS[:1], splits=[SPLIT], groups=PATIENTS)
+        return np.asarray(method.predict_proba(held_out)["sex"])
 
-    # a method that sees held-out labels, or the true ones, reaches 0.85 and more
-    assert abs(_permuted_auroc(predict, y) - 0.5) < 0.22
+    # 20 of the 120 test records among the training records give 0.63, all of them as validation records 0.54
+    assert abs(_permuted_auroc(predict, y, 1 if name in ("full_rank", "pma") else 2) - 0.5) < 0.03
     if name != "trivial":
-        assert roc_auc_score(y["sex"][200:], predict(y)) > 0.85
+        assert roc_auc_score(y[SPLIT[2]], predict(y)) > 0.75
 
 
 def test_permuted_training_labels_give_the_enecg_preset_chance() -> None:
-    x, y = _study()
-    lead = np.random.default_rng(1).normal(size=(300, 5000)).astype(np.float32) * 0.01
+    x, y = _isotropic()
+    lead = np.random.default_rng(1).normal(size=(len(ROWS), 5000)).astype(np.float32) * 0.01
 
-    def predict(labels: dict[str, np.ndarray]) -> np.ndarray:
-        heads = EnecgHeads(epochs=20).fit({}, x, lead, labels, TASKS[:1], [SPLIT])
-        return heads.predict_proba({}, x, lead, fold=0)["sex"][200:]
+    def predict(labels: np.ndarray) -> np.ndarray:
+        heads = EnecgHeads(epochs=20).fit({}, x, lead, {"sex": labels}, TASKS[:1], [SPLIT], PATIENTS)
+        return np.asarray(heads.predict_proba({}, x, lead, fold=0)["sex"][SPLIT[2]])
 
-    assert abs(_permuted_auroc(predict, y) - 0.5) < 0.22
-    assert roc_auc_score(y["sex"][200:], predict(y)) > 0.72
+    assert abs(_permuted_auroc(predict, y, 1) - 0.5) < 0.05
+    assert roc_auc_score(y[SPLIT[2]], predict(y)) > 0.6
 
 
 def test_methods_reuse_a_fit() -> None:
