@@ -209,8 +209,7 @@ def fit_all(
         if large and isinstance(x, Features):
             heads[name] = fit_expert_blockwise(name, x, seen, *common, place)
         else:
-            matrices = [x.read(slice(0, x.n_records))] * len(splits) if isinstance(x, Features) else x
-            heads[name] = fit_expert(name, matrices, seen, *common)
+            heads[name] = _fit_few(name, x, seen, *common)
         seconds[name] = perf_counter() - started
     summary = None if signal is None or "signal" not in sources else signal_summary(signal)
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
@@ -249,6 +248,28 @@ def fit_all(
     ]
     found = OutOfSample(data.outputs, gate_masks.judge, rows, len(present))
     return Fitted(models, heads, gate, found, seconds)
+
+
+def _fit_few(
+    name: str,
+    x: Features | list[np.ndarray],
+    seen: np.ndarray,
+    labels: tuple[Tensor, Tensor],
+    masks: Masks,
+    rows: Tensor,
+    blocks: tuple[Block, ...],
+    options: HeadOptions,
+) -> ExpertHead:
+    """Fit an expert in memory, on the records alone that train or judge in some fold: of many, these may be few."""
+    used = torch.nonzero(((masks.train[:, 0] > 0) | (masks.judge >= 0)).any(0)).ravel()
+    whole = len(used) == len(seen)
+    chosen = slice(0, len(seen)) if whole else used.numpy()
+    n_folds = len(masks.train)
+    matrices = [x.read(chosen)] * n_folds if isinstance(x, Features) else x if whole else [m[chosen] for m in x]
+    if not whole:
+        seen, labels, rows = seen[chosen], (labels[0][:, used], labels[1][:, used]), torch.searchsorted(used, rows)
+        masks = masks.take(used)
+    return fit_expert(name, matrices, seen, labels, masks, rows, blocks, options)
 
 
 def _judges(masks: Masks, seed: int) -> Tensor:

@@ -55,6 +55,8 @@ class Rotation:
             values, v = torch.linalg.eigh((centred.T @ centred).double())
             keep = values > 1e-7 * values[-1].clamp_min(1e-12)
             axes, variances = v[:, keep].float(), values[keep]
+        if not axes.shape[1]:  # training records that are all alike: one axis along which nothing varies
+            axes = torch.zeros(d, 1)
         axes = axes.flip(1) / float((variances.sum() / n).sqrt().clamp_min(1e-12))
         return cls(mean, np.ascontiguousarray(axes.numpy()))
 

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.persist import HeadModule, module_name
+from stages.heads.rows import LazyRows
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 TASKS = (
@@ -373,3 +374,45 @@ def test_mistakes_are_named_in_one_line(
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, stages.heads; assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_an_expert_that_says_the_same_of_every_record_does_no_harm(lora):
+    rng = np.random.default_rng(0)
+    x, constant, once = rng.normal(size=(80, 5)), np.ones((80, 4)), np.full((80, 4), np.nan)
+    once[:3] = 1
+    y = {"task": (x[:, 0] > 0).astype(float)}
+    for other in (constant, once):
+        features = {"a": x, "other": other}
+        heads = EnsembleHeads(lora=lora).fit(features, y)
+        assert roc_auc_score(y["task"], heads.predict_proba(features)["task"]) > 0.95
+
+
+class _Watched(LazyRows):
+    """Rows of which it is written down how many were held at once."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype, self.largest = values, values.shape, values.dtype, 0
+
+    def read(self, rows: slice) -> np.ndarray:
+        self.largest = max(self.largest, rows.stop - rows.start)
+        return self.values[rows]
+
+
+def test_of_many_records_only_those_that_train_or_judge_are_read_together(monkeypatch):
+    monkeypatch.setattr("stages.heads.rows.READ_ROWS", 512)
+    monkeypatch.setattr("stages.heads.features.READ_ROWS", 512)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, 6)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=4000) > 0).astype(float)
+    rows = rng.permutation(4000)
+    train, val = np.sort(rows[:300]), np.sort(rows[300:400])
+    watched = _Watched(x)
+    heads = EnsembleHeads().fit({"a": watched}, {"task": y}, splits=[(train, val, [])])
+    assert watched.largest <= 512
+    both = np.sort(np.r_[train, val])
+    place = [np.searchsorted(both, part) for part in (train, val)]
+    alone = EnsembleHeads().fit({"a": x[both]}, {"task": y[both]}, splits=[(*place, [])])
+    np.testing.assert_allclose(
+        heads.predict_proba({"a": x})["task"], alone.predict_proba({"a": x})["task"], rtol=1e-5, atol=1e-6
+    )
