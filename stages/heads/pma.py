@@ -1,12 +1,15 @@
-"""Training ECG-Soup's PMA gate on cached layers: per expert and fold, with one linear head over all tasks.
+"""Training ECG-Soup's PMA gate on cached layers: per expert, fold and task, with a linear head.
 
 Lives here: `train_mixers` and the trained `Mixer`. Not here: the module itself (`layer_mix`), the probe that is fitted
-on the mixture afterwards. In the published linear-probe command the gate is not in the optimiser; here it is.
+on the mixtures afterwards. In the published linear-probe command the gate is not in the optimiser; here it is.
+
+Tasks live in different layers: one gate for all of them ends up near the plain mean. Each has a gate of its own, and
+the mixtures lie side by side, so that heads read all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -18,7 +21,7 @@ from stages.heads.features import ExpertFeatures
 from stages.heads.layer_mix import LayerMix
 from stages.heads.losses import task_losses
 from stages.heads.probe import Problem, Rotation, fit_path
-from stages.heads.tasks import Block, n_columns
+from stages.heads.tasks import Block, layout, n_columns
 
 if TYPE_CHECKING:
     from stages.heads.crossfit import Split
@@ -30,31 +33,43 @@ EPOCHS, PATIENCE = 60, 8
 
 
 class Mixer:
-    """A trained PMA gate: cached features -> z [n, D]."""
+    """Trained PMA gates, one a task: cached features -> their mixtures side by side [n, T * D]."""
 
-    def __init__(self, mix: LayerMix) -> None:
-        self.mix = mix.eval().requires_grad_(False)
+    def __init__(self, mixes: Sequence[LayerMix]) -> None:
+        self.mixes = [mix.eval().requires_grad_(False) for mix in mixes]
 
     def __call__(self, features: ExpertFeatures) -> np.ndarray:
         """Mix; an absent record stays NaN."""
         layers, embed = tensors(features)
-        return self.mix(layers, embed).numpy()
+        return torch.cat([mix(layers, embed) for mix in self.mixes], 1).numpy()
 
     @property
     def n_parameters(self) -> int:
-        """Parameters of the gate (the norm is fixed)."""
-        return sum(p.numel() for n, p in self.mix.named_parameters() if n.startswith("gate."))
+        """Parameters of the gates (the norms are fixed)."""
+        return sum(p.numel() for mix in self.mixes for n, p in mix.named_parameters() if n.startswith("gate."))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that `from_arrays` reads."""
-        return self.mix.state_dict()
+        return {f"task{t}/{k}": v for t, mix in enumerate(self.mixes) for k, v in mix.state_dict().items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Rebuild from saved arrays."""
-        mix = LayerMix("pma", len(arrays["gate.7.bias"]), len(arrays["norm.weight"]))
-        mix.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
-        return cls(mix)
+        """Rebuild from saved arrays; fits of older versions have one gate for all tasks."""
+        if not any(k.startswith("task0/") for k in arrays):
+            arrays = {f"task0/{k}": v for k, v in arrays.items()}
+        n_tasks = len({k.split("/")[0] for k in arrays})
+        return cls(
+            [
+                _mix_of({k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"task{t}/")})
+                for t in range(n_tasks)
+            ]
+        )
+
+
+def _mix_of(arrays: Mapping[str, np.ndarray]) -> LayerMix:
+    mix = LayerMix("pma", len(arrays["gate.7.bias"]), len(arrays["norm.weight"]))
+    mix.load_state_dict({k: torch.from_numpy(v) for k, v in arrays.items()})
+    return mix
 
 
 def tensors(features: ExpertFeatures) -> tuple[Tensor, Tensor]:
@@ -67,7 +82,7 @@ def tensors(features: ExpertFeatures) -> tuple[Tensor, Tensor]:
 def train_mixers(
     features: Mapping[str, ExpertFeatures], targets: Targets, splits: list[Split], seed: int
 ) -> dict[str, list[Mixer]]:
-    """Train one gate per fold for every expert with cached layers.
+    """Train one gate per fold and task for every expert with cached layers.
 
     Raises
     ------
@@ -80,18 +95,26 @@ def train_mixers(
     for name, f in layered.items():
         if f.embed is None:
             raise InputError(f"expert '{name}': layer_mix 'pma' needs embed, the mean of the tokens before block 1")
-    return {name: [_train(f, targets, split, k, seed) for k, split in enumerate(splits)] for name, f in layered.items()}
+    return {
+        name: [
+            Mixer([_train(f, targets, split, k, block, seed) for block in targets.blocks])
+            for k, split in enumerate(splits)
+        ]
+        for name, f in layered.items()
+    }
 
 
-def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, seed: int) -> Mixer:
+def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, block: Block, seed: int) -> LayerMix:
     """Start from PPA (gate at zero) and its convex head; keep the epoch of the lowest validation loss, PPA included.
 
     From a random head the gate learns faster than the head turns, and closes the layers that the head reads wrongly.
     """
     layers, embed = tensors(features)
-    seen = torch.from_numpy(features.present)
+    # a record may have an embedding and no layers
+    seen = torch.from_numpy(features.present) & ~(torch.isnan(layers).flatten(1).any(1) | torch.isnan(embed).any(1))
     train, val = (torch.from_numpy(rows)[seen[rows]] for rows in split[:2])
-    y, weight = targets.y[fold], targets.weight[fold]
+    y, weight = targets.y[fold][:, block.columns], targets.weight[fold][:, block.columns]
+    blocks = layout([block.task])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mix = LayerMix("pma", layers.shape[1], layers.shape[2])
@@ -102,13 +125,13 @@ def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, 
         nn.init.zeros_(last.bias)
         mix.norm.requires_grad_(False)
         with torch.no_grad():
-            head = _convex_head(mix.eval()(layers[train], embed[train]), y[train], weight[train], targets.blocks)
+            head = _convex_head(mix.eval()(layers[train], embed[train]), y[train], weight[train], blocks)
         parameters = [*(p for p in mix.parameters() if p.requires_grad), *head.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
         def loss_of(rows: Tensor) -> Tensor:
             logits = head(mix(layers[rows], embed[rows]))
-            loss, w = task_losses(logits, y[rows], weight[rows], targets.blocks, huber=True)
+            loss, w = task_losses(logits, y[rows], weight[rows], blocks, huber=True)
             return ((loss * w).sum(0) / w.sum(0).clamp_min(1e-9)).sum()
 
         best, kept, since = _score(mix, loss_of, val), _copy(mix), 0
@@ -124,7 +147,7 @@ def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, 
             if since >= PATIENCE:
                 break
     mix.load_state_dict(kept)
-    return Mixer(mix)
+    return mix
 
 
 def _convex_head(z: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> nn.Linear:

@@ -327,7 +327,7 @@ def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
     heads.fit(features, {"y": y}, splits=[(train, val, test)])
     p = heads.predict_proba(_take(features, test))["y"]
     assert roc_auc_score(y[test], p) > 0.9
-    weights = heads.mixers_["net"][0].mix.weights(torch.from_numpy(features["net"]["embed"]))
+    weights = heads.mixers_["net"][0].mixes[0].weights(torch.from_numpy(features["net"]["embed"]))
     assert weights.mean(0).argmax() == 1
     heads.save(tmp_path)
     np.testing.assert_array_equal(EnsembleHeads.load(tmp_path).predict_proba(_take(features, test))["y"], p)
@@ -416,3 +416,27 @@ def test_of_many_records_only_those_that_train_or_judge_are_read_together(monkey
     np.testing.assert_allclose(
         heads.predict_proba({"a": x})["task"], alone.predict_proba({"a": x})["task"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_tasks_that_live_in_different_layers_are_mixed_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    n, train, val, test = 1500, np.arange(900), np.arange(900, 1200), np.arange(1200, 1500)
+    cause, layers = rng.normal(size=(n, 2)), rng.normal(size=(n, 6, 16)).astype(np.float32)
+    # each task's cause lies in one layer, and in the other's the same direction holds noise: no mixture serves both
+    directions, noise = np.eye(16)[:2], rng.normal(size=(n, 2))
+    for layer, c in ((1, 0), (4, 1)):
+        layers[:, layer] *= 0.3
+        layers[:, layer] += np.outer(cause[:, c], directions[c]) + 4 * np.outer(noise[:, c], directions[1 - c])
+    features = {"x": {"embedding": layers.mean(1), "layers": layers, "embed": rng.normal(size=(n, 16))}}
+    layers[7] = np.nan  # a record with an embedding alone
+    y = {name: (cause[:, c] > 0).astype(float) for c, name in enumerate("ab")}
+    heads = EnsembleHeads(layer_mix="pma", gate_epochs=0).fit(features, y, splits=[(train, val, test)])
+    predicted = heads.predict_proba(features)
+    for task in y:
+        alone = EnsembleHeads(layer_mix="pma", gate_epochs=0)
+        alone = alone.fit(features, {task: y[task]}, splits=[(train, val, test)]).predict_proba(features)
+        found, expected = (roc_auc_score(y[task][test], p[task][test]) for p in (predicted, alone))
+        assert expected > 0.8
+        assert found > expected - 0.03
+    again = EnsembleHeads.load(heads.save(tmp_path / "fit")).predict_proba(features)
+    assert all(np.array_equal(again[task], predicted[task]) for task in y)
