@@ -48,8 +48,8 @@ class EnsembleHeads(FittedHeads):
     ----------
     layer_mix
         Parts of an expert's cached arrays, joined by "+": "embedding" (the authors'), "last", "ppa", "pma". An expert
-        without layers gives its embedding. "pma" trains ECG-Soup's gate per expert, fold and task, and then validation rows
-        alone judge.
+        without layers gives its embedding. "pma" trains ECG-Soup's gate per expert, fold and task, and then validation
+        rows alone judge.
     lora
         Train LoRA on the probe.
     rank, alpha, lora_epochs, lora_learning_rate

@@ -432,10 +432,10 @@ def test_tasks_that_live_in_different_layers_are_mixed_apart(tmp_path):
     y = {name: (cause[:, c] > 0).astype(float) for c, name in enumerate("ab")}
     heads = EnsembleHeads(layer_mix="pma", gate_epochs=0).fit(features, y, splits=[(train, val, test)])
     predicted = heads.predict_proba(features)
-    for task in y:
+    for task, labels in y.items():
         alone = EnsembleHeads(layer_mix="pma", gate_epochs=0)
-        alone = alone.fit(features, {task: y[task]}, splits=[(train, val, test)]).predict_proba(features)
-        found, expected = (roc_auc_score(y[task][test], p[task][test]) for p in (predicted, alone))
+        alone = alone.fit(features, {task: labels}, splits=[(train, val, test)]).predict_proba(features)
+        found, expected = (roc_auc_score(labels[test], p[task][test]) for p in (predicted, alone))
         assert expected > 0.8
         assert found > expected - 0.03
     again = EnsembleHeads.load(heads.save(tmp_path / "fit")).predict_proba(features)
