@@ -1,6 +1,7 @@
 """Fit heads and gate for all tasks and folds at once, against a loop of plain torch training, in one run.
 
     OMP_NUM_THREADS=1 python -P benchmarks/heads.py --records 100000 --reference-epochs 1
+    OMP_NUM_THREADS=1 python -P benchmarks/heads.py --records 3000 --width 256 --seeds 3
     OMP_NUM_THREADS=1 python -P benchmarks/heads.py --scaling 100000,200000,400000 --plot docs/heads-scaling.svg
 
 The reference is what one would write: for every task and fold a model (frozen base, LoRA of rank 8 on each expert's
@@ -8,6 +9,9 @@ features, a gate over the experts), trained over a shuffling DataLoader. With fe
 that it is to be trained for, or fewer than all `--reference-models`, its seconds are scaled, and the output says so.
 Ours trains LoRA and gate for 20 epochs too, without stopping early; it also fits what the loop does not: seven
 penalties of the probe, temperatures, constant weights.
+
+`--seeds` asks whether several seeds should be fitted at once, as folds are: so many fits one after the other, against
+one fit of every fold that many times.
 
 `--scaling` writes synthetic float16 stores of each size, fits them with `--memory-gb` of features kept, each in a
 process of its own, and draws seconds and peak memory. Seconds are of wall clock and of processor time: with one thread
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--reference-epochs", type=int, default=1, help=f"measured of {EPOCHS}; the rest is scaled")
     parser.add_argument("--reference-models", type=int, default=TASKS * FOLDS, help="measured; the rest is scaled")
     parser.add_argument("--memory-gb", type=float, default=2.0, help="features kept at a time")
+    parser.add_argument("--seeds", type=int, help="compare fits of so many seeds in turn with one of as many folds")
     parser.add_argument("--scaling", help="numbers of records, a,b,c, on disk")
     parser.add_argument("--folder", type=Path, default=Path("heads-benchmark"), help="for the stores of --scaling")
     parser.add_argument("--plot", type=Path, help="SVG of --scaling")
@@ -53,6 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.stored:
         fit_stored(options.stored, options.memory_gb)
+    elif options.seeds:
+        compare_seeds(options)
     elif options.scaling:
         scale([int(n) for n in options.scaling.split(",")], options)
     else:
@@ -89,6 +96,20 @@ def compare(options: argparse.Namespace) -> None:
     print(f"ratio         {loop.wall * scaled / ours.wall:9.1f}    processor {loop.cpu * scaled / ours.cpu:9.1f}")
     for line in rates(options.width):
         print(line)
+
+
+def compare_seeds(options: argparse.Namespace) -> None:
+    """Print the time of one fit a seed, and of one fit of all folds once a seed."""
+    features, targets, folds = make_data(options.records, options.width)
+    with Clock() as in_turn:
+        for seed in range(options.seeds):
+            fit_ours(features, targets, folds, options.memory_gb, seed)
+    with Clock() as at_once:
+        fit_ours(features, targets, folds * options.seeds, options.memory_gb)
+    print(f"{options.records} records x {EXPERTS} experts x {options.width}, {TASKS} tasks, {FOLDS} folds")
+    print(f"{options.seeds} fits in turn   {in_turn.wall:7.1f} s, processor {in_turn.cpu:7.1f} s")
+    print(f"all folds at once {at_once.wall:7.1f} s, processor {at_once.cpu:7.1f} s")
+    print(f"ratio             {in_turn.wall / at_once.wall:7.2f}    processor {in_turn.cpu / at_once.cpu:7.2f}")
 
 
 def describe(heads: EnsembleHeads) -> str:
@@ -159,10 +180,17 @@ def make_data(n: int, width: int) -> tuple[dict[str, np.ndarray], dict[str, np.n
     return features, targets, folds
 
 
-def fit_ours(features: dict, targets: dict[str, np.ndarray], folds: Folds, memory_gb: float) -> EnsembleHeads:
+def fit_ours(
+    features: dict, targets: dict[str, np.ndarray], folds: Folds, memory_gb: float, seed: int = 42
+) -> EnsembleHeads:
     tasks = [TaskSpec(name, "binary") for name in targets]
     heads = EnsembleHeads(
-        lora_epochs=EPOCHS, gate_epochs=EPOCHS, lora_patience=EPOCHS, gate_patience=EPOCHS, memory_gb=memory_gb
+        lora_epochs=EPOCHS,
+        gate_epochs=EPOCHS,
+        lora_patience=EPOCHS,
+        gate_patience=EPOCHS,
+        memory_gb=memory_gb,
+        seed=seed,
     )
     return heads.fit(features, targets, tasks, splits=folds)
 
