@@ -87,7 +87,7 @@ def train_mixers(
     Raises
     ------
     InputError
-        An expert with layers but without `embed`, or no expert with layers at all.
+        An expert with layers but without `embed`, or with layers of too few records; no expert with layers at all.
     """
     layered = {name: f for name, f in features.items() if f.layers is not None}
     if not layered:
@@ -97,14 +97,16 @@ def train_mixers(
             raise InputError(f"expert '{name}': layer_mix 'pma' needs embed, the mean of the tokens before block 1")
     return {
         name: [
-            Mixer([_train(f, targets, split, k, block, seed) for block in targets.blocks])
+            Mixer([_train(name, f, targets, split, k, block, seed) for block in targets.blocks])
             for k, split in enumerate(splits)
         ]
         for name, f in layered.items()
     }
 
 
-def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, block: Block, seed: int) -> LayerMix:
+def _train(
+    name: str, features: ExpertFeatures, targets: Targets, split: Split, fold: int, block: Block, seed: int
+) -> LayerMix:
     """Start from PPA (gate at zero) and its convex head; keep the epoch of the lowest validation loss, PPA included.
 
     From a random head the gate learns faster than the head turns, and closes the layers that the head reads wrongly.
@@ -113,6 +115,11 @@ def _train(features: ExpertFeatures, targets: Targets, split: Split, fold: int, 
     # a record may have an embedding and no layers
     seen = torch.from_numpy(features.present) & ~(torch.isnan(layers).flatten(1).any(1) | torch.isnan(embed).any(1))
     train, val = (torch.from_numpy(rows)[seen[rows]] for rows in split[:2])
+    if len(train) < 2 or not len(val):
+        raise InputError(
+            f"expert '{name}': fold {fold} has {len(train)} training and {len(val)} validation records with its layers; "
+            "layer_mix 'pma' needs both"
+        )
     y, weight = targets.y[fold][:, block.columns], targets.weight[fold][:, block.columns]
     blocks = layout([block.task])
     with torch.random.fork_rng(devices=[]):

@@ -333,6 +333,9 @@ def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(EnsembleHeads.load(tmp_path).predict_proba(_take(features, test))["y"], p)
     with pytest.raises(InputError, match="'net': layer_mix 'pma' needs embed"):
         heads.fit({"net": layers}, {"y": y}, splits=[(train, val, test)])
+    layers[train] = np.nan
+    with pytest.raises(InputError, match="'net': fold 0 has 0 training and .* records with its layers"):
+        heads.fit({"net": {**features["net"], "embedding": np.ones((200, 3))}}, {"y": y}, splits=[(train, val, test)])
 
 
 def test_top_k_keeps_that_many_experts() -> None:
