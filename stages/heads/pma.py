@@ -117,8 +117,8 @@ def _train(
     train, val = (torch.from_numpy(rows)[seen[rows]] for rows in split[:2])
     if len(train) < 2 or not len(val):
         raise InputError(
-            f"expert '{name}': fold {fold} has {len(train)} training and {len(val)} validation records with its layers; "
-            "layer_mix 'pma' needs both"
+            f"expert '{name}': fold {fold} has {len(train)} training and {len(val)} validation records with its "
+            "layers; layer_mix 'pma' needs both"
         )
     y, weight = targets.y[fold][:, block.columns], targets.weight[fold][:, block.columns]
     blocks = layout([block.task])

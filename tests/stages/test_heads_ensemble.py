@@ -334,7 +334,7 @@ def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'net': layer_mix 'pma' needs embed"):
         heads.fit({"net": layers}, {"y": y}, splits=[(train, val, test)])
     layers[train] = np.nan
-    with pytest.raises(InputError, match="'net': fold 0 has 0 training and .* records with its layers"):
+    with pytest.raises(InputError, match=r"'net': fold 0 has 0 training and .* records with its layers"):
         heads.fit({"net": {**features["net"], "embedding": np.ones((200, 3))}}, {"y": y}, splits=[(train, val, test)])
 
 
