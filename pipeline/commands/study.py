@@ -107,11 +107,11 @@ def generate(
 
     Example: `ensemble generate data/embedded-cohort --records 600 --seed 0`
     """
-    from pipeline.params import Generate
+    from pipeline.params import PARAMS_FILE, Generate
     from pipeline.study import Study
     from stages.synthetic import generate as run_generate
 
-    given = Study().params.generate if None in (records, seed, variety) else Generate()
+    given = Study().params.generate if Path(PARAMS_FILE).is_file() else Generate()  # a cohort needs no study
     with progress("generate") as update:
         run_generate(
             folder,

@@ -118,3 +118,10 @@ def test_a_reader_that_goes_away_is_no_traceback():
         f"{sys.executable} -m pipeline.cli experts | head -n 1", shell=True, capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_cohort_is_generated_outside_of_any_study(ensemble, tmp_path):
+    code, out, _ = ensemble("generate", "cohort", "--records", "3")
+    assert code == 0
+    assert "3 records" in out
+    assert len((tmp_path / "cohort" / "RECORDS").read_text().split()) == 3
