@@ -143,8 +143,8 @@ def _as_stated(header: Header, samples: np.ndarray, n_samples: int, *, longer: b
 
 
 def _says_sums(header: Header) -> bool:
-    """Whether checksums are stated; all zero means that they are not."""
-    return None not in header.checksums and any(header.checksums)
+    """Whether checksums are stated, if only of some leads; all zero means that they are not."""
+    return any(header.checksums)
 
 
 def _sums_agree(header: Header, samples: np.ndarray) -> bool:
@@ -161,8 +161,9 @@ def _sums_agree(header: Header, samples: np.ndarray) -> bool:
 
 def _mostly_stated(header: Header, sums: list[int]) -> bool:
     """Whether nearly all sums are those that the header states. Editors of headers leave single ones wrong."""
-    wrong = sum((total - (stated or 0)) % 65536 != 0 for total, stated in zip(sums, header.checksums, strict=True))
-    return wrong <= MAX_WRONG_SUMS and 2 * wrong < len(sums)
+    told = [(total, stated) for total, stated in zip(sums, header.checksums, strict=True) if stated is not None]
+    wrong = sum((total - stated) % 65536 != 0 for total, stated in told)
+    return wrong <= MAX_WRONG_SUMS and 2 * wrong < len(told)
 
 
 def _check_sums(header: Header, offset: int, descriptor: int, n_samples: int) -> None:

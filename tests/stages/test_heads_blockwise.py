@@ -128,6 +128,24 @@ def test_lora_by_blocks_learns_what_the_probe_cannot() -> None:
     assert error < 0.8 * plain
 
 
+def test_lora_by_blocks_gains_what_lora_in_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(3000, 20)).astype(np.float32)
+    y = 60 + 10 * x[:, 0] + 30 * rng.standard_t(1.2, size=3000)
+    rows, truth = np.arange(3000), 60 + 10 * x[2400:, 0]
+    folds = [(rows[:1800], rows[1800:2400], rows[2400:])]
+    errors = []
+    for large in (20_000, 100):
+        monkeypatch.setattr(fitting, "LARGE_RECORDS", large)
+        heads = EnsembleHeads(gate_epochs=0, lora_epochs=12).fit({"a": x}, {"age": y}, splits=folds)
+        assert (heads.history_["experts"]["a"]["passes"] is None) == (large > 1800)
+        errors.append(float(np.abs(heads.predict({"a": x[2400:]})["age"] - truth).mean()))
+    probe = EnsembleHeads(gate_epochs=0, lora=False).fit({"a": x}, {"age": y}, splits=folds)
+    plain = float(np.abs(probe.predict({"a": x[2400:]})["age"] - truth).mean())
+    assert max(errors) < 0.8 * plain
+    assert abs(errors[0] - errors[1]) < 0.02 * plain
+
+
 @pytest.mark.usefixtures("blockwise")
 def test_a_split_that_repeats_itself_hides_no_training_record(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, folds = _study()

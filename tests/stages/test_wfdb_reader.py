@@ -288,6 +288,19 @@ def test_two_leads_of_twelve_may_have_other_checksums_and_no_more(tmp_path):
                 read_wfdb(tmp_path, "a")
 
 
+def test_checksums_count_where_a_lead_states_none(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "a.hea"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], "a.dat 16 200/mV"]) + "\n")
+    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, 12)
+    assert np.array_equal(read_wfdb(tmp_path, "a").samples, data)
+    data[1:, :-1] = np.random.default_rng(9).integers(-900, 900, (len(data) - 1, 11))
+    data.tofile(tmp_path / "a.dat")
+    with pytest.raises(InputError, match="disagree"):
+        read_wfdb(tmp_path, "a")
+
+
 @pytest.mark.parametrize("leads", [["I"], ["I", "II"], ["I", "II", "III", "V1"]])
 def test_most_checksums_must_agree_where_leads_are_few(tmp_path, leads):
     write(tmp_path, leads=leads)
