@@ -160,6 +160,14 @@ def _one_line(source: str, cls: type[Cohort], error: ValidationError) -> str:
     return f"source '{source}', option '{where}': {first['msg'].lower()}{value}"
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; none has a name that is too long for one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def check_not_empty(frame: pd.DataFrame, path: Path) -> None:
     """Refuse a list without a row."""
     if not len(frame):

@@ -30,12 +30,16 @@ OTHER = len(CLASSES) - 1
 _SPELLINGS = (
     (re.compile(r"\b(?:first|1st|1)[ -]degree\b"), "1st degree"),
     (re.compile(r"\ba ?-? ?v block\b|\batrioventricular block\b"), "a-v block"),
+    (re.compile(r"\bpremature atrial (?:contraction|complex)(?:\(e?s\)|e?s)?(?!\w)"), "pac(s)"),
+    (re.compile(r"\bpremature ventricular (?:contraction|complex)(?:\(e?s\)|e?s)?(?!\w)"), "pvc(s)"),
     (re.compile(r"\b(pac|pvc)(?:\(s\)|\'?s)?(?!\w)"), r"\1(s)"),
     (re.compile(r"\bst[ -]elevation\b"), "st elevation"),
     (re.compile(r"\bmyocardial infarction\b"), "mi"),
     (re.compile(r"\b(?:ventricular[ -]paced rhythm|ventricular[ -]paced)\b"), "ventricular pacing"),
-    (re.compile(r"\brapid ventricular (?:response|rate)\b"), "rapid ventricular response"),
+    (re.compile(r"\brvr\b|\brapid (?:ventricular (?:response|rate)|v[ -]rate)\b"), "rapid ventricular response"),
     (re.compile(r"\bw/ ?"), "with "),
+    (re.compile(r"\bwith a (?=rapid ventricular response\b)"), "with "),
+    (re.compile(r"\ba-?fib\b|\batrial fib\b|^af(?= with rapid ventricular response$)"), "atrial fibrillation"),
     (re.compile(r"^normal sinus rhythm$"), "sinus rhythm"),
 )
 _INDEX = {name: k for k, name in enumerate(CLASSES[:OTHER])}

@@ -5,6 +5,7 @@ The file is a .npy file or HDF5 dataset [record, lead, time] or [record, time, l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,12 @@ from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, r
 from stages.readers import Recording, inside
 from stages.readers.wfdb_record import MAX_SAMPLES
 
-MAX_GROUP_BYTES = 1 << 30
+MAX_RECORDS = 10_000_000
+"""As many as a table of labels may have; a few bytes may promise any number."""
+MAX_COLUMN_BYTES = 1 << 30
+"""Of one lead in one row group of a Parquet file: what the longest of its lists can take."""
 SAMPLE_BYTES = 8
+PAGE_BYTES = 1 << 16
 MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
 
 
@@ -51,6 +56,8 @@ class Arrays(Cohort):
         """Count the records, and read the labels, row for row."""
         self.require(self.options.file)
         n_records = len(self._rows())
+        if n_records > MAX_RECORDS:
+            raise InputError(f"{self.options.file}: promises {n_records} records, more than {MAX_RECORDS}")
         numbers = [str(row) for row in range(n_records)]
         frame = pd.DataFrame({"record_id": numbers, "patient_id": None, "path": numbers})
         if self.options.labels is None:
@@ -92,7 +99,8 @@ class Arrays(Cohort):
 def _npy(path: str, stamp: Stamp) -> np.ndarray:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    # Of a damaged head numpy says whatever Python's parser does.
+    except Exception as error:
         raise InputError(f"{path}: not a .npy file of numbers") from error
     if rows.ndim != 3 or rows.dtype.kind not in "fiu":
         raise InputError(f"{path}: holds {rows.dtype} {rows.shape}; expected numbers [record, lead, time]")
@@ -100,49 +108,82 @@ def _npy(path: str, stamp: Stamp) -> np.ndarray:
 
 
 class _Lists:
-    """Rows of a Parquet file with one list column a lead; one row group is held at a time."""
+    """Rows of a Parquet file with one list column a lead, read forwards; one row is held at a time."""
 
     def __init__(self, path: str, leads: tuple[str, ...]) -> None:
-        try:
-            self._file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a readable Parquet file") from error
-        absent = [name for name in leads if name not in self._file.schema_arrow.names]
-        if absent:
-            raise InputError(f"{Path(path).name}: has no column '{absent[0]}' (option 'leads')")
-        for name in leads:
-            kind = self._file.schema_arrow.field(name).type
-            if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-                raise InputError(f"{Path(path).name}: column '{name}' holds {kind}, not a list of samples a record")
         self._leads = leads
-        sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
-        self._ends = np.cumsum(sizes)
-        self._held: tuple[int, Any] = (-1, None)
+        try:
+            # Pages are read one by one: a whole column of a row group may not fit the memory.
+            self._file = pq.ParquetFile(path, buffer_size=PAGE_BYTES, pre_buffer=False)
+            schema, told = self._file.schema_arrow, self._file.metadata
+            sizes = [told.row_group(k).num_rows for k in range(told.num_row_groups)]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable Parquet file") from error
+        for name in leads:
+            n_columns = schema.names.count(name)
+            if n_columns != 1:
+                has = "no column" if n_columns == 0 else f"{n_columns} columns"
+                raise InputError(f"{Path(path).name}: has {has} '{name}' (option 'leads')")
+            kind = schema.field(name).type
+            if not _is_samples(kind):
+                raise InputError(f"{Path(path).name}: column '{name}' holds {kind}, not a list of samples a record")
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._group, self._next, self._columns = -1, 0, list[Iterator[pa.RecordBatch]]()
+        self._held: list[Any] = []  # of each lead its samples, or None
+        self._damage: dict[int, int] = {}
+        """Row group -> the first of its rows that cannot be read."""
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
     def __getitem__(self, row: int) -> np.ndarray:
         group = int(np.searchsorted(self._ends, row, side="right"))
-        if self._held[0] != group:
-            self._held = (-1, None)  # never two in memory
-            self._check_group(group)
-            self._held = (group, self._file.read_row_group(group, columns=list(self._leads)))
-        first = int(self._ends[group - 1]) if group else 0
-        lists = [self._held[1][name][row - first].values for name in self._leads]
-        if any(values is None for values in lists) or len({len(values) for values in lists}) != 1:
+        self._go_to(group, row - (int(self._ends[group - 1]) if group else 0))
+        if any(values is None for values in self._held) or len(set(map(len, self._held))) != 1:
             raise InputError("its leads are not equally long")
-        check_size((len(lists), len(lists[0])))
-        return np.array([values.to_numpy(zero_copy_only=False) for values in lists], dtype=np.float64)
+        return np.array([values.to_numpy(zero_copy_only=False) for values in self._held], dtype=np.float64)
+
+    def _go_to(self, group: int, row: int) -> None:
+        """Read on up to a row of a group, from the group's beginning if the row lies before."""
+        if group != self._group or row < self._next - 1:
+            self._group, self._next, self._columns, self._held = -1, 0, [], []
+            self._check_group(group)
+            self._group = group
+        if row >= self._damage.get(group, row + 1):
+            raise InputError("its row group is damaged, or has a list that is too long, here or before")
+        if not self._columns:
+            self._columns = [
+                self._file.iter_batches(batch_size=1, row_groups=[group], columns=[name], use_threads=False)
+                for name in self._leads
+            ]
+        while self._next <= row:
+            self._held = []
+            try:
+                for column in self._columns:
+                    values = next(column).column(0)[0].values
+                    check_size((len(self._leads), 0 if values is None else len(values)))
+                    self._held.append(values)
+            # A reader keeps the room of its longest list, so that of twelve too long ones only one may be read.
+            except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+                self._damage[group], self._group, self._columns, self._held = self._next, -1, [], []
+                raise error if isinstance(error, InputError) else InputError("its row group is damaged") from error
+            self._next += 1
 
     def _check_group(self, group: int) -> None:
-        """Refuse a row group too large to be held; a few packed bytes may stand for any number of samples."""
+        """Refuse a row group whose lists may be too long to be held; a few packed bytes may stand for any number."""
         told = self._file.metadata.row_group(group)
         columns = [told.column(k) for k in range(told.num_columns)]
-        n_values = sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in self._leads)
-        unpacked = max(told.total_byte_size, n_values * SAMPLE_BYTES)
-        if unpacked > MAX_GROUP_BYTES or n_values > told.num_rows * MAX_SAMPLES:
-            raise InputError(f"its row group unpacks to {unpacked >> 20} MB; write groups of fewer records")
+        for lead in self._leads:
+            ours = [c for c in columns if c.path_in_schema.startswith(f"{lead}.")]
+            n_values = sum(c.num_values for c in ours)
+            unpacked = max(sum(c.total_uncompressed_size for c in ours), n_values * SAMPLE_BYTES)
+            if unpacked > MAX_COLUMN_BYTES or n_values > told.num_rows * MAX_SAMPLES:
+                raise InputError(f"its row group unpacks to {unpacked >> 20} MB a lead; write groups of fewer records")
+
+
+def _is_samples(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 @lru_cache(maxsize=4)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries, check_not_empty, register
+from stages.cohorts._base import Cohort, Entries, check_not_empty, is_file, register
 from stages.cohorts._snomed import age_of
 from stages.readers.tables import read_table
 
@@ -35,7 +35,7 @@ class Ludb(Cohort):
         path = self.require("ludb.csv")
         table, notes = read_table(path, ["ID", "Sex", "Age", *STATES.values(), *FINDINGS.values()])
         table = table.dropna(subset=["ID"])
-        here = [(self.folder / "data" / f"{name}.hea").is_file() if name.isdigit() else False for name in table["ID"]]
+        here = [name.isdigit() and is_file(self.folder / "data" / f"{name}.hea") for name in table["ID"]]
         if not all(here):
             notes.append(f"{here.count(False)} rows of ludb.csv have no record in data/ and are left out")
         table = table[here].reset_index(drop=True)

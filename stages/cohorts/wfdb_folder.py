@@ -188,7 +188,11 @@ def _rows_of(frame: pd.DataFrame, keys: pd.Series, path: Path, notes: list[str])
             raise InputError(f"{path}: names the record {str(key)[:80]!r} more than once")
         where[plain] = row
     paths = frame["path"].tolist()
-    rows = [where.get(p, where.get(name, -1)) for p, name in zip(paths, _short_names(paths, where, path), strict=True)]
+    names = _short_names(paths, where, path)
+    twice = next((p for p, name in zip(paths, names, strict=True) if p != name and p in where and name in where), None)
+    if twice is not None:
+        raise InputError(f"{path}: names the record {twice[:80]!r} more than once, by its path and by its file name")
+    rows = [where.get(p, where.get(name, -1)) for p, name in zip(paths, names, strict=True)]
     used = set(rows) - {-1}
     if not used:
         raise InputError(
@@ -240,10 +244,11 @@ def _target_columns(
     for name in names:
         if name in BASE_COLUMNS and options.targets is not None:
             raise UsageError(f"a target cannot be named '{name}'; rename the column in {path}")
-    taken_names = [name for name in names if name in BASE_COLUMNS]
+    others = {*BASE_COLUMNS, *(PATIENT_COLUMNS if options.targets is None else ())}
+    taken_names = [name for name in names if name in others]
     if taken_names:
         notes.append(f"{path.name}: not taken for labels, for their names: {', '.join(taken_names)}")
-    return [name for name in names if name not in BASE_COLUMNS]
+    return [name for name in names if name not in others]
 
 
 def _add_target(

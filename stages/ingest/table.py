@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cache.errors import InputError
+from cache.fingerprint import text_digest
 from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
 from stages.cohorts import Entries, Published
 from stages.splits import N_FOLDS, assign_folds, split_names, strata_of
@@ -22,6 +23,8 @@ from stages.splits import N_FOLDS, assign_folds, split_names, strata_of
 IDENTITY = ("record_id", "patient_id", "source", "path")
 EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
 """Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
+LONGEST_NAME = 500
+"""Characters of an id, a target or a class: arrays of texts give each the room of the longest one."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
     _check_names(entries.targets)
     notes = list(entries.notes)
     frame["path"] = frame["path"].astype(object).where(frame["path"].notna(), "").astype(str)
-    no_text = _make_text(frame)
-    refused = _make_unique(frame) | no_text
+    no_names = _make_short(frame) | _make_text(frame)
+    refused = _make_unique(frame) | no_names
     unknown = frame["patient_id"].isna()
     if unknown.any() and not unknown.all():
         notes.append(f"{int(unknown.sum())} records have no patient: each counts as a patient of its own")
@@ -116,7 +119,14 @@ def _as_codes(frame: pd.DataFrame, targets: list[Target]) -> None:
 
 
 def _check_names(targets: list[Target]) -> None:
-    """Refuse a target that has the name of another column, before a signal is read."""
+    """Refuse a target that has the name of another column, or names of any length, before a signal is read."""
+    for target in targets:
+        longest = max((target.name, *target.classes), key=len)
+        if len(longest) > LONGEST_NAME:
+            raise InputError(
+                f"target '{target.name[:80]}' has a name or class of {len(longest)} characters, more than "
+                f"{LONGEST_NAME}; is it a label? Leave it out by the option 'targets'"
+            )
     for name, n in Counter(target.name for target in targets).items():
         if n > 1 or name in BASE_COLUMNS or name in EXTRA:
             raise InputError(
@@ -136,6 +146,21 @@ def _make_text(frame: pd.DataFrame) -> dict[int, str]:
             refused[row] = f"its {column} is not UTF-8 text"
         if odd:
             frame[column] = pd.Series(texts, index=frame.index, dtype=object)
+    return refused
+
+
+def _make_short(frame: pd.DataFrame) -> dict[int, str]:
+    """Shorten ids that are no names, to what still tells them apart; such a record is refused."""
+    refused: dict[int, str] = {}
+    for column in ("record_id", "patient_id"):
+        ids = frame[column].tolist()
+        for row, name in enumerate(ids):
+            if isinstance(name, str) and len(name) > LONGEST_NAME:
+                told = name.encode("utf-8", "backslashreplace").decode()
+                ids[row] = f"{told[:80]}...{text_digest([told])}"
+                refused[row] = f"its {column} has {len(name)} characters, more than {LONGEST_NAME}"
+        if refused:
+            frame[column] = pd.Series(ids, index=frame.index, dtype=object)
     return refused
 
 

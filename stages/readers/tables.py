@@ -32,6 +32,8 @@ MAX_CELLS, MAX_BYTES, MAX_COLUMNS = 50_000_000, 1 << 30, 10_000
 """What is held of a table: enough for ten million records. A packed file may unpack to any size."""
 _NOT_TEXT = re.compile(r"invalid UTF8|Expected \d+ columns")
 """What Arrow says of a cell that is none, and of a malformed row that is none: others are passed over."""
+_CELL = re.compile(rb'(?:"(?:[^"]++|"")*+"?+)?+[^,\r\n]*+(,)?')
+"""A cell of the head, with the comma behind it."""
 _SAVE_AS = "save it as UTF-8 (in Excel: CSV UTF-8)"
 
 
@@ -87,6 +89,7 @@ class Table:
     def _rows(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         wanted: list[str] | None = None
         try:
+            self._check_width()
             with _quiet(self._skip), self._open(None) as head:
                 self.columns = tuple(head.schema.names)
             wanted = list(self.columns if columns is None else columns)
@@ -106,9 +109,19 @@ class Table:
         self.malformed += 1
         return "skip"
 
+    def _check_width(self) -> None:
+        """Refuse a head of too many columns, before Arrow makes 8 kB of each."""
+        with self._stream(self._copy or self.path) as stream:
+            head = stream.read(BLOCK_BYTES).lstrip(b"\xef\xbb\xbf\r\n")
+        place = 0
+        for _ in range(MAX_COLUMNS):
+            cell = _CELL.match(head, place)
+            if cell is None or cell[1] is None:
+                return
+            place = cell.end()
+        raise InputError(f"{self.path}: has more than {MAX_COLUMNS} columns")
+
     def _check(self, wanted: list[str]) -> None:
-        if len(self.columns) > MAX_COLUMNS:
-            raise InputError(f"{self.path}: has {len(self.columns)} columns, more than {MAX_COLUMNS}")
         plain = [" ".join(name.split()) for name in self.columns]
         counts = Counter(self.columns)
         for name in wanted:

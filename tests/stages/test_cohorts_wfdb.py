@@ -141,6 +141,11 @@ def test_a_key_that_names_two_records_is_refused(folder, tmp_path):
     assert frame.loc[frame["y"].notna(), "path"].tolist() == ["r0"]  # the path of one, the file name of others
 
 
+def test_a_record_named_by_its_path_and_by_its_file_name_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="names the record 'g0/r0' more than once, by its path and by its file name"):
+        open_cohort("wfdb", folder, labels(tmp_path, record=["g0/r0", "r0"], y=[1, 2])).entries()
+
+
 @pytest.mark.parametrize("source", ["wfdb", "challenge"])
 def test_segments_are_no_records_of_their_own(tmp_path, source):
     for k in range(2):
@@ -192,6 +197,15 @@ def test_a_column_of_patients_is_used_without_being_named(folder, tmp_path, name
     assert any(f"those of column '{name}'" in note for note in found.notes)
     other = open_cohort("wfdb", folder, {**options, "patient": "y"}).entries()
     assert other.frame.set_index("record_id").loc[NAMES, "patient_id"].tolist() == list("012345")
+
+
+def test_another_column_of_patients_is_no_label(folder, tmp_path):
+    options = labels(tmp_path, record=NAMES, subject_id=range(6), patient_id=list("aabbcc"), y=range(6))
+    found = open_cohort("wfdb", folder, options).entries()
+    assert [t.name for t in found.targets] == ["y"]
+    assert "labels.csv: not taken for labels, for their names: subject_id" in found.notes
+    asked = open_cohort("wfdb", folder, {**options, "targets": ["subject_id"], "patient": "patient_id"}).entries()
+    assert [t.name for t in asked.targets] == ["subject_id"]
 
 
 CELL = st.text(alphabet=st.sampled_from(list('r012345;,"\n.x µ\0-')), max_size=8)
