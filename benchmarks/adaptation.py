@@ -28,17 +28,17 @@ import torch
 from cache.fingerprint import fingerprint
 from cache.records import Target, open_records, target_array, write_records
 from cache.signals import open_signals
-from stages.evaluation.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
-from stages.evaluation.metrics import make_scorer
-from stages.evaluation.predictions import Block
 from stages.experts import Expert, load_expert
-from stages.experts.stmem import OPTION_NAMES as ENCODER_OPTIONS
-from stages.experts.stmem import SOUP_GEOMETRY
+from stages.experts.models.ecg.stmem import OPTION_NAMES as ENCODER_OPTIONS
+from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.ingest import ingest
 from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
 from stages.posttrain.cohort import share_of_patients
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.scoring.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
+from stages.scoring.metrics import make_scorer
+from stages.scoring.predictions import Block
 from stages.synthetic.generate import generate
 from stages.training.loop import LoopSettings
 

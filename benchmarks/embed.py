@@ -33,9 +33,9 @@ from cache.records import BASE_COLUMNS, write_records
 from cache.signals import RATE_HZ, create_signals, open_signals, to_microvolts
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, load_for
 from stages.experts import Expert, expert_class, list_experts, load_expert
-from stages.experts._base import PRECISION_DTYPES
-from stages.experts._reference import reference_signals
-from stages.experts._run import run_expert, set_precision
+from stages.experts.contract import PRECISION_DTYPES
+from stages.experts.run import run_expert, set_precision
+from stages.experts.signals.reference_ecgs import reference_signals
 
 SHARD = 256
 LOOP_RECORDS, LOOP_S = 8, 3.0

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stages.heads import EnsembleHeads, TaskSpec
-from stages.heads.products import add_transposed_, linear
-from stages.heads.rows import LazyRows
-from stages.memory import PeakMemory
+from stages.heads.blockwise.products import add_transposed_, linear
+from stages.heads.inputs.lazy_rows import LazyRows
+from stages.learning.peak_memory import PeakMemory
 
 EXPERTS, TASKS, FOLDS, EPOCHS, BATCH, RANK = 5, 5, 3, 20, 256, 8
 Folds = list[tuple[np.ndarray, ...]]
@@ -255,7 +255,7 @@ def scale(sizes: list[int], options: argparse.Namespace) -> None:
 def write_stores(folder: Path, n: int, width: int) -> None:
     """Write what `ensemble embed` would leave, the embedding alone."""
     from cache.embeddings import Identity, Layout, Shard
-    from cache.resume import create_embeddings
+    from cache.upkeep.resume import create_embeddings
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -274,7 +274,7 @@ def write_stores(folder: Path, n: int, width: int) -> None:
 def fit_stored(folder: Path, memory_gb: float) -> None:
     """Fit the stores of a folder; prints seconds and memory as JSON."""
     from cache.embeddings import open_embeddings
-    from stages.features import expert_parts
+    from stages.learning.data import expert_parts
 
     features: dict[str, LazyRows] = {}
     for path in sorted(folder.glob("*.zarr")):

@@ -28,9 +28,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cache.claims import claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
-from cache.objects import file_system
-from cache.places import Place, place
-from cache.resume import create_embeddings
+from cache.storage.locations import Place, place
+from cache.storage.objects import file_system
+from cache.upkeep.resume import create_embeddings
 from tests.s3_server import environment, serving
 
 SHARD, LAYERS, WIDTH = 1024, 13, 768

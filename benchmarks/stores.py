@@ -19,7 +19,7 @@ from statistics import median
 import numpy as np
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
-from cache.resume import create_embeddings
+from cache.upkeep.resume import create_embeddings
 
 LAYERS, DIM, SHARD = 13, 768, 1024
 ROUNDS = 3

@@ -30,7 +30,7 @@ from cache.records import BASE_COLUMNS, write_records
 from cache.signals import RATE_HZ, create_signals, open_signals, to_microvolts
 from stages.embed import Embedder, EmbedPaths, EmbedSettings
 from stages.experts import load_expert
-from stages.experts._run import run_expert
+from stages.experts.run import run_expert
 
 SLOW = ("ecgfm", {"encoder_layers": 2})
 """Nearly all of its time is the network's."""
@@ -161,7 +161,7 @@ def dask_overhead(folder: Path, rounds: int) -> None:
     """Embed the same shards as Dask tasks and without Dask, by one worker each; then time tasks with nothing to do."""
     from distributed import Client, LocalCluster
 
-    from pipeline.cluster import _embed_shard
+    from pipeline.compute.cluster import _embed_shard
 
     write_cohort(folder, TASKS * TASK_RECORDS)
     settings, paths = settings_of(FAST, folder, TASK_RECORDS), paths_of(folder, FAST[0])

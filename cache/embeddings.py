@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cache._shards import PlainShards
-from cache._writing import Guard, Part, write_all_durably
-from cache._zarr import ZARR_ERRORS, get_array, open_group, shard_file
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
-from cache.objects import Entry, ObjectPath
-from cache.places import Place, name_within, place
+from cache.storage.locations import Place, name_within, place
+from cache.storage.objects import Entry, ObjectPath
+from cache.storage.writing import Guard, Part, write_all_durably
+from cache.zarr_io.groups import ZARR_ERRORS, get_array, open_group, shard_file
+from cache.zarr_io.shards import PlainShards
 
 SCHEMA_VERSION = 1
 SHARD_RECORDS = 1024

@@ -12,14 +12,14 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from cache._packed import Packed, codec_of, pack_chunks, packer_of, shard_pieces
-from cache._writing import write_durably
-from cache._zarr import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
 from cache.errors import StoreError
 from cache.files import link_or_copy
 from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
-from cache.objects import ObjectPath
-from cache.places import Place, folder_of, name_within, place
+from cache.storage.locations import Place, folder_of, name_within, place
+from cache.storage.objects import ObjectPath
+from cache.storage.writing import write_durably
+from cache.zarr_io.groups import ZARR_ERRORS, add_array, create_group, open_group, shard_file, write_shard
+from cache.zarr_io.packed_shards import Packed, codec_of, pack_chunks, packer_of, shard_pieces
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 RATE_HZ = 500

@@ -160,7 +160,7 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a new, empty bucket; whoever is asked about the environment is told how to get there."""
-    from cache.objects import file_system
+    from cache.storage.objects import file_system
     from tests.s3_server import environment
 
     for name, value in environment(s3_server).items():

@@ -25,7 +25,7 @@ def experts(name: Annotated[str | None, typer.Argument(help="One expert, in full
 
     Example: `ensemble experts ecgfm`
     """
-    from pipeline.catalogue import expert_details, experts_table
+    from pipeline.views.catalogue import expert_details, experts_table
 
     if name is None:
         _print(experts_table())
@@ -38,7 +38,7 @@ def doctor(offline: Annotated[bool, typer.Option("--offline", help="Do not ask t
 
     Example: `ensemble doctor --offline`
     """
-    from pipeline.doctor import FAIL, examine
+    from pipeline.views.doctor import FAIL, examine
 
     findings = list(examine(offline=offline))
     for finding in findings:
@@ -58,8 +58,8 @@ def weights_fetch(
 
     Example: `ensemble weights fetch ecgfm`
     """
-    from pipeline.catalogue import spec_of
-    from stages.experts._hub import fetch
+    from pipeline.views.catalogue import spec_of
+    from stages.experts.hub import fetch
 
     typer.echo(str(fetch(spec_of(name), repin)))
 
@@ -70,8 +70,8 @@ def cache_ls() -> None:
 
     Example: `ensemble cache ls`
     """
-    from pipeline.inventory import stores_table
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.views.inventory import stores_table
 
     _print(stores_table(Study()))
 
@@ -82,8 +82,8 @@ def cache_verify() -> None:
 
     Example: `ensemble cache verify`
     """
-    from pipeline.inventory import verify
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.views.inventory import verify
 
     wrong = 0
     for line in verify(Study()):
@@ -100,8 +100,8 @@ def cache_repair() -> None:
 
     Example: `ensemble cache repair`
     """
-    from pipeline.inventory import repair, verify
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.views.inventory import repair, verify
 
     study = Study()
     done = 0
@@ -125,8 +125,8 @@ def cache_gc(
 
     Example: `ensemble cache gc --delete`
     """
-    from pipeline.inventory import collect, unused
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.views.inventory import collect, unused
 
     study = Study()
     for line in collect(study) if delete else unused(study):
@@ -152,8 +152,8 @@ def cache_import(
 
     Example: `ensemble cache import vectors.npy --expert mine --ids records.csv --id-column record_id`
     """
-    from pipeline.inventory import import_file
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.views.inventory import import_file
 
     named = None if layer_names is None else [name.strip() for name in layer_names.split(",")]
     typer.echo(import_file(Study(), file, expert, ids, id_column, dtype, replace, named))
@@ -171,9 +171,9 @@ def cache_export(
 
     Example: `ensemble cache export ecgfm ecgfm.parquet --layer block_6`
     """
-    from cache.exchange import export_vectors
     from cache.records import open_records
-    from pipeline.study import Study
+    from cache.upkeep.exchange import export_vectors
+    from pipeline.study.folder import Study
 
     study = Study()
     export_vectors(study.embedding(expert), open_records(study.records), target.expanduser(), layer)

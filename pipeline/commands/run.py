@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
-from pipeline.embedding import embed_settings, is_imported, settings_json
+from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
-from pipeline.study import Study
+from pipeline.study.folder import Study
 
 if TYPE_CHECKING:
     from stages.embed import EmbedSummary
@@ -49,8 +49,8 @@ def ingest(
 
     Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
     """
-    from cache.places import folder_of
-    from pipeline.runs import write_run
+    from cache.storage.locations import folder_of
+    from pipeline.study.runs import write_run
     from stages.ingest import ingest as run_ingest
 
     study = Study()
@@ -97,9 +97,9 @@ def embed(
 
     Example: `ensemble embed --expert ecgfm --weights mimic_iv_ecg_physionet_pretrained.pt`
     """
-    from pipeline.markers import write_marker
-    from pipeline.runs import write_run
-    from pipeline.workers import run_embed, worker_count
+    from pipeline.compute.workers import run_embed, worker_count
+    from pipeline.study.markers import write_marker
+    from pipeline.study.runs import write_run
     from stages.embed import Embedder, EmbedPaths
 
     study = Study()
@@ -117,7 +117,7 @@ def embed(
         n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
         summary = run_embed(settings, paths, workers=n_workers)
     else:
-        from pipeline.cluster import embed_on_cluster
+        from pipeline.compute.cluster import embed_on_cluster
 
         summary = embed_on_cluster(settings, paths, scheduler, device or study.params.embed.device)
     write_marker(study, expert)
@@ -140,7 +140,7 @@ def fit_heads(
 
     Example: `ensemble fit-heads --tasks age,sex --preset enecg`
     """
-    from pipeline.runs import write_run
+    from pipeline.study.runs import write_run
     from stages.fit_heads import fit_heads as run_fit
 
     study = Study()
@@ -196,11 +196,11 @@ def evaluate(
 
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
-    from pipeline.facts import evaluate_words, overlap_warnings
-    from pipeline.runs import write_run
-    from stages.compared import COMPARED
+    from pipeline.study.runs import write_run
+    from pipeline.views.report_facts import evaluate_words, overlap_warnings
     from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
     from stages.evaluate import evaluate as run_evaluation
+    from stages.evaluate.methods import COMPARED
 
     study = Study()
     stores = {name: study.embedding(name) for name in study.fitted_experts()}
@@ -261,11 +261,11 @@ def report(
 
     Example: `ensemble report`
     """
-    from pipeline.facts import report_facts
-    from stages.evaluation.plots import write_plots
-    from stages.evaluation.predictions import open_predictions
-    from stages.evaluation.summary import read_metrics
+    from pipeline.views.report_facts import report_facts
     from stages.report import write_report
+    from stages.scoring.plots import write_plots
+    from stages.scoring.predictions import open_predictions
+    from stages.scoring.summary import read_metrics
 
     study = Study()
     if not show:
@@ -290,10 +290,10 @@ def predict(
     """
     import json
 
-    from pipeline.predictions import prediction_table
+    from pipeline.views.predictions import prediction_table
     from stages.embed import describe, load_for
-    from stages.features import expert_identity
     from stages.heads import EnsembleHeads
+    from stages.learning.data import expert_identity
     from stages.predict import predict as run_predict
     from stages.predict import read_record
 
@@ -338,7 +338,7 @@ def _by_reason(missing_points: dict[str, dict[str, str]]) -> dict[tuple[str, str
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    from stages.evaluation.table import differences_table, metrics_table
+    from stages.scoring.table import differences_table, metrics_table
 
     _print(metrics_table(metrics))
     if (differences := differences_table(metrics)) is not None:

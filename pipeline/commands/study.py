@@ -36,7 +36,7 @@ def init(
 
     Example: `ensemble init my-study --source ptbxl --path ~/ptb-xl`
     """
-    from pipeline.scaffold import make_study
+    from pipeline.study.scaffold import make_study
 
     made = make_study(folder, source, path, labels, embeddings)
     typer.echo(f"made {', '.join(made)} in {folder}")
@@ -107,8 +107,8 @@ def generate(
 
     Example: `ensemble generate data/embedded-cohort --records 600 --seed 0`
     """
-    from pipeline.params import PARAMS_FILE, Generate
-    from pipeline.study import Study
+    from pipeline.study.folder import Study
+    from pipeline.study.params import PARAMS_FILE, Generate
     from stages.synthetic import generate as run_generate
 
     given = Study().params.generate if Path(PARAMS_FILE).is_file() else Generate()  # a cohort needs no study

@@ -12,13 +12,13 @@ import typer
 
 from cache.errors import UsageError
 from pipeline.progress import progress
-from pipeline.study import Study
+from pipeline.study.folder import Study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cache.places import Place
-    from pipeline.params import Posttrain, Pretrain, Training
+    from cache.storage.locations import Place
+    from pipeline.study.params import Posttrain, Pretrain, Training
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
     from stages.training.loop import LoopSettings
@@ -55,7 +55,7 @@ def pretrain(
 
     Example: `ensemble pretrain --expert stmem --variant ipastmem --size tiny`
     """
-    from pipeline.runs import write_run
+    from pipeline.study.runs import write_run
     from stages.pretrain import PretrainPaths
     from stages.pretrain import pretrain as run_pretrain
 
@@ -82,7 +82,7 @@ def pretrain(
 
 def pretrain_settings(study: Study, expert: str | None, name: str | None, options: dict[str, Any]) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.params import Pretrain
+    from pipeline.study.params import Pretrain
     from stages.pretrain import PretrainSettings
 
     expert = expert or (study.params.pretrain[name].expert if name in study.params.pretrain else None)
@@ -157,10 +157,10 @@ def posttrain(
 
     Example: `ensemble posttrain --expert ecgfm --task superclass --fractions 0.3,1 --seeds 0,1,2`
     """
-    from pipeline.runs import write_run
+    from pipeline.study.runs import write_run
     from stages.posttrain import PosttrainPaths
     from stages.posttrain import posttrain as run_posttrain
-    from stages.posttrain.run import summary_lines
+    from stages.posttrain.stage import summary_lines
 
     study = Study()
     chosen: dict[str, Any] = {"task": task, "weights": weights, "drop_path": drop_path, "epochs": epochs}
@@ -190,8 +190,8 @@ def posttrain_settings(
     study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, accept_license: bool = False
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.embedding import embed_settings
-    from pipeline.params import Posttrain
+    from pipeline.compute.embedding import embed_settings
+    from pipeline.study.params import Posttrain
     from stages.posttrain import PosttrainSettings
 
     entry = study.params.posttrain.get(name or f"{expert}+{options['task']}")
@@ -223,7 +223,7 @@ def posttrain_settings(
 def _starting_weights(study: Study, weights: str | None) -> Path | None:
     from pathlib import Path
 
-    from pipeline.params import DEFAULT_WEIGHTS
+    from pipeline.study.params import DEFAULT_WEIGHTS
 
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
@@ -248,7 +248,7 @@ def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
 
     from cache import open_embeddings, open_records, open_signals, records_digest
     from cache.errors import MissingFileError
-    from pipeline.embedding import embed_settings
+    from pipeline.compute.embedding import embed_settings
     from stages.embed import identity_of
 
     path = study.embedding(settings.expert)
@@ -277,7 +277,7 @@ def _numbers(option: str, text: str | None) -> list[str] | None:
 
 def loop_settings(params: Training, seed: int, **more: Any) -> LoopSettings:
     """Return the loop's settings; `more` holds what differs between commands."""
-    from pipeline.devices import choose_device
+    from pipeline.compute.devices import choose_device
     from stages.training.distributed import local_device
     from stages.training.loop import LoopSettings
 

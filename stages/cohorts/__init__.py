@@ -1,6 +1,6 @@
 """One file per data source: what its lists and labels mean, how one of its records is read.
 
-Not here: file formats (stages/readers), splits (stages/splits.py), writing the stores (stages/ingest).
+Not here: file formats (stages/readers), splits (stages/ingest/folds.py), writing the stores (stages/ingest).
 """
 
 from stages.cohorts._base import Cohort, Entries, Options, Published, list_cohorts, open_cohort, register

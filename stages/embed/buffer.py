@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 
 from cache.embeddings import EmbeddingStore, Shard
-from stages.experts._run import Vectors
+from stages.experts.run import Vectors
 
 
 class ShardBuffer:

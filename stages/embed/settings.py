@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cache.places import Place
-from stages.experts._base import Precision
+from cache.storage.locations import Place
+from stages.experts.contract import Precision
 
 
 @dataclass(frozen=True)

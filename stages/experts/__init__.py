@@ -1,7 +1,7 @@
 """The frozen foundation models, one file each; see `docs/experts.md` and CONTRIBUTING.md for adding one."""
 
-from stages.experts._base import Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts._registry import expert_class, list_experts, load_expert, register
+from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
+from stages.experts.registry import expert_class, list_experts, load_expert, register
 
 __all__ = [
     "Encoding",

@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.heads.enecg import EnECG
     from stages.heads.ensemble import EnsembleHeads
-    from stages.heads.layer_mix import LayerMix, ProbeHead
-    from stages.heads.tasks import TaskSpec
+    from stages.heads.layers.layer_mix import LayerMix, ProbeHead
+    from stages.heads.published.enecg_model import EnECG
+    from stages.heads.targets.tasks import TaskSpec
 
 _HOMES = {
-    "EnECG": "enecg",
+    "EnECG": "published.enecg_model",
     "EnsembleHeads": "ensemble",
-    "LayerMix": "layer_mix",
-    "ProbeHead": "layer_mix",
-    "TaskSpec": "tasks",
+    "LayerMix": "layers.layer_mix",
+    "ProbeHead": "layers.layer_mix",
+    "TaskSpec": "targets.tasks",
 }
 __all__ = ["EnECG", "EnsembleHeads", "LayerMix", "ProbeHead", "TaskSpec"]
 

@@ -1,6 +1,6 @@
 """`EnsembleHeads`: experts' cached features in, predictions out, in scikit-learn manners.
 
-Lives here: the public estimator's parameters and `fit`. Not here: how it is fitted (`fitting`), how it predicts
+Lives here: the public estimator's parameters and `fit`. Not here: how it is fitted (`fit`), how it predicts
 (`predictor`), its files (`persist`).
 """
 
@@ -14,22 +14,22 @@ from typing import Any, Self
 import numpy as np
 
 from cache.errors import InputError
-from stages.heads.blocks import memory_bytes
-from stages.heads.blockwise import Features, Place
+from stages.heads.blockwise.blocks import memory_bytes
+from stages.heads.blockwise.expert import Features, Place
 from stages.heads.crossfit import check_groups, check_splits
-from stages.heads.features import ExpertFeatures, mix_layers, parse_mix, read_features
-from stages.heads.fitted import FoldModel
-from stages.heads.fitting import fit_all, inner_fold_count, read_targets
-from stages.heads.gate import GateOptions
-from stages.heads.gate_input import parse_sources
-from stages.heads.lora import LoraOptions
+from stages.heads.expert_head import HeadOptions
+from stages.heads.fit import fit_all, inner_fold_count, read_targets
+from stages.heads.fold_model import FoldModel
+from stages.heads.gate.inputs import parse_sources
+from stages.heads.gate.training import GateOptions
+from stages.heads.in_memory.lora import LoraOptions
+from stages.heads.in_memory.probe import STRENGTHS
+from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, parse_mix, read_features
 from stages.heads.options import check_options
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
 from stages.heads.predictor import FittedHeads
-from stages.heads.probe import STRENGTHS
-from stages.heads.stack import HeadOptions
-from stages.heads.tasks import Block, TaskSpec, infer_tasks
+from stages.heads.targets.tasks import Block, TaskSpec, infer_tasks
 from stages.heads.threads import fit_threads, pick_device
 
 
@@ -165,7 +165,7 @@ class EnsembleHeads(FittedHeads):
         features
             Expert -> [n, d] array, or {"embedding": [n, d], "layers": [n, L, D], "embed": [n, D]}. A row that is all
             NaN: the expert is absent for this record. A single NaN: imputed by the training median. An array may be a
-            `stages.heads.rows.LazyRows`, which is read block by block.
+            `stages.heads.inputs.lazy_rows.LazyRows`, which is read block by block.
         targets
             Task -> array; see `tasks.encode`. Missing labels are masked in every stage.
         tasks
@@ -207,7 +207,7 @@ class EnsembleHeads(FittedHeads):
         n_inner = inner_fold_count(folds, self.inner_folds, "pma" in parts)
         self.mixers_: dict[str, Any] = {}
         if "pma" in parts:
-            from stages.heads.pma import train_mixers
+            from stages.heads.layers.pma import train_mixers
 
             self.mixers_ = train_mixers(read, data, folds, self.seed)
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from cache.errors import UsageError
-from stages.heads.tasks import TaskSpec, encode
+from stages.heads.targets.tasks import TaskSpec, encode
 
 Predictions = dict[str, np.ndarray]
 

@@ -1,6 +1,6 @@
 """What the experts' heads say of records that they were not trained on: kept with a fit, for methods that combine them.
 
-Lives here: these logits and their file. Not here: how they come about (`crossfit`, `stack`), who reads them
+Lives here: these logits and their file. Not here: how they come about (`crossfit`, `in_memory.expert`), who reads them
 (`baselines.Stacking`).
 """
 

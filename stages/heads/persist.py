@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from cache.errors import MissingFileError, StoreError, UsageError
-from stages.heads.fitted import FoldModel
-from stages.heads.gate import FoldGate
-from stages.heads.gate_input import InputScale
+from stages.heads.expert_head import FoldHead
+from stages.heads.fold_model import FoldModel
+from stages.heads.gate.inputs import InputScale
+from stages.heads.gate.weights import FoldGate
+from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.predictor import FittedHeads
-from stages.heads.scaler import RobustScaler
-from stages.heads.stack import FoldHead
-from stages.heads.tasks import TaskSpec, layout
+from stages.heads.targets.tasks import TaskSpec, layout
 
 E = TypeVar("E", bound=FittedHeads)
 FORMAT = "ensemble-heads"
@@ -105,7 +105,7 @@ def load(cls: type[E], folder: Path) -> E:
             for f in range(config["n_folds"])
         ]
         if any("/mixer/" in k for k in arrays):
-            from stages.heads.pma import Mixer
+            from stages.heads.layers.pma import Mixer
 
             heads.mixers_ = {
                 name: [Mixer.from_arrays(_below(arrays, f"fold{f}/mixer/{name}/")) for f in range(config["n_folds"])]

@@ -1,6 +1,6 @@
 """What a fitted ensemble answers: predictions, intervals, single experts, gate weights, scores.
 
-Lives here: `FittedHeads`, the public face of prediction. Not here: fitting (`ensemble`), the arithmetic (`fitted`),
+Lives here: `FittedHeads`, the public face of prediction. Not here: fitting (`ensemble`), the arithmetic (`fold_model`),
 files (`persist`).
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 
 from cache.errors import InputError, UsageError
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
-from stages.heads.features import ExpertFeatures, mix_layers, parse_mix, read_features
-from stages.heads.fitted import FoldModel, Output, run_fold, to_means
-from stages.heads.gate_input import parse_sources
+from stages.heads.fold_model import FoldModel, Output, run_fold, to_means
+from stages.heads.gate.inputs import parse_sources
+from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, parse_mix, read_features
+from stages.heads.inputs.lazy_rows import READ_ROWS
 from stages.heads.out_of_sample import OutOfSample
-from stages.heads.rows import READ_ROWS
-from stages.heads.tasks import Block
+from stages.heads.targets.tasks import Block
 
 
 class FittedHeads(Estimator):

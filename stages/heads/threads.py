@@ -1,4 +1,4 @@
-"""What a fit is computed with: CPU threads, the device. Not here: memory (`blocks`)."""
+"""What a fit is computed with: CPU threads, the device. Not here: memory (`blockwise.blocks`)."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from cache.files import write_text
-from cache.places import folder_of
 from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signals
+from cache.storage.locations import folder_of
 from stages.cohorts import Cohort, open_cohort
-from stages.ingest.blocks import QUALITY, Block, Extras, Judged, quality_columns
-from stages.ingest.table import Rows
+from stages.ingest.record_table import Rows
+from stages.ingest.row_block import QUALITY, Block, Extras, Judged, quality_columns
 
 Progress = Callable[[int, int], None]
 BLOCKS, SHARDS_AHEAD = 4, 2

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 
 from cache.errors import InputError, UsageError
-from cache.places import Place
 from cache.records import Target, open_records, target_array
 from cache.signals import open_signals
-from stages.evaluation.metrics import score
-from stages.evaluation.predictions import Block
+from cache.storage.locations import Place
 from stages.experts import Expert
-from stages.heads.tasks import TaskSpec, encode, unusable
+from stages.heads.targets.tasks import TaskSpec, encode, unusable
+from stages.scoring.metrics import score
+from stages.scoring.predictions import Block
 from stages.training.inputs import prepared_inputs, training_rows
 
 

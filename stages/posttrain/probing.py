@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stages.heads.losses import task_losses
-from stages.heads.tasks import Block, n_columns
+from stages.heads.targets.losses import task_losses
+from stages.heads.targets.tasks import Block, n_columns
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """L2 penalties on weights of standardised features, beside the mean loss."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.experts import Expert
-from stages.heads.losses import activate
+from stages.heads.targets.losses import activate
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.probing import Head
 from stages.training.memory import in_batches

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.experts import _enecg
-from stages.experts._base import STANDARD_LEADS
-from stages.experts._timesnet_net import TimesNet
+from stages.experts.contract import STANDARD_LEADS
+from stages.experts.networks.timesnet_net import TimesNet
+from stages.experts.signals import enecg_input as _enecg
 
 
 class Forecaster(nn.Module):

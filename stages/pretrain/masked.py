@@ -1,6 +1,6 @@
 """Masked pretraining of ST-MEM, and ECG-Soup's variant of it (IPASTMEM), under the official key names.
 
-Lives here: masking, decoder, reconstruction loss. Not here: the encoder (`stages.experts._stmem_net`), the training
+Lives here: masking, decoder, reconstruction loss. Not here: the encoder (`stages.experts.networks`), the training
 loop (`stages.training`), where records come from.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache.errors import UsageError
-from stages.experts._stmem_net import Attention, Block, FeedForward, StMemOptions, StMemVit, sincos_positions
+from stages.experts.networks.stmem_net import Attention, Block, FeedForward, StMemOptions, StMemVit, sincos_positions
 
 VARIANTS = ("stmem", "ipastmem")
 TARGET_EPS = 1e-6

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cache.errors import UsageError
 from stages.experts import expert_class
-from stages.experts._options import architecture_overrides
-from stages.experts._stmem_net import Attention, StMemOptions
-from stages.experts.seed import seed_options
-from stages.experts.stmem import SOUP_GEOMETRY
+from stages.experts.models.ecg.seed import seed_options
+from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
+from stages.experts.networks.stmem_net import Attention, StMemOptions
+from stages.experts.options import architecture_overrides
 from stages.pretrain.forecast import Forecaster, Series, prepare_series
 from stages.pretrain.masked import VARIANTS, MaskedOptions, MaskedStMem
 from stages.training.inputs import Prepare

@@ -16,7 +16,7 @@ from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, MISSING, N_SAMPLES, RATE_HZ, to_microvolts
 from stages.readers.quality import Quality, judge
 from stages.readers.recording import Counts, Recording, check_rate, lead_columns
-from stages.readers.usual import look_up, standardise_usual
+from stages.readers.whole_microvolts import look_up, standardise_usual
 
 FILTER_HALF_WIDTH = 10
 """Of scipy's default anti-aliasing filter, in samples of the lower rate."""

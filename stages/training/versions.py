@@ -1,6 +1,6 @@
 """Writing a named expert version, and telling whose records it has seen.
 
-Lives here: the folder's content. Not here: finding and loading versions (`stages.experts._versions`).
+Lives here: the folder's content. Not here: finding and loading versions (`stages.experts.versions`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cache.fingerprint import canonical_json, file_digest, text_digest
-from stages.experts._base import ExpertSpec
-from stages.experts._versions import (
+from stages.experts.contract import ExpertSpec
+from stages.experts.versions import (
     FACTS_FILE,
     SCHEMA_VERSION,
     SPEC_FACTS,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import zarr
 
-from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import StorageError, StoreError
-from cache.resume import create_embeddings
 from cache.signals import MISSING, create_signals, open_signals
+from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
+from cache.upkeep.resume import create_embeddings
 
 LAYOUT = Layout(
     n_records=10, layer_names=("embed", "block_1"), layer_dims=(3, 4), embedding_dim=4, output_dim=2, shard_records=4

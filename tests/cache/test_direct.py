@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import _direct
-from cache._direct import ALIGNMENT, STAGED_BYTES, write_pieces
+from cache.storage import direct_io as _direct
+from cache.storage.direct_io import ALIGNMENT, STAGED_BYTES, write_pieces
 
 SIZES = [0, 1, ALIGNMENT, STAGED_BYTES - 1, STAGED_BYTES, STAGED_BYTES + 1, 2 * STAGED_BYTES + 3 * ALIGNMENT + 17]
 needs_direct = pytest.mark.skipif(not _direct._DIRECT, reason="this system cannot write past the page cache")

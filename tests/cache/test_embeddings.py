@@ -6,7 +6,7 @@ import zarr
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import FingerprintError, MissingFileError, StoreError
-from cache.resume import create_embeddings, resume_or_create
+from cache.upkeep.resume import create_embeddings, resume_or_create
 
 LAYOUT = Layout(
     n_records=10, layer_names=("embed", "block_1"), layer_dims=(3, 4), embedding_dim=4, output_dim=2, shard_records=4

@@ -9,14 +9,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.claims import claims_on
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import ClaimsLostError, MissingFileError, StorageError, StoreError, UsageError
-from cache.objects import ObjectPath, file_system
-from cache.places import place, remove, stores_in
-from cache.resume import create_embeddings, resume_or_create
 from cache.signals import create_signals, open_signals
+from cache.storage.locations import place, remove, stores_in
+from cache.storage.objects import ObjectPath, file_system
+from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
+from cache.upkeep.resume import create_embeddings, resume_or_create
 from tests.s3_server import LEASE_S
 
 

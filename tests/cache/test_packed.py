@@ -8,10 +8,10 @@ import xxhash
 import zarr
 from zarr.codecs import BloscCodec
 
-from cache._zarr import create_group, shard_file, write_shard
-from cache.checks import signal_faults
 from cache.errors import StoreError
 from cache.signals import _CODEC, MISSING, SignalStore, _add_arrays, create_signals, grow_signals, open_signals
+from cache.upkeep.checks import signal_faults
+from cache.zarr_io.groups import create_group, shard_file, write_shard
 
 
 def waves(n: int) -> np.ndarray:

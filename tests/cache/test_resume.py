@@ -5,7 +5,7 @@ import pytest
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import StoreError
-from cache.resume import create_embeddings, resume_or_create
+from cache.upkeep.resume import create_embeddings, resume_or_create
 
 
 def layout(n):

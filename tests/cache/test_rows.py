@@ -4,7 +4,7 @@ import pytest
 
 from cache import open_records, records_digest
 from cache.errors import MissingFileError, StoreError
-from cache.rows import RecordRows
+from cache.record_rows import RecordRows
 
 
 @pytest.fixture

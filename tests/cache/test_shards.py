@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import StoreError
-from cache.resume import create_embeddings
+from cache.upkeep.resume import create_embeddings
 
 IDENTITY = Identity({"expert": "toy", "version": "1"}, signals_digest="s", records_digest="r")
 

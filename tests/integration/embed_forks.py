@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from cache.embeddings import EmbeddingStore, Shard
-from pipeline.embedding import embed_settings
-from pipeline.study import Study
-from stages.embed import Embedder, EmbedPaths, line
+from pipeline.compute.embedding import embed_settings
+from pipeline.study.folder import Study
+from stages.embed import Embedder, EmbedPaths
+from stages.embed import shard_pipeline as line
 from stages.experts import Expert
-from stages.experts._run import Vectors
+from stages.experts.run import Vectors
 
 
 def embed(task: dict) -> None:

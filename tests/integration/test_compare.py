@@ -14,18 +14,19 @@ from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
 from cache.errors import FingerprintError, UsageError
 from cache.records import records_digest
-from cache.resume import create_embeddings
-from pipeline.facts import report_facts
-from pipeline.study import Study
-from stages import compared
+from cache.upkeep.resume import create_embeddings
+from pipeline.study.folder import Study
+from pipeline.views.report_facts import report_facts
 from stages.evaluate import EvaluationPaths, evaluate
-from stages.evaluation.predictions import open_predictions
-from stages.features import make_splits, read_data, read_outputs, task_specs
+from stages.evaluate import methods as compared
 from stages.fit_heads import fit_heads
-from stages.fits import enecg_lead, read_enecg_lead
 from stages.heads import EnsembleHeads
-from stages.heads.enecg_preset import EnecgHeads
-from stages.heads.rows import LazyRows
+from stages.heads.inputs.lazy_rows import LazyRows
+from stages.heads.published.enecg_preset import EnecgHeads
+from stages.learning.data import read_data, read_outputs, task_specs
+from stages.learning.folds import make_splits
+from stages.learning.gate_signal import enecg_lead, read_enecg_lead
+from stages.scoring.predictions import open_predictions
 
 N = 90
 OPTIONS = {"lora_epochs": 2, "gate_epochs": 2}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.embeddings import open_embeddings
 from cache.errors import EnsembleError
 from cache.signals import open_signals
+from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from tests.integration.faults import FULL, STORE
 
 N_DAMAGES = 1000 if FULL else 40

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.checks import embedding_faults
 from cache.embeddings import open_embeddings
+from cache.upkeep.checks import embedding_faults
 from tests.integration.faults import STORE, bytes_of
 
 

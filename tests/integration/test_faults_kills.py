@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.checks import embedding_faults
 from cache.claims import Claims
 from cache.embeddings import open_embeddings
+from cache.upkeep.checks import embedding_faults
 from tests.integration.faults import (
     FULL,
     N_RECORDS,

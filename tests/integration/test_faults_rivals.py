@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 
-from cache.checks import embedding_faults
+from cache.upkeep.checks import embedding_faults
 from tests.integration.faults import N_RECORDS, SHARD, STORE, bytes_of, is_alive, shards_left, wait_until
 
 

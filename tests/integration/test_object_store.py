@@ -14,8 +14,8 @@ import pytest
 import yaml
 from fsspec.registry import _registry
 
-from cache.objects import file_system
-from cache.places import place
+from cache.storage.locations import place
+from cache.storage.objects import file_system
 from tests.integration.faults import FULL, Forks, bytes_of, wait_until
 from tests.s3_server import LEASE_S, environment
 
@@ -238,7 +238,7 @@ def test_a_flipped_byte_is_found_refused_and_mended(study, store, local, ensembl
 
 
 def test_dvc_watches_a_marker_and_repeats_nothing(study, store, local, monkeypatch):
-    from pipeline.scaffold import make_study
+    from pipeline.study.scaffold import make_study
 
     make_study(study / "fresh", "wfdb", local, embeddings=str(store.parent))
     embed = yaml.safe_load((study / "fresh/dvc.yaml").read_text())["stages"]["embed"]

@@ -10,8 +10,8 @@ import wfdb
 from cache.embeddings import open_embeddings
 from cache.records import open_records
 from stages.experts import expert_class, load_expert
-from stages.experts._base import STANDARD_LEADS
-from stages.experts._run import run_expert
+from stages.experts.contract import STANDARD_LEADS
+from stages.experts.run import run_expert
 
 
 def as_published_ecgfounder(state):

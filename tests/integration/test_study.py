@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from cache import open_embeddings, open_records
-from stages.evaluation.predictions import open_predictions
 from stages.experts import load_expert
+from stages.scoring.predictions import open_predictions
 from stages.synthetic import generate
 
 N_RECORDS = 80

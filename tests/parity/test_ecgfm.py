@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts._ecgfm_net import parse_conv_layers
-from stages.experts.ecgfm import EcgFm
+from stages.experts.models.ecg.ecgfm import EcgFm
+from stages.experts.networks.ecgfm_net import parse_conv_layers
 
 SMALL = {
     "encoder_embed_dim": 32,

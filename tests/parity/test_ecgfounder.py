@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts._net1d import same_max_pool
-from stages.experts.ecgfounder import EcgFounder, running_median
+from stages.experts.models.ecg.ecgfounder import EcgFounder, running_median
+from stages.experts.networks.net1d import same_max_pool
 
 MIMIC_TO_STANDARD = [0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11]
 SMALL = {"base_filters": 8, "filter_list": [16, 24], "m_blocks_list": [1, 2], "kernel_size": 5, "groups_width": 4}

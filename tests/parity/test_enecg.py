@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from cache.errors import InputError
 from stages.heads import EnECG, TaskSpec
-from stages.heads.enecg import PUBLISHED_WIDTHS
-from stages.heads.enecg_training import load_enecg, run_enecg, save_enecg
+from stages.heads.published.enecg_model import PUBLISHED_WIDTHS
+from stages.heads.published.enecg_training import load_enecg, run_enecg, save_enecg
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 

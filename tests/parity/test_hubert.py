@@ -12,7 +12,7 @@ from transformers import HubertConfig, HubertModel
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.hubert import BAND_HZ, FIR_TAPS, Hubert, filter_band, preprocess
+from stages.experts.models.ecg.hubert import BAND_HZ, FIR_TAPS, Hubert, filter_band, preprocess
 
 SMALL = {
     "hidden_size": 48,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.jepa import LEADS, Jepa
+from stages.experts.models.ecg.jepa import LEADS, Jepa
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 

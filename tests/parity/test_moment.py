@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.moment import Moment
+from stages.experts.models.time_series.moment import Moment
 
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_heads": 2, "vocab_size": 11}
 

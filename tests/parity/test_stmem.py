@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts._stmem_net import StMemOptions, StMemVit, drop_path
-from stages.experts.stmem import StMem, crop_starts
+from stages.experts.models.ecg.stmem import StMem, crop_starts
+from stages.experts.networks.stmem_net import StMemOptions, StMemVit, drop_path
 
 SMALL = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2, "dim_head": 16}
 

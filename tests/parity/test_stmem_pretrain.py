@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages.experts import load_expert
-from stages.experts._stmem_net import StMemOptions
+from stages.experts.networks.stmem_net import StMemOptions
 from stages.pretrain.masked import MaskedOptions, MaskedStMem, choose_patches
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.tempo import TempoExpert
+from stages.experts.models.time_series.tempo import TempoExpert
 
 SMALL = {
     "seq_len": 64,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.ttm import Ttm
+from stages.experts.models.time_series.ttm import Ttm
 
 SMALL = {
     "context_length": 128,

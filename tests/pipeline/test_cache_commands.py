@@ -11,7 +11,7 @@ import yaml
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
 from cache.records import records_digest
-from cache.resume import create_embeddings
+from cache.upkeep.resume import create_embeddings
 from pipeline import cli
 
 N = 12

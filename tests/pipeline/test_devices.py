@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.devices import device_of
-from pipeline.workers import worker_count
+from pipeline.compute.devices import device_of
+from pipeline.compute.workers import worker_count
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.facts import overlap_warning
-from pipeline.overlaps import PARTS, SINGLE, parts_of, shared
+from pipeline.views.report_facts import overlap_warning
 from stages.cohorts import list_cohorts
+from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, shared
 from stages.experts import expert_class, list_experts
 
 SEEN = {

@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from cache.errors import MissingFileError, UsageError
-from pipeline.params import read_params
-from pipeline.study import Study
+from pipeline.study.folder import Study
+from pipeline.study.params import read_params
 
 MINIMAL = {"cohort": {"source": "ptbxl", "path": "records"}, "experts": {"rocket": None}}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.experts import expert_class
-from stages.experts._run import run_expert
+from stages.experts.run import run_expert
 from tests.stages.small_experts import NAMES, prepared, small_expert
 
 FOLDER = Path(__file__).parents[1] / "golden"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.experts import Expert, expert_class, list_experts, load_expert
-from stages.experts._reference import reference_signals, uniform
+from stages.experts.signals.reference_ecgs import reference_signals, uniform
 
 RATE_HZ = 500.0
 NAMES = list_experts()

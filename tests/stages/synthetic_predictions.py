@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from cache.records import Target
-from stages.evaluation.gate_weights import writing_gate_weights
-from stages.evaluation.predictions import writing_predictions
+from stages.scoring.gate_weights import writing_gate_weights
+from stages.scoring.predictions import writing_predictions
 
 TARGETS = {
     "age": Target("age", "regression", unit="years"),

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError
-from stages.ingest import blocks, ingest
-from stages.splits import assign_folds
+from stages.ingest import ingest
+from stages.ingest import row_block as blocks
+from stages.ingest.folds import assign_folds
 from stages.synthetic import generate
 
 

@@ -3,9 +3,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cache.records import Target
-from stages.evaluation.bootstrap import bootstrap, estimate, paired_difference, patient_index, resamples
-from stages.evaluation.metrics import make_scorer
-from stages.evaluation.predictions import Block
+from stages.scoring.bootstrap import bootstrap, estimate, paired_difference, patient_index, resamples
+from stages.scoring.metrics import make_scorer
+from stages.scoring.predictions import Block
 
 BINARY = Target("sex", "binary")
 REGRESSION = Target("age", "regression")

@@ -6,8 +6,8 @@ import torch
 
 from cache.errors import InputError
 from stages.experts import expert_class, load_expert
-from stages.experts._base import STANDARD_LEADS
-from stages.experts._run import run_expert, set_precision
+from stages.experts.contract import STANDARD_LEADS
+from stages.experts.run import run_expert, set_precision
 from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, new_expert, prepared, records, small_expert
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -7,13 +7,13 @@ import yaml
 from cache import open_records, open_signals
 from cache.errors import UsageError
 from cache.signals import LEADS
-from pipeline.embedding import embed_settings
-from pipeline.study import Study
+from pipeline.compute.embedding import embed_settings
+from pipeline.study.folder import Study
 from stages.embed import describe, load_for
-from stages.features import expert_identity
 from stages.fit_heads import fit_heads
-from stages.fits import gate_signal, leads_of, read_gate_signal
 from stages.heads import EnsembleHeads
+from stages.learning.data import expert_identity
+from stages.learning.gate_signal import gate_signal, leads_of, read_gate_signal
 from stages.predict import Prediction, Recorded, predict
 from stages.readers import Quality
 
@@ -66,7 +66,7 @@ def test_the_chosen_leads_are_those_of_fit_evaluation_and_prediction(toy_study, 
     np.testing.assert_allclose(scale.mean, seen[train].reshape(train.sum(), -1).mean(0), rtol=1e-5, atol=1e-6)
     settings = embed_settings(Study(), "ecgfm")
     given = []
-    monkeypatch.setattr("stages.predict._fill", lambda found, heads, features, signal: given.append(signal))
+    monkeypatch.setattr("stages.predict.stage._fill", lambda found, heads, features, signal: given.append(signal))
     record = Recorded("new", signals[7], Quality(500.0, 5000, 5000, 0.0, (), (), 0.0))
     told = predict([record], heads, {"ecgfm": load_for(settings)}, {"ecgfm": expert_identity(describe(settings))})
     assert [type(one) for one in told] == [Prediction]

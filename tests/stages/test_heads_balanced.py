@@ -9,11 +9,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from stages.heads import EnsembleHeads, TaskSpec
-from stages.heads.baselines import METHODS
-from stages.heads.calibration import ece
-from stages.heads.losses import balance_weights
-from stages.heads.prior import fit_intercepts, weight_shift
-from stages.heads.tasks import layout
+from stages.heads.baselines.methods import METHODS
+from stages.heads.targets.calibration import ece
+from stages.heads.targets.class_weights import fit_intercepts, weight_shift
+from stages.heads.targets.losses import balance_weights
+from stages.heads.targets.tasks import layout
 
 TASKS = (
     TaskSpec("rare", "binary"),

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from cache.errors import InputError
 from stages.heads import EnsembleHeads, TaskSpec
-from stages.heads.baselines import METHODS, SingleExpert
-from stages.heads.enecg_preset import EnecgHeads
+from stages.heads.baselines.methods import METHODS, SingleExpert
+from stages.heads.published.enecg_preset import EnecgHeads
 
 TASKS = (
     TaskSpec("sex", "binary"),

@@ -13,20 +13,21 @@ import torch
 
 from cache.embeddings import Identity, Layout, Shard
 from cache.errors import UsageError
-from cache.resume import create_embeddings
-from stages.features import expert_parts, fits
-from stages.heads import EnsembleHeads, TaskSpec, fitting
-from stages.heads import blockwise as by_blocks
-from stages.heads.blocks import BLOCK_ROWS, Blocks
-from stages.heads.blockwise_lora import WideAdapters
-from stages.heads.lora import LoraOptions
-from stages.heads.passes import Labels, Pass
-from stages.heads.products import add_transposed_, gram, linear
-from stages.heads.rows import LazyRows
-from stages.heads.scaler import RobustScaler
-from stages.heads.shared import Block, FoldGradients, FoldMaps, SharedScale, join
-from stages.heads.tasks import layout
+from cache.upkeep.resume import create_embeddings
+from stages.heads import EnsembleHeads, TaskSpec
+from stages.heads import fit as fitting
+from stages.heads.blockwise import expert as by_blocks
+from stages.heads.blockwise.blocks import BLOCK_ROWS, Blocks
+from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps, SharedScale, join
+from stages.heads.blockwise.lora import WideAdapters
+from stages.heads.blockwise.loss_pass import Labels, Pass
+from stages.heads.blockwise.products import add_transposed_, gram, linear
+from stages.heads.in_memory.lora import LoraOptions
+from stages.heads.inputs.lazy_rows import LazyRows
+from stages.heads.inputs.scaler import RobustScaler
+from stages.heads.targets.tasks import layout
 from stages.heads.threads import pick_device
+from stages.learning.data import expert_parts, fits
 
 N = 2 * BLOCK_ROWS + 500
 TASKS = (
@@ -155,7 +156,7 @@ def test_a_split_that_repeats_itself_hides_no_training_record(monkeypatch: pytes
 
 
 def test_every_folds_standardised_features_follow_from_the_shared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.heads.blocks.BLOCK_ROWS", 64)
+    monkeypatch.setattr("stages.heads.blockwise.blocks.BLOCK_ROWS", 64)
     rng = np.random.default_rng(2)
     x = rng.normal(size=(300, 6)).astype(np.float32) * [1, 2, 3, 0, 5, 1] + 4
     x[rng.random((300, 6)) < 0.1] = np.nan
@@ -245,9 +246,10 @@ def test_a_store_that_does_not_fit_is_left_on_disk_with_the_same_values(tmp_path
 MEMORY = """
 import json, sys
 import numpy as np
-from stages.heads import EnsembleHeads, fitting
-from stages.heads.rows import LazyRows
-from stages.memory import PeakMemory
+from stages.heads import EnsembleHeads
+from stages.heads import fit as fitting
+from stages.heads.inputs.lazy_rows import LazyRows
+from stages.learning.peak_memory import PeakMemory
 fitting.LARGE_RECORDS = 1000
 n, table = int(sys.argv[1]), np.random.default_rng(0).normal(size=(10_007, 256)).astype(np.float16)
 class Made(LazyRows):

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from stages.heads import EnsembleHeads, TaskSpec
+from stages.heads.inputs.lazy_rows import LazyRows
 from stages.heads.persist import HeadModule, module_name
-from stages.heads.rows import LazyRows
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 TASKS = (
@@ -403,8 +403,8 @@ class _Watched(LazyRows):
 
 
 def test_of_many_records_only_those_that_train_or_judge_are_read_together(monkeypatch):
-    monkeypatch.setattr("stages.heads.rows.READ_ROWS", 512)
-    monkeypatch.setattr("stages.heads.features.READ_ROWS", 512)
+    monkeypatch.setattr("stages.heads.inputs.lazy_rows.READ_ROWS", 512)
+    monkeypatch.setattr("stages.heads.inputs.expert_features.READ_ROWS", 512)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(4000, 6)).astype(np.float32)
     y = (x[:, 0] + rng.normal(size=4000) > 0).astype(float)

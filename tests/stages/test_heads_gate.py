@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from stages.heads.crossfit import make_masks
-from stages.heads.gate import FoldGate, GateData, GateFit, GateOptions, fit_gate
-from stages.heads.tasks import TaskSpec, layout
+from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
+from stages.heads.gate.weights import FoldGate
+from stages.heads.targets.tasks import TaskSpec, layout
 
 BLOCKS = layout([TaskSpec("y", "binary")])
 Study = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -6,13 +6,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from cache.errors import InputError, UsageError
-from stages.heads.calibration import brier, ece, fit_temperatures, reliability
 from stages.heads.crossfit import check_splits, inner_folds, make_masks
-from stages.heads.features import parse_mix, read_features
-from stages.heads.losses import balance_weights, task_losses
-from stages.heads.probe import Problem, Rotation, fit_path, probe_logits
-from stages.heads.scaler import RobustScaler
-from stages.heads.tasks import TaskSpec, encode, infer_tasks, layout
+from stages.heads.in_memory.probe import Problem, Rotation, fit_path, probe_logits
+from stages.heads.inputs.expert_features import parse_mix, read_features
+from stages.heads.inputs.scaler import RobustScaler
+from stages.heads.targets.calibration import brier, ece, fit_temperatures, reliability
+from stages.heads.targets.losses import balance_weights, task_losses
+from stages.heads.targets.tasks import TaskSpec, encode, infer_tasks, layout
 
 
 def _problem(task: TaskSpec, y: np.ndarray, x: np.ndarray) -> tuple[Problem, np.ndarray]:

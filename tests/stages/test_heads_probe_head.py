@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stages.compared import Memory
+from stages.evaluate.methods import Memory
 from stages.heads import TaskSpec
-from stages.heads.baselines import METHODS
+from stages.heads.baselines.methods import METHODS
 
 TASKS = (TaskSpec("sex", "binary"), TaskSpec("age", "regression"), TaskSpec("r", "multiclass", tuple("abc")))
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save
 
 from cache.errors import UsageError, WeightsError
 from stages.experts import WeightsSource, expert_class, list_experts, load_expert
-from stages.experts._hub import commit_of, is_commit, pin_of
-from stages.experts._hub import fetch as fetch_spec
-from stages.experts._weights import origin_of
+from stages.experts.checkpoints import origin_of
+from stages.experts.hub import commit_of, is_commit, pin_of
+from stages.experts.hub import fetch as fetch_spec
 from tests.stages.hub_server import COMMIT, running_hub
 
 CONTENT = os.urandom(3_000_000)

@@ -3,8 +3,8 @@ import pytest
 from sklearn import metrics as sk
 
 from cache.records import Target
-from stages.evaluation.metrics import METRICS, METRICS_OF, make_scorer, score
-from stages.evaluation.predictions import Block
+from stages.scoring.metrics import METRICS, METRICS_OF, make_scorer, score
+from stages.scoring.predictions import Block
 
 
 def block(y_true, y_pred):

@@ -6,9 +6,9 @@ import wfdb
 
 from cache.errors import UsageError
 from stages.experts import load_expert
-from stages.experts._base import STANDARD_LEADS
-from stages.experts._beats import find_beats, remove_spikes
-from stages.experts.morphology import FEATURES, RR_FEATURE, measure
+from stages.experts.contract import STANDARD_LEADS
+from stages.experts.models.signal_features.morphology import FEATURES, RR_FEATURE, measure
+from stages.experts.signals.beats import find_beats, remove_spikes
 
 RATE_HZ = 500
 # lead vectors in the frontal plane (right, down) and, for the chest leads, their own size

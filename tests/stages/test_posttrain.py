@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from cache.errors import StoreError, UsageError
 from cache.signals import open_signals
 from stages.experts import expert_class, list_experts, load_expert
-from stages.heads.tasks import TaskSpec, layout
+from stages.heads.targets.tasks import TaskSpec, layout
 from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
 from stages.posttrain.probing import Head, Labelled, fit_probe
-from stages.posttrain.run import _load
+from stages.posttrain.stage import _load
 from stages.posttrain.tuned import Tuned, rate_groups
 from stages.training.loop import LoopSettings
 

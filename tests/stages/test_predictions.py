@@ -4,8 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
-from stages.evaluation.gate_weights import open_gate_weights, writing_gate_weights
-from stages.evaluation.predictions import COLUMNS, open_predictions, writing_predictions
+from stages.scoring.gate_weights import open_gate_weights, writing_gate_weights
+from stages.scoring.predictions import COLUMNS, open_predictions, writing_predictions
 from tests.stages.synthetic_predictions import TARGETS, truths, write_study
 
 IDS = np.array(["b", "a", "c"], dtype=object)

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from cache.errors import InputError, MissingFileError, StoreError
 from cache.records import Target, write_records
-from stages.evaluation.plots import FOLDERS, write_plots
-from stages.evaluation.predictions import open_predictions, writing_predictions
-from stages.evaluation.summary import headline, read_metrics, summarise, write_metrics
-from stages.evaluation.table import differences_table, metrics_table, number
 from stages.report import write_report
-from stages.reporting.svg import nice_ticks, tick_text
+from stages.report.svg import nice_ticks, tick_text
+from stages.scoring.plots import FOLDERS, write_plots
+from stages.scoring.predictions import open_predictions, writing_predictions
+from stages.scoring.summary import headline, read_metrics, summarise, write_metrics
+from stages.scoring.table import differences_table, metrics_table, number
 from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_study
 
 VOID = {"meta", "br", "line", "link", "img", "hr"}

@@ -9,9 +9,9 @@ import torch
 
 from cache.errors import UsageError
 from stages.experts import load_expert
-from stages.experts._dsp import resample_rate
-from stages.experts._reference import reference_signals, uniform
-from stages.experts.rocket import N_KERNELS, PER_KERNEL, dilations, draw_groups
+from stages.experts.models.signal_features.rocket import N_KERNELS, PER_KERNEL, dilations, draw_groups
+from stages.experts.signals.dsp import resample_rate
+from stages.experts.signals.reference_ecgs import reference_signals, uniform
 
 RATE_HZ = 500
 # recorded once; a change here is a new version of the expert

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 
-import stages.experts.seed as seed_module
+import stages.experts.models.ecg.seed as seed_module
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import expert_class, load_expert
-from stages.experts._run import run_expert
-from stages.experts._weights import find_weights, sha256_of
+from stages.experts.checkpoints import find_weights, sha256_of
+from stages.experts.run import run_expert
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
@@ -56,7 +56,7 @@ def test_the_file_is_the_one_that_the_spec_names(monkeypatch, tmp_path):
     assert find_weights(spec, None) == FILE
     assert sha256_of(FILE) == spec.weights.sha256
     (tmp_path / FILE.name).write_bytes(FILE.read_bytes()[:-1] + b"\0")
-    monkeypatch.setattr("stages.experts._weights.PACKAGE_FOLDER", tmp_path)
+    monkeypatch.setattr("stages.experts.checkpoints.PACKAGE_FOLDER", tmp_path)
     with pytest.raises(WeightsError, match=r"has sha256 .*install the package again"):
         find_weights(spec, None)
     (tmp_path / FILE.name).unlink()
@@ -86,7 +86,7 @@ def test_a_wheel_holds_the_weights(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("stages/experts/seed.safetensors") == FILE.read_bytes()
+        assert archive.read("stages/experts/models/ecg/seed.safetensors") == FILE.read_bytes()
 
 
 def test_amplitude_and_lead_are_seen(seed):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.records import Target
-from stages.splits import assign_folds, split_names, strata_of
+from stages.ingest.folds import assign_folds, split_names, strata_of
 
 COHORTS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=120)
 

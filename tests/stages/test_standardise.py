@@ -12,7 +12,7 @@ from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 from stages.readers import Counts, Quality, Recording, read_wfdb, standardise
 from stages.readers.standardise import standardise_any
-from stages.readers.usual import standardise_usual
+from stages.readers.whole_microvolts import standardise_usual
 
 ORDERS = [
     LEADS,

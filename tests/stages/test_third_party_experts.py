@@ -11,7 +11,7 @@ DOC = Path(__file__).parents[2] / "docs/adding-an-expert.md"
 RUN = """
 import numpy, torch
 from stages.experts import load_expert
-from stages.experts._run import run_expert
+from stages.experts.run import run_expert
 expert = load_expert("band-power")
 x = expert.prepare(numpy.random.default_rng(0).normal(size=(2, 12, 5000)), 500.0)
 print(type(expert).__module__, run_expert(expert, x).embedding.shape, expert.spec.name)
@@ -80,4 +80,4 @@ def test_a_package_cannot_take_the_name_of_an_expert_that_exists(tmp_path, pytho
     project += '[project.entry-points."ensemble.experts"]\nrocket = "broken_module:Expert"\n'
     install({"pyproject.toml": project, "broken_module.py": ""}, tmp_path / "project", tmp_path / "site")
     done = python("-c", "from stages.experts import expert_class; print(expert_class('rocket')[0].__module__)")
-    assert done.stdout.strip() == "stages.experts.rocket", done.stderr
+    assert done.stdout.strip() == "stages.experts.models.signal_features.rocket", done.stderr

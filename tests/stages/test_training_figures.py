@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from stages.reporting.training_figures import MAX_POINTS, loss_curve, training
+from stages.report.training_figures import MAX_POINTS, loss_curve, training
 
 CURVE = [{"epoch": 0, "validation_loss": 0.7}] + [
     {"epoch": e, "loss": 1 / e, "validation_loss": 0.5 + abs(e - 3) / 10} for e in range(1, 6)

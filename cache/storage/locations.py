@@ -1,0 +1,98 @@
+"""Where stores lie: in folders of this machine, or under a URL of an object storage. What both can do, by one name.
+
+Not here: how shards are encoded (`cache.zarr_io.shards`), what is special about objects (`cache.storage.objects`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cache.errors import MissingFileError, UsageError
+from cache.storage.objects import ObjectPath, is_url
+
+Place = Path | ObjectPath
+METADATA = "zarr.json"
+
+
+def place(location: str | Path | ObjectPath) -> Place:
+    """Return a location as a `Path` of this machine, or as an `ObjectPath` where it is a URL."""
+    if isinstance(location, Path | ObjectPath):
+        return location
+    if not is_url(location):
+        return Path(location)
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        raise UsageError("a URL holds credentials; leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return ObjectPath(location)
+
+
+def folder_of(location: str | Place) -> Path:
+    """Return a location that has to be a path of this machine.
+
+    Raises
+    ------
+    UsageError
+        A URL.
+    """
+    if isinstance(location, ObjectPath) or is_url(location):
+        raise UsageError(f"{location}: signals are written to a folder; copy them to the URL when they are whole")
+    return Path(location)
+
+
+def within(folder: Path, location: str) -> Place:
+    """Return a location that is told from a folder: a URL as it is, a path relative to the folder."""
+    return place(location) if is_url(location) else folder / Path(location).expanduser()
+
+
+def name_within(store: Place, file: Place) -> str:
+    """Return the name of a store's file or object from the store on, such as `done/c/0`."""
+    if isinstance(file, Path):
+        return file.relative_to(str(store)).as_posix()
+    return file.url.removeprefix(f"{store}/")
+
+
+def store_exists(store: Place) -> bool:
+    """Whether there is a store. Among objects that is its root metadata, which is written last and deleted first."""
+    if isinstance(store, Path):
+        return store.exists()
+    try:  # read it: of an object that is only asked for, a storage does not say why it is not given
+        (store / METADATA).read_bytes()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def stores_in(folder: Place) -> list[Place]:
+    """Return the stores right below a folder, in order."""
+    return [store for store in _named_as_stores(folder) if store_exists(store)]
+
+
+def half_made_in(folder: Place) -> list[Place]:
+    """Return what killed runs left where there should be a store: objects without root metadata."""
+    return [store for store in _named_as_stores(folder) if not store_exists(store)]
+
+
+def _named_as_stores(folder: Place) -> list[Place]:
+    if isinstance(folder, ObjectPath):
+        found: list[Place] = list(folder.children())
+    else:
+        found = sorted(folder.glob("*.zarr")) if folder.is_dir() else []
+    return [path for path in found if path.name.endswith(".zarr") and not path.name.startswith(".")]
+
+
+def n_bytes(store: Place) -> int:
+    """Return the bytes of all files or objects below a name."""
+    if isinstance(store, ObjectPath):
+        return sum(entry.size for entry in store.files().values())
+    return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+def remove(store: Place) -> None:
+    """Remove a store and everything below its name. Among objects, the root metadata first: then there is none."""
+    if isinstance(store, ObjectPath):
+        (store / METADATA).unlink(missing_ok=True)
+        store.delete(sorted(store.files()))
+    elif store.exists():
+        shutil.rmtree(store)
+    else:
+        raise MissingFileError(f"{store} does not exist")

@@ -1,0 +1,1 @@
+"""What a run is computed with: devices, worker processes, a Dask cluster."""

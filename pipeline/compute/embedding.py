@@ -1,0 +1,95 @@
+"""What one run of `embed` is to do: params.yaml and the options of a command, joined and checked.
+
+Lives here: the settings, and which experts have nothing to run. Not here: running them (`workers`, `cluster`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cache.errors import UsageError
+from pipeline.study.folder import Study
+
+if TYPE_CHECKING:
+    from stages.embed import EmbedSettings
+
+
+def is_imported(study: Study, expert: str) -> bool:
+    """Whether another tool made this expert's vectors: no such expert here, but a whole store of these records.
+
+    Raises
+    ------
+    StoreError
+        Such a store that is incomplete, or of other records.
+    """
+    from cache import open_embeddings, open_records, records_digest
+    from cache.storage.locations import store_exists
+    from stages.experts import expert_class
+
+    try:
+        expert_class(expert)
+    except UsageError:
+        if not store_exists(study.embedding(expert)):
+            return False
+        store = open_embeddings(study.embedding(expert))
+        store.require_records(records_digest(open_records(study.records)["record_id"].tolist()))
+        store.require_complete()
+        return True
+    return False
+
+
+def embed_settings(
+    study: Study,
+    expert: str,
+    weights: Path | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    batch_size: str | None = None,
+    accept_license: bool = False,
+) -> EmbedSettings:
+    """Join params.yaml and the options into the settings of one run, checked."""
+    from pipeline.compute.devices import choose_device
+    from stages.embed import EmbedSettings
+    from stages.experts import expert_class
+
+    cls, variant = expert_class(expert)
+    params, common = study.expert_params(expert), study.params.embed
+    spec = cls.published_spec(variant)
+    if spec.non_commercial and not (accept_license or params.accept_license):
+        raise UsageError(
+            f"expert '{expert}' is licensed {spec.licence}; if your use allows it, say --accept-license or set "
+            f"experts.{expert}.accept_license: true in params.yaml"
+        )
+    return EmbedSettings(
+        expert=expert,
+        weights=weights or study.weights_of(expert),
+        config=params.config or None,
+        preprocessing=params.preprocessing,
+        precision=_precision(precision or params.precision),  # type: ignore[arg-type]
+        dtype=params.dtype,
+        device=choose_device(device or common.device),
+        batch_size=_batch_size(batch_size or str(common.batch_size)),
+        shard_records=common.shard_records,
+        threads=common.threads,
+    )
+
+
+def _precision(name: str) -> str:
+    if name not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"--precision {name}: expected fp32, bf16 or fp16")
+    return name
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: expected a positive number or auto")
+    return int(text)
+
+
+def settings_json(settings: EmbedSettings) -> dict[str, object]:
+    """Return the settings as the run record keeps them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}

@@ -1,0 +1,152 @@
+"""A study: the folder a person works in, and the names of the files in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cache.errors import MissingFileError, UsageError
+from cache.storage.locations import Place, within
+from pipeline.study.params import (
+    DEFAULT_WEIGHTS,
+    EMBEDDINGS,
+    PARAMS_FILE,
+    SIGNALS,
+    Cohort,
+    ExpertParams,
+    Params,
+    read_params,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Paths of one study, relative to its folder, and its parameters (read when first asked for)."""
+
+    folder: Path = Path()
+
+    @cached_property
+    def params(self) -> Params:
+        """The checked params.yaml."""
+        return read_params(self.folder)
+
+    @property
+    def records(self) -> Path:
+        """records.parquet."""
+        return self.folder / "records.parquet"
+
+    @cached_property
+    def signals(self) -> Place:
+        """signals.zarr, or where params.yaml says; a URL if it is one."""
+        return within(self.folder, self.params.signals if self._has_params() else SIGNALS)
+
+    @cached_property
+    def embeddings(self) -> Place:
+        """Folder of the experts' stores, or where params.yaml says; a URL if it is one."""
+        return within(self.folder, self.params.embeddings if self._has_params() else EMBEDDINGS)
+
+    def embedding(self, expert: str) -> Place:
+        """One expert's store."""
+        return self.embeddings / f"{expert}.zarr"
+
+    def marker(self, expert: str) -> Path:
+        """Return the name of the file that stands in the study for a store behind a URL."""
+        return self.folder / EMBEDDINGS / f"{expert}.json"
+
+    @property
+    def heads(self) -> Path:
+        """Folder of the fit."""
+        return self.folder / "heads"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.json."""
+        return self.folder / "metrics.json"
+
+    @property
+    def headline(self) -> Path:
+        """headline.json."""
+        return self.folder / "headline.json"
+
+    @property
+    def predictions(self) -> Path:
+        """predictions.parquet."""
+        return self.folder / "predictions.parquet"
+
+    @property
+    def gate_weights(self) -> Path:
+        """gate_weights.parquet."""
+        return self.folder / "gate_weights.parquet"
+
+    @property
+    def plots(self) -> Path:
+        """Folder that `dvc plots` reads."""
+        return self.folder / "plots"
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.folder / "report.html"
+
+    @property
+    def state(self) -> Path:
+        """Claims, run records and caches: outside every DVC output, safe to delete."""
+        return self.folder / ".ensemble"
+
+    def cohort_path(self) -> Path:
+        """Folder with the raw records."""
+        return self.folder / Path(self.params.cohort.path).expanduser()
+
+    @property
+    def seed(self) -> int:
+        """The study's seed; 0 where there is no params.yaml."""
+        return self.params.seed if self._has_params() else 0
+
+    def cohort(self, source: str | None = None, path: Path | None = None, labels: Path | None = None) -> Cohort:
+        """Join params.yaml with what the options say.
+
+        With both `source` and `path` no params.yaml is needed. Another source than params.yaml's has a path of its own
+        and none of its options.
+        """
+        if source is not None and path is not None and not self._has_params():
+            chosen = Cohort(source=source, path=str(path))
+        else:
+            chosen = self.params.cohort
+            if source is not None and source != chosen.source:
+                if path is None:
+                    raise UsageError(f"--source {source}: say where its records are, with --path")
+                chosen = Cohort(source=source, path=str(path))
+            elif path is not None:
+                chosen = chosen.model_copy(update={"path": str(path)})
+        if labels is not None:
+            chosen = chosen.model_copy(update={"options": {**chosen.options, "labels": str(labels)}})
+        return chosen
+
+    def _has_params(self) -> bool:
+        return (self.folder / PARAMS_FILE).is_file()
+
+    def expert_params(self, name: str) -> ExpertParams:
+        """Parameters of one expert; an expert that params.yaml does not name has the defaults."""
+        return self.params.experts.get(name) or ExpertParams()
+
+    def weights_of(self, name: str) -> Path | None:
+        """Return the weights file that params.yaml names, or None for the expert's own."""
+        weights = self.expert_params(name).weights
+        return None if weights == DEFAULT_WEIGHTS else self.folder / Path(weights).expanduser()
+
+    def fitted_experts(self) -> list[str]:
+        """Return the experts that the fit in `heads/` was made on."""
+        config = self.heads / "config.json"
+        if not config.is_file():
+            raise MissingFileError(f"{config} does not exist; run `ensemble fit-heads` first")
+        return list(json.loads(config.read_text(encoding="utf-8"))["experts"])
+
+    def check_experts(self, names: list[str]) -> list[str]:
+        """Return `names` if params.yaml names them all."""
+        unknown = [name for name in names if name not in self.params.experts]
+        if unknown:
+            known = ", ".join(self.params.experts)
+            raise UsageError(f"--experts: '{unknown[0]}' is not in params.yaml; there are: {known}")
+        return names

@@ -1,0 +1,169 @@
+"""What `ensemble experts` prints: the table, and one expert in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.study.folder import Study
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stages.experts import ExpertSpec
+
+
+def spec_of(name: str) -> ExpertSpec:
+    """Return the published spec of one expert."""
+    from stages.experts import expert_class
+
+    cls, variant = expert_class(name)
+    return cls.published_spec(variant)
+
+
+def experts_table() -> Table:
+    """Return the table of all experts."""
+    from rich.table import Table
+
+    from stages.experts import list_experts
+
+    table = Table("expert", "input", "layers", "dim", "parameters", "licence", "weights")
+    for name in list_experts():
+        spec = spec_of(name)
+        table.add_row(
+            name,
+            _input(spec),
+            str(len(spec.layer_names)),
+            str(spec.embedding_dim),
+            f"{spec.published_parameters:,}",
+            spec.licence + (" (non-commercial)" if spec.non_commercial else ""),
+            weights_state(spec),
+        )
+    return table
+
+
+def _input(spec: ExpertSpec) -> str:
+    leads = "1 lead" if len(spec.leads) == 1 else f"{len(spec.leads)} leads"
+    return f"{leads}, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s"
+
+
+def weights_state(spec: ExpertSpec) -> str:
+    """Say in a few words whether an expert's weights are here and where, or what has to be done."""
+    from stages.experts.hub import cached
+
+    if not spec.needs_weights:
+        return "none needed"
+    named = _named_in_study(spec.name)
+    if named is not None:
+        return "here (params.yaml)" if named.exists() else f"missing: params.yaml names {named}"
+    if "+" in spec.name:
+        return "here (made here)"
+    if spec.weights and spec.weights.packaged:
+        return "here (in the package)"
+    if cached(spec):
+        return "here (hub cache)"
+    return TO_FETCH if spec.weights and spec.weights.repo_id else TO_GIVE
+
+
+TO_FETCH, TO_GIVE = "to fetch (hub)", "to give (a file)"
+
+
+def _named_in_study(name: str) -> Path | None:
+    from cache.errors import EnsembleError
+
+    try:
+        return Study().weights_of(name)
+    except EnsembleError:
+        return None
+
+
+def expert_details(name: str) -> str:
+    """Return everything about one expert, as aligned lines."""
+    spec = spec_of(name)
+    layers = ", ".join(f"{n} ({d})" for n, d in zip(spec.layer_names, spec.layer_dims, strict=True))
+    lines = {
+        "expert": f"{name}: {spec.title}",
+        "source": spec.source,
+        "version": spec.version,
+        "input": f"{', '.join(spec.leads)}; {spec.sampling_rate_hz:g} Hz; {spec.seconds:g} s",
+        "normalisation": spec.normalisation,
+        "windows": spec.windows,
+        "missing leads": spec.missing_leads,
+        "layers": layers,
+        "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
+        "parameters": f"{spec.published_parameters:,}",
+        "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
+        "made by": _made_by(name),
+        "pretrained on": ", ".join(spec.pretrained_on) or ("" if "+" in name else "none of the cohorts here"),
+        "weights": weights_state(spec),
+        "looked for in": "; ".join(_places(spec)),
+        "how to get them": _how_to_get(spec),
+        "pinned": _pinned(spec),
+    }
+    lines = {title: text for title, text in lines.items() if text}
+    width = max(map(len, lines))
+    return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+
+
+def _made_by(name: str) -> str:
+    """Say what a version was made from; nothing for an expert."""
+    from stages.experts.versions import is_version, read_version
+
+    if not is_version(name):
+        return ""
+    facts = read_version(name).facts
+    cohort, curve = facts["cohort"], facts["curve"]
+    aim = f" to {facts['task']}" if facts.get("task") else ""
+    parent = f" from {facts['parent']}" if facts.get("parent") else ""
+    losses = ", ".join(f"{key.replace('_', ' ')} {curve[-1][key]:.4g}" for key in curve[-1] if key != "epoch")
+    on = f"{cohort['n_records']:,} records of {cohort['n_patients']:,} patients"
+    where = f"{', '.join(cohort['sources'])}; split {cohort['split_digest'][:8]}"
+    epochs = f"after {curve[-1]['epoch']:.0f} epochs {losses}"
+    return f"ensemble {facts['made_by']}{aim}{parent}, on {on} ({where}); {epochs}"
+
+
+def _places(spec: ExpertSpec) -> list[str]:
+    """Say where weights are looked for, in that order; nothing where none are needed."""
+    from huggingface_hub import constants
+
+    source = spec.weights
+    if not spec.needs_weights:
+        return []
+    if "+" in spec.name:
+        return [source.note if source else ""]
+    places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
+    if source and source.packaged:
+        return [*places, "the package"]
+    return [*places, f"hub cache {constants.HF_HUB_CACHE}"] if source and source.repo_id else places
+
+
+def _how_to_get(spec: ExpertSpec) -> str:
+    source = spec.weights
+    if not spec.needs_weights:
+        return "none needed"
+    if "+" in spec.name:
+        return ""
+    if source and source.packaged:
+        return "nothing to do"
+    if source and source.repo_id:
+        return f"ensemble weights fetch {spec.name}; embed does it too (hub {source.repo_id}, {source.filename})"
+    digest = f" (sha256 of {source.filename}: {source.sha256})" if source and source.sha256 else ""
+    return f"{source.note if source and source.note else spec.source}{digest}; then give the file"
+
+
+def _pinned(spec: ExpertSpec) -> str:
+    """Say which commit and digest are accepted, and since when."""
+    from stages.experts.hub import asked_revision, is_commit, pin_of
+
+    source = spec.weights
+    if source is not None and source.packaged:
+        return f"by this release, sha256 {source.sha256}"
+    if source is None or not source.repo_id or "+" in spec.name:
+        return ""
+    pin, revision = pin_of(source), asked_revision(source)
+    if not is_commit(revision):
+        commit = f"not yet: the first download pins the commit of '{revision}'"
+    else:
+        commit = f"{'by this release' if is_commit(source.revision) else 'at first use'}: {revision}"
+    digest = source.sha256 or (pin.sha256 if pin else "recorded at first use")
+    return f"{commit}, sha256 {digest}"

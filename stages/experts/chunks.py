@@ -1,0 +1,30 @@
+"""Running a batch in pieces whose activations stay in a CPU's cache (MOMENT is 40 % slower on 8 records at once)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stages.experts.contract import Encoding
+
+TOKENS_PER_CHUNK = 768
+"""One record of 12 leads in MOMENT, five of TEMPO."""
+
+
+def encode_in_chunks(
+    encode: Callable[[Tensor, Tensor | None], Encoding], x: Tensor, mask: Tensor | None, tokens_per_record: int
+) -> Encoding:
+    """Encode [batch, ...] a few records at a time on a CPU; all at once elsewhere, and where gradients are kept."""
+    records = max(1, TOKENS_PER_CHUNK // tokens_per_record)
+    if x.device.type != "cpu" or len(x) <= records or torch.is_grad_enabled():
+        return encode(x, mask)
+    masks = [None] * -(-len(x) // records) if mask is None else mask.split(records)
+    parts = [encode(each, hidden) for each, hidden in zip(x.split(records), masks, strict=True)]
+    outputs = [part.output for part in parts if part.output is not None]
+    return Encoding(
+        torch.cat([torch.as_tensor(part.layers) for part in parts]),
+        torch.cat([part.embedding for part in parts]),
+        torch.cat(outputs) if outputs else None,
+    )

@@ -1,0 +1,174 @@
+"""What every expert is: a frozen spec, `prepare` (signals -> model input), `encode` (model input -> layers, embedding).
+
+Lives here: the contract alone. Not here: the registry (`registry`), where weights come from (`checkpoints`), signal
+processing that several experts share (`signals.dsp`), any one expert (a file of its own name).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISION_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where an expert's published weights come from: a file of a hub repository at a pinned revision."""
+
+    repo_id: str
+    filename: str
+    revision: str
+    """A commit where it is known, else a branch: the commit of the first download is then recorded and kept to."""
+    sha256: str | None = None
+    """None where it is not known: recorded at first use and checked from then on."""
+    note: str = ""
+    also_at: tuple[str, ...] = ()
+    """Other ids of the same repository (a renamed account), tried where the first is not found."""
+    packaged: bool = False
+    """Whether `filename` lies beside the experts' code, in the package."""
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """Facts about one expert, as printed by `ensemble experts NAME`. Sizes are those of the loaded configuration."""
+
+    name: str
+    title: str
+    version: str
+    """Raised whenever the numbers it gives change; part of every fingerprint."""
+    source: str
+    """Paper and official code."""
+    sampling_rate_hz: float
+    seconds: float
+    """Length of one window."""
+    leads: tuple[str, ...]
+    normalisation: str
+    layer_names: tuple[str, ...]
+    layer_dims: tuple[int, ...]
+    embedding_dim: int
+    licence: str
+    parameters: int
+    """Trainable-sized parameters of the loaded module (0 for an expert without any)."""
+    published_parameters: int = 0
+    """At the published configuration; a registry-wide test builds that and counts."""
+    output_dim: int | None = None
+    """Width of the expert's own head output, where it has one."""
+    weights: WeightsSource | None = None
+    non_commercial: bool = False
+    pretrained_on: tuple[str, ...] = ()
+    """Names of cohorts, as in `stages.cohorts`, whose records the published weights have seen."""
+    unused_keys: tuple[str, ...] = ()
+    """Regular expressions of pretraining-only keys that a checkpoint may hold and that are not used."""
+    windows: str = "one window"
+    """How a 10 s record becomes windows, and how their vectors are pooled."""
+    missing_leads: str = "zeros after normalisation"
+    """Declared policy for missing leads and NaN samples."""
+    needs_weights: bool = True
+    nan_features: bool = False
+    """Whether single values may be NaN (a feature that a record does not have); elsewhere NaN means a failed record."""
+    store_dtype: Literal["float16", "float32"] = "float16"
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """Every option that changes what `prepare` gives; part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What `encode` gives for one window per record.
+
+    Attributes
+    ----------
+    layers
+        Stacked [batch, layer, dim], or a list of [batch, dim_l] where widths differ; the order of `spec.layer_names`.
+    embedding
+        The authors' own pooled output, [batch, dim].
+    output
+        The expert's own head output [batch, output_dim], where it has one.
+    """
+
+    layers: Tensor | list[Tensor]
+    embedding: Tensor
+    output: Tensor | None = None
+
+
+class Expert(ABC):
+    """One frozen model. Construct through `load_expert`, which puts it in eval mode on the device.
+
+    A subclass is one file, decorated with `@register("name")`, and implements `build`, `prepare` and `encode`.
+    """
+
+    spec: ExpertSpec
+    module: nn.Module | None = None
+    """The frozen network under official key names; None for an expert without parameters."""
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Sizes such as ("small", "base", "large"), named `expert-size`; the first is what the bare name means."""
+    preprocessing_variants: ClassVar[tuple[str, ...]] = ("authors",)
+    """Named input paths; the first is the default. "enecg" is EnECG's own where it differs from the authors'."""
+    preprocessing: str = "authors"
+    residual_branches: ClassVar[str] = ""
+    """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
+    they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
+
+    def __init__(self, device: torch.device | str = "cpu", preprocessing: str | None = None) -> None:
+        self.device = torch.device(device)
+        self.preprocessing = preprocessing or self.preprocessing_variants[0]
+
+    @classmethod
+    @abstractmethod
+    def published_spec(cls, variant: str | None = None) -> ExpertSpec:
+        """Spec at the published configuration, without building the network or reading weights."""
+
+    @classmethod
+    def small_config(cls, variant: str | None = None) -> Mapping[str, Any] | None:
+        """Config of a network with the parts of the published one, small enough for the tests that every expert gets.
+
+        It keeps the input contract: what `prepare` gives at the published configuration fits it too. None, the
+        default, means the published configuration, for experts that are small anyway.
+        """
+        del variant
+        return None
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls,
+        config: Mapping[str, Any] | None,
+        state: Mapping[str, Tensor] | None,
+        *,
+        variant: str | None = None,
+        preprocessing: str | None = None,
+    ) -> Expert:
+        """Construct on the CPU from architecture overrides (official names) and an official state dict (strict).
+
+        `config` None means the published configuration (of `variant`), or what the state's own shapes say where they
+        determine it. `state` None means randomly initialised (seeded by the caller), for tests and benchmarks.
+        """
+
+    @abstractmethod
+    def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
+        """Turn raw signals into model input, as the authors' own code does it.
+
+        Parameters
+        ----------
+        signals_mv
+            [batch, 12, time] in mV, standard lead order; a missing lead or sample is NaN.
+        rate_hz
+            Sampling rate of `signals_mv`.
+
+        Returns
+        -------
+        float32 CPU tensor [batch, windows, ...].
+        """
+
+    @abstractmethod
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
+        """Encode one window per record, [batch, ...]. Records never influence one another."""

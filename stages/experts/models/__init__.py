@@ -1,0 +1,1 @@
+"""The experts, one file each, grouped by what they were made for; nothing else lies here."""

@@ -1,0 +1,1 @@
+"""Experts that were trained on ECGs."""

@@ -1,0 +1,1 @@
+"""Experts without a trained network: features computed from the signal."""

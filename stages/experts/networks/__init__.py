@@ -1,0 +1,1 @@
+"""The official architectures under their official key names."""

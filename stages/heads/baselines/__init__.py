@@ -1,0 +1,1 @@
+"""Reference methods that the gate is compared with, all with one face."""

@@ -1,0 +1,162 @@
+"""Many convex problems at once, each solved in some ten passes over the records.
+
+Lives here: limited-memory BFGS (Liu and Nocedal 1989) on whitened coordinates, batched over folds, models, penalties
+and groups of columns. Not here: the losses (`blockwise.loss_pass`), the covariances (`blockwise.whitening`).
+
+On the folds' principal axes the quadratic bound of every loss (Boehning 1992) is diagonal. Scaled by it, ridge is
+solved by the first step, no step from fresh can go uphill, and the curvature left for L-BFGS to learn is near one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stages.heads.blockwise.whitening import Whitening
+
+HISTORY, MAX_PASSES = 8, 60
+TOLERANCE = 1e-3
+"""Remaining decrease of the summed loss at which a problem counts as solved, per 1,000 records."""
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Weights [F, D, k], intercepts [F, k] -> summed losses (double) [F, Q, G], and their gradients."""
+
+
+class Scaling:
+    """The square root P of the inverse bound, [F] symmetric maps on [F, D + 1, k]; the intercept is last.
+
+    Parameters
+    ----------
+    curvature
+        [F, k]: bound of the summed loss's second derivative along a coordinate of variance 1.
+    penalty
+        [F, k].
+    """
+
+    def __init__(self, whitening: Whitening, curvature: Tensor, penalty: Tensor) -> None:
+        self.axes = whitening.axes
+        along = (curvature[:, None] * whitening.variance[..., None] + penalty[:, None]).clamp_min(1e-9).rsqrt()
+        self.outside = (curvature * whitening.rest[:, None] + penalty).clamp_min(1e-9).rsqrt()[:, None]
+        self.along = along - self.outside
+        self.intercept = curvature.clamp_min(1e-9).rsqrt()[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply P."""
+        body = x[:, :-1]
+        mapped = self.axes @ (self.along * (self.axes.mT @ body)) + self.outside * body
+        return torch.cat([mapped, self.intercept * x[:, -1:]], 1)
+
+
+class _Sums:
+    """Inner products per problem: columns of one group belong together, [F, D + 1, Q * C] -> [F, Q, G]."""
+
+    def __init__(self, groups: Tensor, device: torch.device) -> None:
+        self.member = torch.nn.functional.one_hot(groups).float().to(device)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        products = (a * b).sum(1)
+        return products.view(len(a), -1, len(self.member)) @ self.member
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[F, Q, G] -> [F, 1, k]."""
+        return (x.to(self.member.dtype) @ self.member.T).flatten(1)[:, None]
+
+
+def minimise(
+    evaluate: Evaluate,
+    scaling: Scaling,
+    penalty: Tensor,
+    intercept: Tensor,
+    groups: Tensor,
+    still: Tensor,
+    n_records: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Minimise the summed loss + penalty/2 |W|^2 of every fold, model, penalty and group of columns.
+
+    Parameters
+    ----------
+    penalty
+        [F, k] with k = Q * C.
+    intercept
+        [F, k] to start from, with weights 0.
+    groups
+        [C], the problem that a column belongs to: a multinomial task's columns are one.
+    still
+        bool [F, Q, G]: problems that keep their start.
+
+    Returns
+    -------
+    Weights [F, D, k], intercepts [F, k], and the number of passes.
+    """
+    sums = _Sums(groups, intercept.device)
+    n_folds, width, k = intercept.shape[0], scaling.axes.shape[1], intercept.shape[1]
+    t = torch.zeros(n_folds, width + 1, k, device=intercept.device)
+    t[:, -1] = intercept / scaling.intercept[:, 0]
+
+    def value(at: Tensor) -> tuple[Tensor, Tensor]:
+        w = scaling(at)
+        loss, slope, slope_b = evaluate(w[:, :-1], w[:, -1])
+        body = w[:, :-1]
+        extra = 0.5 * penalty * (body**2).sum(1)
+        loss = loss + (extra.view(n_folds, -1, len(groups)) @ sums.member).double()
+        return loss, scaling(torch.cat([slope + penalty[:, None] * body, slope_b[:, None]], 1))
+
+    loss, gradient = value(t)
+    memory = _Memory(sums, loss)
+    limit = TOLERANCE * max(1.0, n_records / 1000)
+    for passes in range(2, MAX_PASSES + 2):
+        direction = memory.direction(gradient)
+        decrease = -sums.dot(gradient, direction)
+        still = still | (torch.maximum(decrease, sums.dot(gradient, gradient)) < limit)
+        if bool(still.all()):
+            return *_split(scaling(t)), passes - 1
+        direction = direction * sums.spread(~still)
+        new_loss, new_gradient = value(t + direction)
+        # sums of float32 losses are known to about seven digits
+        better = (new_loss <= loss - 1e-4 * decrease + 1e-7 * loss.abs()) & ~still
+        taken = sums.spread(better)
+        memory.learn(direction * taken, (new_gradient - gradient) * taken, better, still)
+        t = t + direction * taken
+        gradient = torch.where(taken > 0, new_gradient, gradient)
+        loss = torch.where(better, new_loss, loss)
+    return *_split(scaling(t)), MAX_PASSES + 1
+
+
+def _split(w: Tensor) -> tuple[Tensor, Tensor]:
+    return w[:, :-1].contiguous(), w[:, -1].contiguous()
+
+
+class _Memory:
+    """The last steps and changes of gradient of every problem; a problem whose step failed starts afresh."""
+
+    def __init__(self, sums: _Sums, like: Tensor) -> None:
+        self.sums = sums
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.gamma = torch.ones_like(like, dtype=torch.float32)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Two-loop recursion (Nocedal and Wright 2006, algorithm 7.4)."""
+        sums, q, factors = self.sums, gradient, []
+        for step, change, rho in reversed(self.pairs):
+            factor = rho * sums.dot(step, q)
+            q = q - sums.spread(factor) * change
+            factors.append(factor)
+        q = sums.spread(self.gamma) * q
+        for (step, change, rho), factor in zip(self.pairs, reversed(factors), strict=True):
+            q = q + sums.spread(factor - rho * sums.dot(change, q)) * step
+        return -q
+
+    def learn(self, step: Tensor, change: Tensor, better: Tensor, still: Tensor) -> None:
+        """Remember a step where it was taken; forget everything where it was not."""
+        curvature, length = self.sums.dot(step, change), self.sums.dot(change, change)
+        known = better & (curvature > 1e-8 * length) & (length > 0)
+        learnt = torch.stack([r != 0 for *_, r in self.pairs]).any(0) if self.pairs else torch.zeros_like(known)
+        failed = ~better & ~still
+        # a step from fresh that fails: the bound was of a sample only
+        shorter = torch.where(learnt, torch.ones_like(self.gamma), self.gamma * 0.25)
+        self.gamma = torch.where(failed, shorter, self.gamma)
+        self.gamma = torch.where(known, curvature / length.clamp_min(1e-30), self.gamma)
+        self.pairs = [(s, y, torch.where(failed, 0.0, r)) for s, y, r in self.pairs]
+        rho = torch.where(known, 1 / curvature.clamp_min(1e-30), 0.0)
+        self.pairs = [*self.pairs, (step, change, rho)][-HISTORY:]

@@ -1,0 +1,95 @@
+"""One pass over all records: summed losses of every fold, model, penalty and column, and their gradients.
+
+Lives here: `Labels` (targets of a block), the pass. Not here: the solver (`blockwise.lbfgs`), stochastic training
+(`blockwise.lora`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.heads.blockwise.blocks import Blocks
+from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps
+from stages.heads.crossfit import Masks
+from stages.heads.targets.losses import column_losses, residuals_
+from stages.heads.targets.tasks import Block as Columns
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets and weights [F, n, C] and training masks [F, M, n] of all records, wherever they lie."""
+
+    y: Tensor
+    weight: Tensor
+    train: Tensor
+    blocks: tuple[Columns, ...]
+
+    def of(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Targets [b, F, 1, C] and training weights [b, F, M, C] of some records."""
+        y = self.y[:, rows].transpose(0, 1)[:, :, None].to(device)
+        weight = self.weight[:, rows].transpose(0, 1)[:, :, None].to(device)
+        return y, weight * self.train[:, :, rows].permute(2, 0, 1)[..., None].to(device)
+
+    def take(self, rows: Tensor) -> Labels:
+        """Select records."""
+        return Labels(self.y[:, rows], self.weight[:, rows], self.train[:, :, rows], self.blocks)
+
+    @property
+    def groups(self) -> Tensor:
+        """Problem of every column, [C]: its own, but a multinomial task's columns share one."""
+        groups: list[int] = []
+        for block in self.blocks:
+            size, start = block.stop - block.start, max(groups, default=-1) + 1
+            groups += [start] * size if block.task.kind == "multiclass" else list(range(start, start + size))
+        return torch.tensor(groups)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The records that judge: shared coordinates, labels, and which model may judge which."""
+
+    block: Block
+    labels: Labels
+    masks: Masks
+
+    def logits(self, maps: FoldMaps, n_models: int) -> Tensor:
+        """[F, M, rows, C] (or more columns, as the maps have them), on the CPU."""
+        out = maps(self.block)
+        return out.view(*out.shape[:2], n_models, -1).permute(1, 2, 0, 3).cpu()
+
+
+class Pass:
+    """Loss and gradient of linear models, over all blocks or over one that is given.
+
+    Parameters
+    ----------
+    n_strengths
+        S: columns are [M, S, C].
+    """
+
+    def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: Block | None = None) -> None:
+        self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
+        self.groups = labels.groups
+        self._member = torch.nn.functional.one_hot(self.groups).double().to(blocks.scale.device)
+
+    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return summed losses (double) [F, M * S, G], gradients [F, D, k] and [F, k]."""
+        scale = self.blocks.scale
+        maps, gradients = FoldMaps(scale, weight, bias), FoldGradients(scale, weight.shape[2])
+        n_folds, n_models = self.labels.train.shape[:2]
+        loss = torch.zeros(n_folds, n_models, self.n_strengths, len(self.groups), dtype=torch.float64)
+        loss = loss.to(scale.device)
+        whole = slice(0, self.labels.y.shape[1])
+        for rows, block in self.blocks if self.alone is None else [(whole, self.alone)]:
+            y, w = self.labels.of(rows, scale.device)
+            logits = maps(block).view(len(block), n_folds, n_models, self.n_strengths, -1)
+            y, w = y[:, :, :, None], w[:, :, :, None]
+            for columns in self.labels.blocks:
+                c = columns.columns
+                loss[..., c] += (column_losses(logits, y, columns) * w[..., c]).sum(0)
+            residuals_(logits, y, self.labels.blocks)
+            gradients.add(block, logits.mul_(w).view(len(block), n_folds, -1))
+        return loss.flatten(1, 2) @ self._member, *gradients.result()

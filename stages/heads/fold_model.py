@@ -1,0 +1,96 @@
+"""A fitted ensemble: arrays alone, and prediction from them.
+
+Lives here: `FoldModel` and the pure functions from features to mixed logits. Not here: fitting (`fit`), files
+(`persist`), the scikit-learn face (`ensemble`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stages.heads.expert_head import FoldHead
+from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
+from stages.heads.gate.weights import FoldGate, mix
+from stages.heads.targets.losses import activate
+from stages.heads.targets.tasks import Block
+
+
+@dataclass
+class FoldModel:
+    """Everything one fold needs to predict."""
+
+    heads: dict[str, FoldHead]
+    gate: FoldGate
+    signal_scale: InputScale | None
+    temperature: np.ndarray
+    """[C], of the mixed logits."""
+    target_centre: np.ndarray
+    target_scale: np.ndarray
+    """[C]: a regression target is centre + scale * logit; 0 and 1 for the others."""
+    interval: np.ndarray
+    """[2, C] out-of-sample residual quantiles of regression tasks, in target units."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one fold says: per-expert logits [n, E, C] (NaN where absent), weights [n, T, E], mixed logits [n, C]."""
+
+    experts: np.ndarray
+    weights: np.ndarray
+    mixed: np.ndarray
+
+
+def run_fold(
+    model: FoldModel,
+    matrices: dict[str, np.ndarray],
+    present: np.ndarray,
+    signal: np.ndarray | None,
+    sources: tuple[str, ...],
+    blocks: tuple[Block, ...],
+) -> Output:
+    """Predict with one fold's model.
+
+    Parameters
+    ----------
+    matrices
+        Expert -> [n, d] features.
+    present
+        [n, E], in the order of `matrices`.
+    """
+    results = [model.heads[name](x, blocks) for name, x in matrices.items()]
+    logits = np.stack([r[0] for r in results], 1)
+    widest = max(r[1].shape[1] for r in results)
+    coordinates = np.stack([np.pad(r[1], ((0, 0), (0, widest - r[1].shape[1]))) for r in results], 1)
+    summary = None if signal is None or model.signal_scale is None else model.signal_scale(signal_summary(signal))
+    shared = shared_inputs(sources, coordinates, present, summary)
+    own = task_inputs(sources, logits, present, blocks)
+    weights = model.gate.weights(shared, own, present)
+    mixed = mix_arrays(weights, logits, present, blocks) / model.temperature
+    experts = np.where(present[..., None] > 0, logits, np.float32(np.nan))
+    return Output(experts, weights, mixed)
+
+
+def mix_arrays(weights: np.ndarray, logits: np.ndarray, present: np.ndarray, blocks: tuple[Block, ...]) -> np.ndarray:
+    """Weighted sum [n, C] of logits [n, E, C]; NaN for a record that no expert saw."""
+    logits = np.where(present[..., None] > 0, logits, np.float32(0))
+    out = mix(torch.from_numpy(weights), torch.from_numpy(logits), blocks).numpy()
+    out[~present.astype(bool).any(1)] = np.nan
+    return out
+
+
+def to_means(
+    logits: np.ndarray, centre: np.ndarray, scale: np.ndarray, blocks: tuple[Block, ...]
+) -> dict[str, np.ndarray]:
+    """Logits [n, C] -> per task: value in its unit [n]; probability of the positive class [n]; probabilities [n, K]."""
+    means = activate(torch.from_numpy(np.ascontiguousarray(logits)), blocks).numpy()
+    out = {}
+    for block in blocks:
+        part = means[..., block.columns]
+        if block.task.kind == "regression":
+            part = part.astype(np.float64) * scale[block.columns] + centre[block.columns]
+        single = block.task.kind in ("regression", "binary")
+        out[block.task.name] = part[..., 0] if single else part
+    return out

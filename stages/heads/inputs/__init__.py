@@ -1,0 +1,1 @@
+"""From what heads learn: experts' features, read at once or lazily, and their standardisation."""

@@ -1,0 +1,149 @@
+"""What an expert's cached features may look like, and how they become one matrix per expert.
+
+Lives here: reading the caller's arrays, layer mixing without parameters (authors' embedding, last, PPA), which records
+an expert is absent for. Not here: the trained mixing of layers (`layers.pma`), standardisation (`inputs.scaler`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cache.errors import InputError, UsageError
+from stages.heads.inputs.lazy_rows import READ_ROWS, LazyRows, all_missing, has_infinity
+
+PARTS = ("embedding", "last", "ppa", "pma")
+
+
+@dataclass(frozen=True)
+class ExpertFeatures:
+    """One expert's arrays: `embedding` [n, d] and, where its layers are cached, `layers` [n, L, D], `embed` [n, D]."""
+
+    embedding: np.ndarray | None
+    layers: np.ndarray | None = None
+    embed: np.ndarray | None = None
+    """Mean of the tokens before block 1, which the PMA gate reads."""
+
+    def __len__(self) -> int:
+        array = self.embedding if self.embedding is not None else self.layers
+        return 0 if array is None else len(array)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return sum(a.size for a in (self.embedding, self.layers, self.embed) if a is not None)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether any of the arrays lies on disk."""
+        return any(isinstance(a, LazyRows) for a in (self.embedding, self.layers, self.embed))
+
+    @property
+    def present(self) -> np.ndarray:
+        """Tell, bool [n], where the expert saw the record: False where every value is NaN."""
+        array = self.embedding if self.embedding is not None else self.layers
+        if array is None:
+            return np.zeros(0, bool)
+        parts = [all_missing(array[i : i + READ_ROWS]) for i in range(0, len(array), READ_ROWS)]
+        return ~np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def take(self, rows: Any) -> ExpertFeatures:
+        """Select records."""
+        arrays = (self.embedding, self.layers, self.embed)
+        return ExpertFeatures(*(None if a is None else a[rows] for a in arrays))
+
+
+def read_features(features: Mapping[str, Any]) -> dict[str, ExpertFeatures]:
+    """Read a dict expert -> [n, d] array, or expert -> {"layers", "embedding", "embed"} (any of them absent).
+
+    Raises
+    ------
+    InputError
+        No expert, shapes that do not fit, experts of different numbers of records, infinite values.
+    """
+    if not features:
+        raise InputError("no features: give a dict of expert name -> array")
+    out = {name: _read_expert(name, value) for name, value in features.items()}
+    sizes = {name: len(f) for name, f in out.items()}
+    if len(set(sizes.values())) != 1:
+        listed = ", ".join(f"{k} {v}" for k, v in sizes.items())
+        raise InputError(f"experts disagree on the number of records: {listed}")
+    return out
+
+
+def _read_expert(name: str, value: Any) -> ExpertFeatures:
+    arrays = {"embedding": value}
+    if isinstance(value, ExpertFeatures):
+        arrays = {k: getattr(value, k) for k in ("embedding", "layers", "embed")}
+    elif isinstance(value, Mapping):
+        unknown = set(value) - {"layers", "embedding", "embed"}
+        if unknown:
+            raise InputError(f"expert '{name}': features have no part '{sorted(unknown)[0]}'; layers, embedding, embed")
+        arrays = dict(value)
+    elif np.ndim(value) == 3:
+        arrays = {"layers": value}
+    read = {k: None if v is None else _float_array(name, k, v) for k, v in arrays.items()}
+    for part, dims in (("embedding", 2), ("layers", 3), ("embed", 2)):
+        array = read.get(part)
+        if array is not None and array.ndim != dims:
+            raise InputError(f"expert '{name}': {part} has shape {array.shape}, expected {dims} dimensions")
+    if read.get("embedding") is None and read.get("layers") is None:
+        raise InputError(f"expert '{name}': neither embedding nor layers are given")
+    return ExpertFeatures(read.get("embedding"), read.get("layers"), read.get("embed"))
+
+
+def _float_array(name: str, part: str, value: Any) -> Any:
+    array = value if isinstance(value, LazyRows) else np.asarray(value)
+    if array.dtype.kind != "f":
+        array = np.asarray(array).astype(np.float32)
+    if any(has_infinity(array[i : i + READ_ROWS]) for i in range(0, len(array), READ_ROWS)):
+        raise InputError(f"expert '{name}': {part} holds infinite values; write NaN for what is missing")
+    return array
+
+
+def parse_mix(layer_mix: str) -> tuple[str, ...]:
+    """Read "ppa", "embedding+ppa" ... ("authors" means the embedding alone).
+
+    Raises
+    ------
+    UsageError
+        A part that does not exist.
+    """
+    parts = tuple(p.strip() for p in layer_mix.replace("authors", "embedding").split("+"))
+    wrong = [p for p in parts if p not in PARTS]
+    if wrong:
+        raise UsageError(f"layer_mix '{layer_mix}': '{wrong[0]}' is none of {', '.join(PARTS)} (joined by +)")
+    return parts
+
+
+def mix_layers(name: str, features: ExpertFeatures, parts: tuple[str, ...], pma: np.ndarray | None) -> np.ndarray:
+    """Build the feature matrix [n, d] of one expert: the parts asked for that it has, side by side.
+
+    An expert without cached layers gives its embedding, and one without an embedding its layers' mean. `pma` is the
+    trained mixture [n, D], where "pma" is asked for.
+    """
+    columns = []
+    for part in parts:
+        if part == "embedding" and features.embedding is not None:
+            columns.append(np.asarray(features.embedding, np.float32))
+        elif part == "pma" and pma is not None:
+            columns.append(pma)
+        elif part in ("last", "ppa") and features.layers is not None:
+            layers = np.asarray(features.layers, np.float32)
+            columns.append(layer_norm(layers[:, -1] if part == "last" else layers.mean(1)))
+    if not columns and features.embedding is not None:
+        columns = [np.asarray(features.embedding, np.float32)]
+    if not columns and features.layers is not None:
+        columns = [layer_norm(np.asarray(features.layers, np.float32).mean(1))]
+    if not columns:
+        raise InputError(f"expert '{name}': no features for layer_mix '{'+'.join(parts)}'")
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def layer_norm(x: np.ndarray) -> np.ndarray:
+    """LayerNorm without affine part (eps 1e-5, biased variance), over the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(1e-5))

@@ -1,0 +1,1 @@
+"""The published systems exactly: EnECG's heads and gate, ECG-Soup's probe head."""

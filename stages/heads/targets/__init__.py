@@ -1,0 +1,1 @@
+"""What is learnt: tasks as columns, losses, calibration, class weights."""

@@ -1,0 +1,112 @@
+"""What ingest leaves for a person: records.parquet, bad_records.csv, and a summary by reason.
+
+Not here: how a record is judged (stages/readers).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cache.files import write_text
+from cache.records import BASE_COLUMNS, write_records
+from stages.ingest.record_table import EXTRA, Rows
+from stages.ingest.row_block import QUALITY
+from stages.readers.pacing import SEVERAL
+
+_PARTICULAR = re.compile(r"'[^']*'|\S*\d\S*|\S+\.(?:hea|dat|mat)\b")
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What came of it.
+
+    Attributes
+    ----------
+    reasons
+        Kind of reason -> bad records, most frequent first; bad_records.csv names each record.
+    labels
+        Target -> records that have it.
+    splits
+        train, val, test -> records.
+    notes
+        What the source left out of the labels and why.
+    n_new
+        Records that were not there before.
+    """
+
+    n_records: int
+    n_bad: int
+    n_patients: int
+    reasons: dict[str, int]
+    labels: dict[str, int]
+    splits: dict[str, int]
+    notes: list[str]
+    n_new: int
+
+
+def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
+    """Put the quality columns of the rows that were there and of the new ones into the table."""
+    for name, column in new.items():
+        if rows.kept is None:
+            rows.frame[name] = column
+        else:
+            there = rows.kept[name] if name in rows.kept else pd.Series([None] * rows.n_kept)
+            parts = [there.astype(QUALITY[name]), column]
+            rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def write_tables(records_path: Path, rows: Rows) -> None:
+    """Write records.parquet, and bad_records.csv beside it."""
+    frame = rows.frame
+    columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
+    write_records(records_path, frame[columns], rows.targets, EXTRA)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["record_id", "patient_id", "path", "reason"])
+    bad = frame[frame["status"] == "bad"]
+    writer.writerows(zip(bad["record_id"], bad["patient_id"], bad["path"], bad["reason"], strict=True))
+    write_text(records_path.with_name("bad_records.csv"), text.getvalue())
+
+
+def summary_of(rows: Rows) -> IngestSummary:
+    """Count what a person wants to know."""
+    frame = rows.frame
+    bad = frame.loc[frame["status"] == "bad", "reason"]
+    # What differs from record to record (names, numbers) does not make another kind of reason.
+    kinds = Counter(_PARTICULAR.sub("*", reason) for reason in bad)
+    counts = frame["split"].value_counts()
+    return IngestSummary(
+        n_records=len(frame),
+        n_bad=len(bad),
+        n_patients=int(frame["patient_id"].nunique()),
+        reasons=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
+        splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
+        notes=[*rows.notes, *_of_limbs(frame), *_of_pacing(frame)],
+        n_new=len(frame) - rows.n_kept,
+    )
+
+
+def _of_limbs(frame: pd.DataFrame) -> list[str]:
+    """Say how many records have computed limb leads, or limb leads that look exchanged."""
+    notes = []
+    derived = int((frame["derived_leads"].str.len() > 0).sum())
+    if derived:
+        notes.append(f"derived_leads: {derived} records have limb leads computed from I and II")
+    kinds = Counter(frame["limb_swap"].dropna())
+    if kinds:
+        told = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({told})")
+    return notes
+
+
+def _of_pacing(frame: pd.DataFrame) -> list[str]:
+    paced = int((frame["pace_spikes"].fillna(0) >= SEVERAL).sum())
+    return [f"pace_spikes: {paced} records have {SEVERAL} or more"] if paced else []

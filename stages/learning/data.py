@@ -1,0 +1,195 @@
+"""Cached embeddings as a learner takes them: rows joined with records.parquet, tasks, folds.
+
+What `fit-heads`, `evaluate` and `predict` share. Not here: learning (`stages.heads`), the stores (`cache`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cache.embeddings import EmbeddingStore, open_embeddings
+from cache.errors import InputError, UsageError
+from cache.fingerprint import fingerprint
+from cache.records import Target, open_records, records_digest, target_array
+from cache.storage.locations import Place
+from stages.heads import TaskSpec
+from stages.heads.inputs.expert_features import ExpertFeatures
+from stages.heads.inputs.lazy_rows import LazyRows
+
+
+@dataclass(frozen=True)
+class Data:
+    """One cohort's records, features and targets, row for row.
+
+    Attributes
+    ----------
+    features
+        Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype: arrays, or
+        `LazyRows` where they do not fit the memory.
+    targets
+        Task -> array as `cache.target_array` gives it.
+    fingerprints
+        Expert -> that of its store.
+    """
+
+    records: pd.DataFrame
+    features: dict[str, dict[str, Any]]
+    targets: dict[str, np.ndarray]
+    tasks: tuple[Target, ...]
+    fingerprints: dict[str, str]
+    identities: dict[str, str]
+    """Expert -> digest of the expert alone: weights, version, preprocessing, precision, whatever the records."""
+    dtypes: dict[str, str]
+    """Expert -> number format of its store."""
+
+    @property
+    def patients(self) -> np.ndarray:
+        """Patient of each row."""
+        return self.records["patient_id"].to_numpy()
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Mask [n] of the rows that at least one expert has a vector for."""
+        return np.any([ExpertFeatures(parts["embedding"]).present for parts in self.features.values()], axis=0)
+
+
+def read_data(
+    records_path: Path,
+    stores: Mapping[str, Place],
+    tasks: Sequence[str] | None = None,
+    memory_gb: float | str = "auto",
+) -> Data:
+    """Read the stores and targets of one cohort.
+
+    Parameters
+    ----------
+    memory_gb
+        Vectors that fit half of it are read; the others stay on disk, and are read by rows.
+
+    Raises
+    ------
+    StoreError, FingerprintError
+        A store that is incomplete, or whose rows are other records.
+    UsageError
+        A task that records.parquet has no target for.
+    """
+    records = open_records(records_path)
+    digest = records_digest(records["record_id"].tolist())
+    opened = {name: _checked(path, digest) for name, path in stores.items()}
+    if not opened:
+        raise UsageError("no experts: name at least one under `experts` in params.yaml")
+    chosen, lazy = _targets(records, tasks), not fits(opened.values(), memory_gb)
+    return Data(
+        records=records,
+        features={name: expert_parts(store, lazy=lazy) for name, store in opened.items()},
+        targets={target.name: target_array(records, target) for target in chosen},
+        tasks=chosen,
+        fingerprints={name: store.fingerprint for name, store in opened.items()},
+        identities={name: expert_identity(store.attributes) for name, store in opened.items()},
+        dtypes={name: str(store.embedding.dtype) for name, store in opened.items()},
+    )
+
+
+def read_outputs(stores: Mapping[str, Place]) -> dict[str, np.ndarray]:
+    """Expert -> output of its own head [n, width], of those that have one."""
+    opened = {name: open_embeddings(path) for name, path in stores.items()}
+    return {name: store.read_output() for name, store in opened.items() if store.output is not None}
+
+
+IDENTITY_KEYS = ("expert", "version", "weights_sha256", "config", "preprocessing", "precision", "dtype")
+
+
+def expert_identity(attributes: Mapping[str, Any]) -> str:
+    """Return the digest of what an expert's vectors depend on besides the records."""
+    return fingerprint({key: attributes.get(key) for key in IDENTITY_KEYS})
+
+
+def _checked(path: Place, digest: str) -> EmbeddingStore:
+    store = open_embeddings(path)
+    store.require_records(digest)
+    store.require_complete()
+    return store
+
+
+class StoredRows(LazyRows):
+    """Rows of a store, read when they are asked for."""
+
+    def __init__(self, read: Callable[[slice], np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._read, self.shape, self.dtype = read, shape, np.dtype(dtype)
+
+    def read(self, rows: slice) -> np.ndarray:
+        """Return contiguous rows."""
+        return self._read(rows)
+
+
+class _Layers(StoredRows):
+    """All layers of a store, of which some may be asked for: `layers[:, [1, 2], :768]`, `layers[:, 0, :768]`."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return super().__getitem__(key)
+        _, which, width = key
+        some = np.arange(self.shape[1])[which]
+        shape = (len(self), *some.shape, len(np.arange(self.shape[2])[width]))
+        return StoredRows(lambda rows: self.read(rows)[:, which, width], shape, self.dtype)
+
+
+def expert_parts(store: EmbeddingStore, *, lazy: bool = False) -> dict[str, Any]:
+    """Return a store's arrays as heads take them; layers only where blocks of one width can be mixed.
+
+    Parameters
+    ----------
+    lazy
+        Leave them on disk: `LazyRows` instead of arrays.
+    """
+    if not lazy:
+        return layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+    embedding = StoredRows(store.read_embedding, store.embedding.shape, store.embedding.dtype)
+    layers = _Layers(store.read_layers, store.layers.shape, store.layers.dtype)
+    return layer_parts(embedding, store.layer_names, store.layer_dims, lambda: layers)
+
+
+def fits(stores: Iterable[EmbeddingStore], memory_gb: float | str) -> bool:
+    """Whether the vectors of these stores take at most half of the memory that may be used (see `EnsembleHeads`)."""
+    from torch import device
+
+    from stages.heads.blockwise.blocks import memory_bytes
+
+    needed = sum(a.nbytes for s in stores for a in (s.embedding, s.layers))
+    return needed <= 0.5 * memory_bytes(memory_gb, device("cpu"))
+
+
+def layer_parts(embedding: Any, names: Sequence[str], dims: Sequence[int], read_layers: Any) -> dict[str, Any]:
+    """Name the parts of an expert's vectors: the embedding, the blocks' means, the tokens before the first block.
+
+    An expert of one layer only repeats its embedding there; blocks of several widths cannot be averaged.
+    """
+    parts = {"embedding": embedding}
+    blocks = [k for k, name in enumerate(names) if name != "embed"]
+    if len(blocks) > 1 and len({dims[k] for k in blocks}) == 1:
+        layers = read_layers()
+        parts["layers"] = layers[:, blocks, : dims[blocks[0]]]
+        if "embed" in names and dims[names.index("embed")] == dims[blocks[0]]:
+            parts["embed"] = layers[:, list(names).index("embed"), : dims[blocks[0]]]
+    return parts
+
+
+def _targets(records: pd.DataFrame, tasks: Sequence[str] | None) -> tuple[Target, ...]:
+    known: dict[str, Target] = records.attrs["targets"]
+    unknown = [name for name in tasks or () if name not in known]
+    if unknown:
+        raise UsageError(f"task '{unknown[0]}' is no target of records.parquet; it has: {', '.join(known) or 'none'}")
+    if not known:
+        raise InputError("records.parquet has no target column; give labels to `ensemble ingest`")
+    return tuple(known[name] for name in tasks or known)
+
+
+def task_specs(targets: Sequence[Target]) -> list[TaskSpec]:
+    """Return what heads call a task."""
+    return [TaskSpec(t.name, t.kind, t.classes, t.unit) for t in targets]

@@ -1,0 +1,78 @@
+"""What a gate sees of the signal: a summary of its leads, or EnECG's lead II."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cache.errors import UsageError
+from cache.signals import LEADS, N_SAMPLES, open_signals
+from cache.storage.locations import Place
+from stages.heads import EnsembleHeads
+from stages.heads.gate.inputs import parse_sources, signal_summary
+
+GATE_LEADS = ("II",)
+"""What a gate that reads the signal sees where nothing else is asked for: lead II, as EnECG's does."""
+
+
+def check_gate_leads(leads: Any) -> tuple[str, ...]:
+    """Return the leads that `fit_heads.options.gate_leads` names, if they are standard leads, each once."""
+    if not isinstance(leads, list | tuple) or not leads or len(set(map(str, leads))) < len(leads):
+        raise UsageError(
+            f"fit_heads.options.gate_leads: expected a list of different leads such as [II, V1], got {leads}"
+        )
+    unknown = [lead for lead in leads if lead not in LEADS]
+    if unknown:
+        raise UsageError(f"fit_heads.options.gate_leads: '{unknown[0]}' is none of {', '.join(LEADS)}")
+    return tuple(leads)
+
+
+def gate_signal(signals_mv: np.ndarray, leads: Sequence[str]) -> np.ndarray:
+    """Return what the gate keeps of [n, 12, time]: the summary of each of its leads, float32 [n, leads, values].
+
+    `EnsembleHeads` takes it for what it would have made of the leads themselves, which need 80 times the memory.
+    """
+    chosen = np.ascontiguousarray(signals_mv[:, [LEADS.index(lead) for lead in leads]], dtype=np.float32)
+    return signal_summary(chosen).reshape(len(chosen), len(leads), -1)
+
+
+def leads_of(heads: EnsembleHeads) -> tuple[str, ...]:
+    """Return the leads that the gate of a fit reads."""
+    return tuple(heads.provenance_.get("gate_leads", GATE_LEADS))
+
+
+def reads_signal(heads: EnsembleHeads) -> bool:
+    """Whether the gate of these heads reads the signal."""
+    return "signal" in parse_sources(heads.gate_input)
+
+
+def read_gate_signal(heads: EnsembleHeads, signals_path: Place, leads: Sequence[str]) -> np.ndarray | None:
+    """Read what the gate sees of the signals, shard by shard; None where it sees nothing of them."""
+    if not reads_signal(heads):
+        return None
+    store = open_signals(signals_path)
+    return np.concatenate([gate_signal(store.read_mv(store.rows_of(k)), leads) for k in range(store.n_shards)])
+
+
+def read_enecg_lead(signals_path: Place) -> np.ndarray:
+    """Read lead II as EnECG's gate sees it, float32 [n, 5000].
+
+    Missing samples are 0, then ONE z-score over all leads and time of a record (population standard deviation), as the
+    official data loader does it; a record without any variation is 0.
+    """
+    store = open_signals(signals_path)
+    lead = np.empty((len(store), N_SAMPLES), np.float32)
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        lead[rows] = enecg_lead(store.read_mv(rows))
+    return lead
+
+
+def enecg_lead(signals_mv: np.ndarray) -> np.ndarray:
+    """EnECG's global z-score of [n, 12, time], lead II of it, [n, time]."""
+    x = np.nan_to_num(signals_mv.astype(np.float64), posinf=0.0, neginf=0.0)
+    mean, sd = x.mean(axis=(1, 2)), x.std(axis=(1, 2))
+    lead = x[:, LEADS.index("II")] - mean[:, None]
+    return np.divide(lead, sd[:, None], out=np.zeros_like(lead), where=sd[:, None] > 0)

@@ -1,0 +1,341 @@
+"""The strategy: preview probing, full fine-tuning with stochastic depth, judged on the test split, over seeds.
+
+Lives here: the order of the steps and what a run leaves behind. Not here: the steps (`cohort`, `probing`, `drop_path`,
+`tuned`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cache.embeddings import open_embeddings
+from cache.errors import InputError, UsageError
+from cache.fingerprint import fingerprint
+from cache.storage.locations import Place
+from stages.experts import Expert, load_expert
+from stages.experts.versions import is_version, read_version
+from stages.heads.targets.tasks import layout
+from stages.posttrain.cohort import LabelledCohort
+from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.probing import Head, Labelled, fit_probe
+from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
+from stages.training.distributed import Group, training_group
+from stages.training.loop import LoopSettings, Training
+from stages.training.memory import checkpoint_blocks
+from stages.training.versions import cohort_facts, write_version
+
+RESULTS_FILE = "results.json"
+SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
+
+
+@dataclass(frozen=True)
+class PosttrainSettings:
+    """What is adapted to what, and how; see docs/pretraining.md.
+
+    Attributes
+    ----------
+    probing, drop_path
+        False and 0 are the two ablations; both together are plain fine-tuning.
+    select
+        `best`: the epoch of the lowest validation loss, the weights before the first step (epoch 0) included.
+    fractions
+        Shares of the training patients; the largest makes the version.
+    seeds
+        One run each per fraction; the first makes the version.
+    """
+
+    name: str
+    expert: str
+    task: str
+    loop: LoopSettings
+    weights: str | Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: str | None = None
+    probing: bool = True
+    drop_path: float = 0.5
+    drop_path_schedule: str = "constant"
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    gradient_checkpointing: bool = False
+    select: Literal["best", "last"] = "best"
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if any(not 0 < fraction <= 1 for fraction in self.fractions) or not self.fractions:
+            raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
+        if not self.seeds:
+            raise UsageError("seeds: give at least one")
+
+
+@dataclass(frozen=True)
+class PosttrainPaths:
+    """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
+
+    records: Path
+    signals: Place
+    state: Path
+    features: Place | None = None
+
+
+@dataclass
+class PosttrainSummary:
+    """What was done.
+
+    Attributes
+    ----------
+    runs
+        One entry per fraction and seed: records, chosen penalty and epoch, metrics on validation and test records of
+        the probe alone and of the tuned network, and the curve.
+    folder
+        Empty in a process that leaves writing to another.
+    predictions
+        Of each run, the tuned network's test predictions [n, columns]; `test_rows` are their rows.
+    """
+
+    name: str
+    folder: str = ""
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    probe_predictions: list[np.ndarray] = field(default_factory=list)
+    test_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+Say = Callable[[int, int, float], None]
+
+
+def posttrain(settings: PosttrainSettings, paths: PosttrainPaths, progress: Say | None = None) -> PosttrainSummary:
+    """Run every fraction and seed, and write the version.
+
+    Raises
+    ------
+    UsageError
+        An expert without residual branches, a task that does not exist, or an option that is not allowed.
+    InputError
+        Training records that cannot teach the task.
+    """
+    with training_group(torch.device(settings.loop.device)) as group:
+        summary = _all_runs(settings, paths, group, progress)
+        if group.leads:
+            _write_results(settings, summary)
+        group.wait()
+    return summary
+
+
+def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progress: Say | None) -> PosttrainSummary:
+    expert = _load(s)
+    residual_blocks(expert)
+    with group.leader_first():
+        data = LabelledCohort.read(expert, s.expert, s.task, (paths.records, paths.signals), paths.state)
+    summary = PosttrainSummary(s.name, test_rows=data.rows[data.of("test")])
+    for fraction in sorted(s.fractions, reverse=True):
+        for seed in s.seeds:
+            run = _Run(s, data, paths, group, (fraction, seed))
+            tuned, entry = run.execute(progress)
+            if not summary.runs and group.leads:
+                summary.folder = str(_write(s, data, tuned, run, entry))
+            summary.runs.append(entry)
+            summary.predictions.append(run.test_predictions)
+            summary.probe_predictions.append(run.probe_predictions)
+    return summary
+
+
+def _write_results(s: PosttrainSettings, summary: PosttrainSummary) -> None:
+    text = json.dumps({"schema_version": 1, "task": s.task, "runs": summary.runs}, indent=1) + "\n"
+    (Path(summary.folder) / RESULTS_FILE).write_text(text, encoding="utf-8")
+
+
+def _load(s: PosttrainSettings) -> Expert:
+    expert = load_expert(s.expert, s.weights, dict(s.config) or None, preprocessing=s.preprocessing, trainable=True)
+    if expert.module is not None:
+        set_dropout(expert.module, s.dropout)
+    return expert
+
+
+class _Run:
+    """One fraction and seed."""
+
+    def __init__(
+        self, s: PosttrainSettings, data: LabelledCohort, paths: PosttrainPaths, group: Group, share: tuple[float, int]
+    ) -> None:
+        self.s, self.data, self.paths, self.group = s, data, paths, group
+        self.fraction, self.seed = fraction, seed = share
+        self.train, self.val, self.test = data.training(fraction, seed), data.of("val"), data.of("test")
+        self.centre, self.scale = self._units()
+        self.y = (data.y - self.centre) / self.scale
+
+    def _units(self) -> tuple[float, float]:
+        """Mean and deviation of a regression target's training labels; logits need none."""
+        if self.data.task.kind != "regression":
+            return 0.0, 1.0
+        labels = self.data.y[torch.from_numpy(self.train)]
+        return float(labels.mean()), max(float(labels.std(correction=0)), 1e-12)
+
+    def execute(self, progress: Say | None) -> tuple[Tuned, dict[str, Any]]:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            tuned = self._network()
+        entry: dict[str, Any] = {"fraction": self.fraction, "seed": self.seed, "n_train": len(self.train)}
+        entry |= self._probe(tuned)
+        training = self._training(tuned, progress)
+        result: Any = training.run()
+        del tuned
+        self.group.share(result)
+        entry["tuned"], self.test_predictions = self._judge(result, self._features(result, self._judged))
+        entry["epoch"] = training.best["epoch"] if training.best else self.s.loop.epochs
+        entry["curve"] = training.history.epochs
+        return result, entry
+
+    def _probe(self, tuned: Tuned) -> dict[str, Any]:
+        """Fit and judge the preview probe; keep it as the head, unless the run is to start from a fresh one."""
+        features = self._frozen(tuned)
+        fresh = {k: v.clone() for k, v in tuned.head.state_dict().items()}
+        train = self._labelled(features[self.train], self.train)
+        penalty = fit_probe(tuned.head, train, self._validation(features))
+        judged, self.probe_predictions = self._judge(tuned, features)
+        if not self.s.probing:
+            tuned.head.load_state_dict(fresh)
+            tuned.head.standardise(train.x)
+        self.group.share(tuned)
+        return {"penalty": penalty, "probe": judged}
+
+    def _network(self) -> Tuned:
+        s, expert = self.s, _load(self.s)
+        if s.gradient_checkpointing:
+            paths = [path for path, _ in residual_blocks(expert)]
+            checkpoint_blocks(expert.module.get_submodule(path) for path in paths if expert.module is not None)
+        depth = StochasticDepth(expert, s.drop_path, s.drop_path_schedule) if s.drop_path else None
+        head = Head(expert.spec.embedding_dim, layout([self.data.task]))
+        return Tuned(expert, head, depth).to(s.loop.device)
+
+    @property
+    def _judged(self) -> np.ndarray:
+        return np.concatenate([self.val, self.test])
+
+    def _frozen(self, tuned: Tuned) -> torch.Tensor:
+        """Return the frozen backbone's features, from the expert's store if there is one."""
+        if self.paths.features is None:
+            return self._features(tuned, np.concatenate([self.train, self._judged]))
+        stored = open_embeddings(self.paths.features).read_embedding()[self.data.rows].astype(np.float32)
+        if not np.isfinite(stored).all():
+            raise InputError(f"{self.paths.features}: has no vector for some records; run `ensemble embed` again")
+        return torch.from_numpy(stored)
+
+    def _features(self, tuned: Tuned, positions: np.ndarray) -> torch.Tensor:
+        """Compute features [position, width] of the records at `positions`; NaN elsewhere."""
+        batch = self.s.loop.micro_batch or self.s.loop.batch_size
+        mine = self.group.mine(positions)
+        part = tuned.frozen_features(self.data.inputs, mine, batch)
+        found = part.new_full((len(self.data.rows), part.shape[1]), torch.nan)
+        found[positions] = self.group.join(part, len(positions))
+        return found.cpu()
+
+    def _labelled(self, x: torch.Tensor, positions: np.ndarray) -> Labelled:
+        """Join features of the records at `positions` with their labels, on the device."""
+        chosen, device = torch.from_numpy(positions), self.s.loop.device
+        return Labelled(x.to(device), self.y[chosen].to(device), self.data.known[chosen].to(device))
+
+    def _validation(self, features: torch.Tensor) -> Labelled | None:
+        return self._labelled(features[self.val], self.val) if len(self.val) else None
+
+    def _training(self, tuned: Tuned, progress: Say | None) -> Training:
+        s, tag = self.s, f"{self.s.name}-{self.fraction:g}-{self.seed}"
+        return Training(
+            tuned,
+            TaskBatches(self.data.inputs, self.train, self.y, self.data.known),
+            replace(s.loop, seed=self.seed),
+            groups=rate_groups(tuned, s.layer_decay),
+            checkpoint=self.paths.state / "training" / f"{tag}.pt",
+            identity=self.group.agree(self._identity(tuned)),
+            group=self.group,
+            progress=progress,
+            after_epoch=self._after_epoch if len(self.val) else None,
+            keep_best="validation_loss" if len(self.val) and s.select == "best" else "",
+            some_unused=True,
+        )
+
+    def _identity(self, tuned: Tuned) -> str:
+        asked = {k: v for k, v in asdict(self.s).items() if k not in ("weights", "seeds", "fractions", "loop")}
+        asked |= {"loop": {k: v for k, v in asdict(self.s.loop).items() if k not in SAME_RESULT}}
+        start = float(sum(p.detach().double().abs().sum() for p in tuned.parameters()))
+        cohort = cohort_facts(self.data.records, self.data.rows[self.train], self.data.signals_digest)
+        asked |= {"gradient_checkpointing": None, "seed": self.seed, "fraction": self.fraction}
+        return fingerprint({"asked": asked, "cohort": cohort, "start": start})
+
+    def _after_epoch(self, model: Any, _: int) -> dict[str, float]:
+        judged = self._labelled(self._features(model, self.val)[self.val], self.val)
+        with torch.no_grad():
+            return {"validation_loss": float(model.head.loss(model.head(judged.x), judged.y, judged.known))}
+
+    def _judge(self, tuned: Tuned, features: torch.Tensor) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+        """Return the metrics on validation and test records, and the test predictions."""
+        predicted = tuned.probabilities(features).numpy() * self.scale + self.centre
+        found = {name: self.data.metrics(predicted, part) for name, part in (("val", self.val), ("test", self.test))}
+        return found, predicted[self.test]
+
+
+def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, entry: dict[str, Any]) -> Path:
+    expert = tuned.expert
+    version = read_version(s.expert) if is_version(s.expert) else None
+    seen = data.rows[np.concatenate([run.train, run.val])]
+    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
+    facts = {
+        "made_by": "posttrain",
+        "parent": s.expert,
+        "task": s.task,
+        "licence": expert.spec.licence,
+        "non_commercial": expert.spec.non_commercial,
+        "pretrained_on": list(expert.spec.pretrained_on),
+        "cohort": cohort_facts(data.records, data.rows[run.train], data.signals_digest),
+        "parameters": {**{name: getattr(s, name) for name in strategy}, "seed": run.seed, **loop},
+        "kept_epoch": entry["epoch"],
+        "curve": entry["curve"],
+    }
+    return write_version(
+        s.name,
+        base=version.base if version else s.expert,
+        spec=expert.spec,
+        config={**(version.config if version else {}), **s.config},
+        preprocessing=expert.preprocessing,
+        state=expert.module.state_dict() if expert.module is not None else {},
+        seen=data.records.iloc[seen],
+        facts=facts,
+        fill=lambda folder: _save_head(tuned, folder / "head.safetensors"),
+    )
+
+
+def _save_head(tuned: Tuned, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({key: value.cpu().contiguous() for key, value in tuned.head.state_dict().items()}, path)
+
+
+def summary_lines(summary: PosttrainSummary) -> Iterator[str]:
+    """Tell each fraction's main metric, probe and tuned network, mean over seeds."""
+    frame = pd.DataFrame(
+        {
+            "fraction": r["fraction"],
+            **_main(r["probe"]["test"], "probe"),
+            **_main(r["tuned"]["test"], "tuned"),
+            "epoch": r["epoch"],
+        }
+        for r in summary.runs
+    )
+    for fraction, part in frame.groupby("fraction", sort=False):
+        figures = ", ".join(f"{name} {part[name].mean():.3f}" for name in part.columns[1:-1])
+        kept = ", ".join(str(int(epoch)) for epoch in part["epoch"])
+        yield f"{fraction:.0%} of the training patients, {len(part)} seed(s): {figures}; kept epoch {kept}"
+
+
+def _main(metrics: Mapping[str, float], which: str) -> dict[str, float]:
+    names = [n for n in ("auroc_macro", "auroc", "auprc_macro", "auprc", "mae") if n in metrics]
+    return {f"{which} {name}": metrics[name] for name in names}

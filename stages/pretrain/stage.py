@@ -1,0 +1,198 @@
+"""Stage `pretrain`: make an expert's weights from the training patients' signals alone, as a named version.
+
+A run that was killed goes on where its checkpoint stands, to the same loss curve on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cache.fingerprint import fingerprint
+from cache.records import open_records
+from cache.signals import open_signals
+from cache.storage.locations import Place
+from stages.experts import expert_class
+from stages.pretrain.objectives import Objective, make_objective
+from stages.training.distributed import Group, training_group
+from stages.training.inputs import prepared_inputs, training_rows
+from stages.training.loop import History, LoopSettings, Training
+from stages.training.memory import checkpoint_blocks, in_batches
+from stages.training.versions import cohort_facts, write_version
+
+SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
+"""Settings that a resumed run may change."""
+MAX_VALIDATION = 512
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """What is pretrained and how; see docs/pretraining.md."""
+
+    name: str
+    """Of the version: EXPERT+TAG."""
+    expert: str
+    loop: LoopSettings
+    variant: str = ""
+    size: str = "tiny"
+    preprocessing: str = "soup"
+    leads: str = "each"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class PretrainPaths:
+    """Where a run reads, and its state folder: prepared inputs and the checkpoint, safe to delete."""
+
+    records: Path
+    signals: Place
+    state: Path
+
+
+@dataclass(frozen=True)
+class PretrainSummary:
+    """What a run did."""
+
+    name: str
+    folder: str
+    """Empty in a process that leaves writing to another."""
+    n_records: int
+    parameters: int
+    resumed_at: int
+    history: History
+
+
+def pretrain(
+    settings: PretrainSettings,
+    paths: PretrainPaths,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> PretrainSummary:
+    """Train on the readable records of the training split, and write the version.
+
+    Raises
+    ------
+    UsageError
+        An expert or option that does not exist.
+    InputError
+        No training records, or a loss that is not finite.
+    """
+    s = settings
+    objective = make_objective(
+        s.expert,
+        variant=s.variant,
+        size=s.size,
+        preprocessing=s.preprocessing,
+        leads=s.leads,
+        config=s.config,
+        seed=s.loop.seed,
+    )
+    if s.gradient_checkpointing:
+        checkpoint_blocks(objective.blocks)
+    with training_group(torch.device(s.loop.device)) as group:
+        training = _training(s, paths, objective, group, progress)
+        trained = training.run()
+        folder = str(_write(s, paths, objective, trained, training.history)) if group.leads else ""
+        group.wait()
+    n_parameters = sum(p.numel() for p in objective.model.parameters())
+    history = training.history
+    return PretrainSummary(s.name, folder, len(training.batches), n_parameters, history.resumed_at, history)
+
+
+def _training(
+    s: PretrainSettings,
+    paths: PretrainPaths,
+    objective: Objective,
+    group: Group,
+    progress: Callable[[int, int, float], None] | None,
+) -> Training:
+    records, signals = open_records(paths.records), open_signals(paths.signals)
+    parts = {}
+    for split in ("train", "val"):
+        if split == "train" or (records["split"] == split).any():
+            rows = training_rows(records, split)[: None if split == "train" else MAX_VALIDATION]
+            folder = paths.state / "inputs"
+            with group.leader_first():
+                parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows)
+    return Training(
+        objective.model,
+        objective.batches(parts["train"]),
+        s.loop,
+        checkpoint=paths.state / "training" / f"{s.name}.pt",
+        identity=_identity(s, signals.content_digest(), parts["train"].shape, records),
+        group=group,
+        progress=progress,
+        after_epoch=_validation(objective, parts["val"], s.loop.batch_size) if "val" in parts else None,
+    )
+
+
+def _identity(s: PretrainSettings, signals_digest: str, shape: tuple[int, ...], records: Any) -> str:
+    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    split = cohort_facts(records, training_rows(records), signals_digest)
+    asked = {**asdict(s), "loop": loop, "gradient_checkpointing": None}
+    return fingerprint({"asked": asked, "cohort": split, "shape": list(shape)})
+
+
+def _validation(objective: Objective, inputs: np.ndarray, batch: int) -> Callable[[nn.Module, int], dict[str, float]]:
+    """Give the loss on validation records, under the same noise after every epoch."""
+    batches = objective.batches(inputs)
+
+    def measure(model: nn.Module, _: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        generator = np.random.default_rng(0)
+        was_training = model.training
+
+        def loss_of(part: slice) -> float:
+            rows = np.arange(part.start, part.stop)
+            return float(model(*(each.to(device) for each in batches.fetch(rows, generator)))) * len(rows)
+
+        model.eval()
+        with torch.inference_mode():
+            losses = in_batches(len(batches), batch, loss_of)
+        model.train(was_training)
+        return {"validation_loss": sum(losses) / len(batches)}
+
+    return measure
+
+
+def _write(
+    s: PretrainSettings, paths: PretrainPaths, objective: Objective, trained: nn.Module, history: History
+) -> Path:
+    records, signals = open_records(paths.records), open_signals(paths.signals)
+    rows = training_rows(records)
+    cls, variant = expert_class(s.expert)
+    state = objective.state(trained)
+    spec = cls.build(objective.config, state, variant=variant, preprocessing=objective.preprocessing).spec
+    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    facts = {
+        "made_by": "pretrain",
+        "parent": None,
+        "licence": "of its training records",
+        "non_commercial": False,
+        "pretrained_on": [],
+        "cohort": cohort_facts(records, rows, signals.content_digest()),
+        "parameters": {
+            "variant": s.variant,
+            "size": s.size,
+            "leads": s.leads,
+            "config": dict(s.config),
+            **loop,
+        },
+        "curve": history.epochs,
+    }
+    return write_version(
+        s.name,
+        base=s.expert,
+        spec=spec,
+        config=objective.config,
+        preprocessing=objective.preprocessing,
+        state=state,
+        seen=records.iloc[rows],
+        facts=facts,
+    )

@@ -1,0 +1,116 @@
+"""The patient bootstrap: what a metric would be had other patients come.
+
+Lives here: resampling, percentile intervals, paired differences. Not here: metrics (`metrics`), which methods are
+compared (`summary`). A resample draws as many patients as there are, with replacement, and takes all their records
+(Efron & Tibshirani 1993, ch. 13); methods are compared on the same resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.scoring.metrics import Scorer
+
+RESAMPLES = 1000
+SEED = 0
+LEVEL = 0.95
+_CHUNK_CELLS = 1 << 20
+"""Records x resamples scored at once: bounds memory and stays in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """One method's metrics: the plain value, and one value per resample.
+
+    Attributes
+    ----------
+    values, replicates
+        Metric -> value, and metric -> [resamples].
+    n_classes
+        Macro metric -> classes for which it is defined.
+    per_class, per_class_replicates
+        "auroc", "auprc" -> [classes], and [classes, resamples].
+    """
+
+    values: dict[str, float]
+    replicates: dict[str, np.ndarray]
+    n_classes: dict[str, int]
+    per_class: dict[str, np.ndarray]
+    per_class_replicates: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its percentile interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is beyond what other patients would explain."""
+        return bool(self.low > 0 or self.high < 0)
+
+
+def patient_index(patient_ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the number of each record's patient in sorted order, and how many patients there are."""
+    names, index = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
+    return index, len(names)
+
+
+def resamples(
+    n_patients: int, n_resamples: int = RESAMPLES, seed: int = SEED, chunk: int = 100
+) -> Iterator[np.ndarray]:
+    """Give how often each patient is drawn, [patients, <= chunk] float32; `chunk` does not change what is drawn."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_resamples, chunk):
+        drawn = [rng.integers(n_patients, size=n_patients) for _ in range(min(chunk, n_resamples - start))]
+        yield np.stack([np.bincount(d, minlength=n_patients) for d in drawn], axis=1).astype(np.float32)
+
+
+def bootstrap(
+    scorer: Scorer, patients: np.ndarray, n_patients: int, n_resamples: int = RESAMPLES, seed: int = SEED
+) -> Bootstrap:
+    """Score one method on all records and on every resample of the patients.
+
+    Parameters
+    ----------
+    patients
+        Number of each record's patient, [n], from `patient_index`.
+    n_patients
+        Of the whole comparison, so that methods with fewer records see the same resamples.
+    """
+    plain = scorer(np.ones((len(patients), 1)))
+    chunk = int(np.clip(_CHUNK_CELLS // max(len(patients), 1), 1, n_resamples))
+    parts = [scorer(counts[patients]) for counts in resamples(n_patients, n_resamples, seed, chunk)]
+    return Bootstrap(
+        values={name: float(value[0]) for name, value in plain.values.items()},
+        replicates={name: np.concatenate([part.values[name] for part in parts]) for name in plain.values},
+        n_classes={name: int(count[0]) for name, count in plain.n_classes.items()},
+        per_class={name: value[:, 0] for name, value in plain.per_class.items()},
+        per_class_replicates={
+            name: np.concatenate([part.per_class[name] for part in parts], axis=1) for name in plain.per_class
+        },
+    )
+
+
+def estimate(value: float, replicates: np.ndarray, level: float = LEVEL) -> Estimate:
+    """Return the value with its percentile interval over the resamples in which it is defined.
+
+    Where fewer than four of five resamples define it (a class of one patient only) there is no interval.
+    """
+    defined = replicates[np.isfinite(replicates)]
+    if not np.isfinite(value) or 5 * len(defined) < 4 * len(replicates) or not len(defined):
+        return Estimate(value, np.nan, np.nan)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def paired_difference(first: Bootstrap, second: Bootstrap, metric: str, level: float = LEVEL) -> Estimate:
+    """Return first minus second with its interval; both must come from the same records and resamples."""
+    replicates = first.replicates[metric] - second.replicates[metric]
+    return estimate(first.values[metric] - second.values[metric], replicates, level)

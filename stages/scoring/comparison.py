@@ -1,0 +1,152 @@
+"""One task's methods on the same test records and the same resamples.
+
+Lives here: reading and aligning test blocks, scoring them, paired differences, the best single expert. Not here: the
+layout of metrics.json (`summary`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cache.errors import InputError
+from cache.records import Target
+from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
+from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
+from stages.scoring.predictions import Block, Predictions
+
+MAIN_METHOD = "gate"
+EXPERT_PREFIX = "expert:"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the patients are resampled."""
+
+    n: int = RESAMPLES
+    seed: int = SEED
+
+
+def main_method(methods: list[str]) -> str:
+    """Return the method the report is about: the gate, or the first there is."""
+    return MAIN_METHOD if MAIN_METHOD in methods else methods[0]
+
+
+def best_single_expert(target: Target, values: dict[str, dict[str, float]]) -> str | None:
+    """Return the single expert with the best first headline metric on the test records; None without experts.
+
+    Choosing it on the very records of the comparison favours the expert, never the gate.
+    """
+    metric = HEADLINE[target.kind][0]
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    experts = [name for name in values if name.startswith(EXPERT_PREFIX) and np.isfinite(values[name][metric])]
+    return max(experts, key=lambda name: sign * values[name][metric], default=None)
+
+
+def labelled_test_block(predictions: Predictions, task: str, method: str) -> Block:
+    """Return one method's labelled test records, sorted by record and fold.
+
+    Raises
+    ------
+    InputError
+        When there are none.
+    """
+    block = predictions.read(task, method, "test")
+    block = block.take(block.labelled)
+    if not len(block):
+        raise InputError(
+            f"task '{task}': method '{method}' predicts no labelled record of the test split; nothing can be measured"
+        )
+    return block.take(np.lexsort((block.fold, block.record_ids.astype(str))))
+
+
+def bootstrap_block(target: Target, block: Block, everybody: np.ndarray, draws: Draws) -> Bootstrap:
+    """Return the bootstrap of one block over the sorted patient names `everybody`."""
+    patients = np.searchsorted(everybody, block.patient_ids.astype(str))
+    return bootstrap(make_scorer(target, block), patients, len(everybody), draws.n, draws.seed)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods of one task.
+
+    Attributes
+    ----------
+    blocks, samples
+        Method -> its labelled test records, and method -> their bootstrap.
+    everybody
+        Sorted names of the patients over all methods: the resamples are of these.
+    main, best
+        The method the report is about, and the best single expert (None without experts).
+    """
+
+    target: Target
+    blocks: dict[str, Block]
+    samples: dict[str, Bootstrap]
+    everybody: np.ndarray
+    draws: Draws
+    main: str
+    best: str | None
+
+    @property
+    def shown(self) -> list[str]:
+        """The main method and the best single expert, without repetition."""
+        return [name for name in dict.fromkeys((self.main, self.best)) if name]
+
+    def difference(self, method: str, metrics: tuple[str, ...]) -> dict[str, Estimate]:
+        """Return a method's metrics minus the best single expert's, on the records both predict."""
+        if self.best is None:
+            raise InputError(f"task '{self.target.name}' has no single expert to compare '{method}' with")
+        mine, theirs = self.samples[method], self.samples[self.best]
+        pair = self.blocks[method], self.blocks[self.best]
+        if not _same_records(*pair):
+            mine, theirs = (
+                bootstrap_block(self.target, block, self.everybody, self.draws) for block in _common(self.target, *pair)
+            )
+        return {metric: paired_difference(mine, theirs, metric) for metric in metrics}
+
+
+def compare(predictions: Predictions, target: Target, draws: Draws, on_method: Callable[[str], None]) -> Comparison:
+    """Read and score all methods of one task; `on_method` is called with each method's name before it is scored.
+
+    Raises
+    ------
+    InputError
+        A method without labelled test records, or methods whose truths disagree.
+    """
+    names = predictions.methods(target.name)
+    blocks = {name: labelled_test_block(predictions, target.name, name) for name in names}
+    _check_truths(target, blocks)
+    everybody = np.unique(np.concatenate([block.patient_ids.astype(str) for block in blocks.values()]))
+    samples = {}
+    for name, block in blocks.items():
+        on_method(name)
+        samples[name] = bootstrap_block(target, block, everybody, draws)
+    best = best_single_expert(target, {name: sample.values for name, sample in samples.items()})
+    return Comparison(target, blocks, samples, everybody, draws, main_method(names), best)
+
+
+def _same_records(first: Block, second: Block) -> bool:
+    return np.array_equal(first.record_ids, second.record_ids) and np.array_equal(first.fold, second.fold)
+
+
+def _common(target: Target, first: Block, second: Block) -> tuple[Block, Block]:
+    keys = [pd.MultiIndex.from_arrays([block.record_ids, block.fold]) for block in (first, second)]
+    pair = first.take(keys[0].isin(keys[1])), second.take(keys[1].isin(keys[0]))
+    if not len(pair[0]):
+        raise InputError(f"task '{target.name}': two methods predict no record in common and cannot be compared")
+    return pair
+
+
+def _check_truths(target: Target, blocks: dict[str, Block]) -> None:
+    (first_name, first), *others = blocks.items()
+    for name, block in others:
+        if _same_records(first, block) and not np.array_equal(
+            first.y_true, block.y_true, equal_nan=first.y_true.dtype.kind == "f"
+        ):
+            raise InputError(
+                f"task '{target.name}': y_true of '{name}' and '{first_name}' disagree; predict both from one cohort"
+            )

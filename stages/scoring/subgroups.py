@@ -1,0 +1,85 @@
+"""Does it work for everybody? The headline metric within age bands and sexes.
+
+Lives here: who belongs to which group, and the groups' metrics. Not here: choosing the methods shown (`comparison`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.scoring.bootstrap import estimate
+from stages.scoring.comparison import Comparison, bootstrap_block
+from stages.scoring.metrics import HEADLINE
+from stages.scoring.predictions import Block
+
+AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))
+SEX_COLUMNS = ("gender", "sex")
+SEX_NAMES = {"f": "female", "female": "female", "m": "male", "male": "male"}
+"""Class name, in lower case -> how the group is called; another class keeps its own name."""
+
+
+def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
+    """Return {"age_years" | "sex": {GROUP: {"n", "patients", "methods": {METHOD: {METRIC: interval}}}}}.
+
+    Parameters
+    ----------
+    records
+        records.parquet, as `cache.open_records` reads it; a grouping whose column it lacks is left out. What a code of
+        the sex means is told by the target's classes: where they do not say it, the groups have the classes' names.
+    """
+    return {
+        grouping: {group: _subgroup(comparison, members) for group, members in groups.items()}
+        for grouping, groups in {"age_years": _age_bands(records), "sex": _sexes(records)}.items()
+        if groups
+    }
+
+
+def _numbers(records: pd.DataFrame, column: str) -> np.ndarray:
+    return pd.to_numeric(records[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _age_bands(records: pd.DataFrame) -> dict[str, pd.Index]:
+    if "age" not in records:
+        return {}
+    age, names = _numbers(records, "age"), pd.Index(records["record_id"])
+    return {_band_name(low, high): names[(age >= low) & (age < high)] for low, high in AGE_BANDS}
+
+
+def _band_name(low: int, high: int) -> str:
+    return f"under {high}" if low == 0 else f"{low} and over" if high == AGE_BANDS[-1][1] else f"{low} to {high - 1}"
+
+
+def _sexes(records: pd.DataFrame) -> dict[str, pd.Index]:
+    column = next((name for name in SEX_COLUMNS if name in records), None)
+    if column is None:
+        return {}
+    target = records.attrs.get("targets", {}).get(column)
+    if target is None or target.kind not in ("binary", "multiclass"):
+        return {}
+    sex, names = _numbers(records, column), pd.Index(records["record_id"])
+    called = [SEX_NAMES.get(name.strip().lower(), name) for name in target.classes or ("0", "1")]
+    if len(set(called)) < len(called):  # "F" and "female" in one column: whoever wrote it told them apart
+        called = list(target.classes)
+    return {name: names[sex == code] for code, name in sorted(enumerate(called), key=lambda item: item[1])}
+
+
+def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:
+    parts = {}
+    for name in comparison.shown:
+        block = comparison.blocks[name]
+        parts[name] = block.take(pd.Index(block.record_ids).isin(members))
+    main = parts[comparison.main]
+    methods = {name: _headline(comparison, part) for name, part in parts.items() if len(part)}
+    return {"n": len(main), "patients": len(np.unique(main.patient_ids.astype(str))), "methods": methods}
+
+
+def _headline(comparison: Comparison, part: Block) -> dict[str, Any]:
+    """Return the first headline metric within the group; its own patients are resampled."""
+    metric = HEADLINE[comparison.target.kind][0]
+    everybody = np.unique(part.patient_ids.astype(str))
+    sample = bootstrap_block(comparison.target, part, everybody, comparison.draws)
+    found = estimate(sample.values[metric], sample.replicates[metric])
+    return {metric: {"value": found.value, "low": found.low, "high": found.high}}

@@ -1,0 +1,201 @@
+"""metrics.json: what predictions.parquet says about every task and method.
+
+Lives here: counts, and the layout of metrics.json. Not here: the metrics (`metrics`), intervals (`bootstrap`), which
+methods are compared (`comparison`), pictures (`curves`, `stages.report`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cache.errors import MissingFileError, StoreError
+from cache.files import write_text
+from cache.records import Target, target_array
+from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
+from stages.scoring.comparison import Comparison, Draws, compare, main_method
+from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
+from stages.scoring.predictions import Block, Predictions, has_label
+from stages.scoring.subgroups import subgroups
+
+SCHEMA_VERSION = 1
+Json = dict[str, Any]
+
+
+def summarise(
+    predictions: Predictions,
+    records: pd.DataFrame | None = None,
+    n_resamples: int = RESAMPLES,
+    seed: int = SEED,
+    on_progress: Callable[[str, str], None] | None = None,
+) -> Json:
+    """Return the content of metrics.json: metrics of the rows whose split is `test`.
+
+    Parameters
+    ----------
+    records
+        records.parquet, for training counts and for subgroups by age band and sex; without it they are left out.
+    on_progress
+        Called with (task, method) before each method is scored.
+
+    Raises
+    ------
+    InputError
+        A method without labelled test records, or methods whose truths disagree.
+    """
+    report = on_progress or (lambda task, method: None)
+    tasks = {}
+    for name, target in predictions.tasks.items():
+        if predictions.methods(name):
+            compared = compare(predictions, target, Draws(n_resamples, seed), partial(report, name))
+            tasks[name] = _task(predictions, compared, records)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bootstrap": {"unit": "patient", "resamples": n_resamples, "seed": seed, "level": LEVEL},
+        "tasks": tasks,
+    }
+
+
+def write_metrics(path: str | Path, metrics: Json) -> None:
+    """Write metrics.json: null for undefined, no timestamps, the same bytes for the same content."""
+    write_text(Path(path), json.dumps(_plain(metrics), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_metrics(path: str | Path = "metrics.json") -> Json:
+    """Read metrics.json."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; run `ensemble evaluate` first")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path}: not JSON ({str(error).splitlines()[0]}); run `ensemble evaluate` again") from error
+    if not isinstance(metrics, dict) or "tasks" not in metrics:
+        raise StoreError(f"{path}: has no 'tasks'; was it written by `ensemble evaluate`?")
+    return metrics
+
+
+def headline(metrics: Json) -> dict[str, dict[str, float | None]]:
+    """Return {TASK: {METRIC: main method's value, METRIC_best_expert: ...}}: narrow enough for `dvc metrics show`."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, task in _plain(metrics)["tasks"].items():
+        shown = {"": main_method(list(task["methods"])), "_best_expert": task["best_single_expert"]}
+        found[name] = {
+            metric + suffix: task["methods"][method][metric]["value"]
+            for metric in task["headline"]
+            for suffix, method in shown.items()
+            if method
+        }
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON's own types, NaN and infinities as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _task(predictions: Predictions, compared: Comparison, records: pd.DataFrame | None) -> Json:
+    target, main = compared.target, compared.blocks[compared.main]
+    found: Json = {
+        "kind": target.kind,
+        "unit": target.unit,
+        "classes": list(target.classes),
+        "headline": list(HEADLINE[target.kind]),
+        "n": _counts(predictions, compared, records),
+        "methods": {name: _method(sample) for name, sample in compared.samples.items()},
+        "best_single_expert": compared.best,
+        "differences": _differences(compared),
+    }
+    if target.kind in ("multiclass", "multilabel"):
+        found["per_class"] = {name: _per_class(compared, name) for name in compared.shown}
+    if len(np.unique(main.fold)) > 1:
+        found["folds"] = {name: _folds(target, block) for name, block in compared.blocks.items()}
+    if records is not None:
+        found["subgroups"] = subgroups(compared, records)
+    return found
+
+
+def _interval(found: Estimate) -> Json:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _method(sample: Bootstrap) -> Json:
+    metrics = {name: _interval(estimate(value, sample.replicates[name])) for name, value in sample.values.items()}
+    for name, count in sample.n_classes.items():
+        metrics[name]["n_classes"] = count
+    return metrics
+
+
+def _differences(compared: Comparison) -> Json:
+    """Return each method's metrics minus the best single expert's, with a verdict."""
+    if compared.best is None:
+        return {}
+    metrics = METRICS_OF[compared.target.kind]
+    others = [name for name in compared.samples if name != compared.best]
+    return {
+        name: {metric: _verdict(metric, found) for metric, found in compared.difference(name, metrics).items()}
+        for name in others
+    }
+
+
+def _verdict(metric: str, found: Estimate) -> Json:
+    """Add "better", "worse" or, where the interval holds 0, "same"; null where there is no interval."""
+    better = (found.value > 0) == METRICS[metric].higher_is_better
+    verdict = ("better" if better else "worse") if found.excludes_zero else "same"
+    return {**_interval(found), "verdict": verdict if np.isfinite(found.low) else None}
+
+
+def _counts(predictions: Predictions, compared: Comparison, records: pd.DataFrame | None) -> Json:
+    target, test = compared.target, compared.blocks[compared.main]
+    whole = predictions.read(target.name, compared.main, "test")
+    found: Json = {
+        "test": len(test),
+        "patients_test": len(np.unique(test.patient_ids.astype(str))),
+        "missing": int((~whole.labelled).sum()),
+    }
+    if records is not None and target.name in records:
+        usable = has_label(target_array(records, target)) & (records["status"] != "bad").to_numpy()
+        found |= {split: int((usable & (records["split"] == split)).sum()) for split in ("train", "val")}
+    if target.kind != "regression":
+        found["positives"] = _positives(target, test)
+    return found
+
+
+def _positives(target: Target, block: Block) -> Any:
+    """Return the records of class 1, or of each class."""
+    if target.kind == "binary":
+        return int((block.y_true == 1).sum())
+    hot = block.y_true[:, None] == np.arange(len(target.classes)) if target.kind == "multiclass" else block.y_true == 1
+    return dict(zip(target.classes, hot.sum(axis=0).tolist(), strict=True))
+
+
+def _per_class(compared: Comparison, method: str) -> Json:
+    sample, positives = compared.samples[method], _positives(compared.target, compared.blocks[method])
+    found = {name: {"n_positive": positives[name]} for name in compared.target.classes}
+    for metric, values in sample.per_class.items():
+        for name, value, replicates in zip(found, values, sample.per_class_replicates[metric], strict=True):
+            found[name][metric] = _interval(estimate(float(value), replicates))
+    return found
+
+
+def _folds(target: Target, block: Block) -> Json:
+    """Return mean and standard deviation over folds (ddof 1), as papers with cross-validation report them."""
+    parts = [score(target, block.take(block.fold == fold)).values for fold in np.unique(block.fold)]
+    table = {name: np.array([part[name][0] for part in parts]) for name in parts[0]}
+    return {
+        name: {"mean": values.mean(), "std": values.std(ddof=1), "values": values.tolist()}
+        for name, values in table.items()
+    }
