@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench seed clean
+.PHONY: help demo test check lint bench seed structure clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -26,6 +26,9 @@ check: lint test ## ruff, mypy and all tests
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+structure: ## count rooms, arrows between them, names with two meanings
+	@$(PYTHON) tests/structure.py
 
 seed: $(INSTALLED) ## pretrain the weights of expert `seed` again, in build/seed (docs/seed.md)
 	mkdir -p build/seed && cp weights/seed.yaml build/seed/params.yaml

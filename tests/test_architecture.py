@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import structure
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("download", "ingest", "embed", "fit_heads", "evaluate", "report", "predict", "pretrain", "posttrain")
 
@@ -52,9 +54,9 @@ def test_a_head_knows_neither_experts_nor_the_stores(path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_knows_another(stage):
-    own = files(f"stages/{stage}") or [ROOT / f"stages/{stage}.py"]
     others = [f"stages.{name}" for name in STAGES if name != stage]
-    assert not {found for path in own for found in knows(path, *others)}
+    assert files(f"stages/{stage}")
+    assert not {found for path in files(f"stages/{stage}") for found in knows(path, *others)}
 
 
 def test_help_loads_nothing_heavy():
@@ -67,3 +69,23 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_folder_holds_more_than_sixteen_files():
+    assert not {str(folder): n for folder, n in structure.files_per_folder(ROOT).items() if n > 16}
+
+
+def test_no_file_is_longer_than_four_hundred_lines():
+    assert not structure.long_files(ROOT)
+
+
+def test_a_face_has_no_body():
+    assert not structure.bodies_in_faces(ROOT)
+
+
+def test_no_underscore_name_leaves_its_folder():
+    assert not structure.private_imports(ROOT)
+
+
+def test_two_public_classes_never_share_a_name():
+    assert not structure.classes_of_one_name(ROOT)

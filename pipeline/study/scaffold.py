@@ -60,7 +60,7 @@ def make_study(
         raise UsageError(f"{folder} holds {there[0]} already; choose another folder or remove it")
     deps = [str(path / name) for name in cohort.manifests if (path / name).exists()] + list(options.values())
     for name, template in TEMPLATES.items():
-        text = files("pipeline").joinpath("templates", template).read_text(encoding="utf-8")
+        text = files("pipeline.study").joinpath("templates", template).read_text(encoding="utf-8")
         write_text(folder / name, _filled(text, source, str(path), options, deps, embeddings))
     _dvc_init(folder)
     return [*TEMPLATES, ".dvc/"]

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache.errors import UsageError
-from stages.experts.networks.stmem_net import Attention, Block, FeedForward, StMemOptions, StMemVit, sincos_positions
+from stages.experts.networks.stmem_net import (
+    FeedForward,
+    StMemAttention,
+    StMemBlock,
+    StMemOptions,
+    StMemVit,
+    sincos_positions,
+)
 
 VARIANTS = ("stmem", "ipastmem")
 TARGET_EPS = 1e-6
@@ -166,7 +173,9 @@ def choose_patches(noise: Tensor, n_kept: int) -> tuple[Tensor, Tensor, Tensor]:
     return shuffled[..., :n_kept], restore, (restore >= n_kept).to(noise.dtype)
 
 
-def _decoder_block(options: MaskedOptions) -> Block:
+def _decoder_block(options: MaskedOptions) -> StMemBlock:
     width = options.decoder_embed_dim
-    attention = Attention(width, options.decoder_num_heads, options.decoder_dim_head, qkv_bias=options.encoder.qkv_bias)
-    return Block(attention, FeedForward(width, int(options.mlp_ratio * width)), width, 0.0)
+    attention = StMemAttention(
+        width, options.decoder_num_heads, options.decoder_dim_head, qkv_bias=options.encoder.qkv_bias
+    )
+    return StMemBlock(attention, FeedForward(width, int(options.mlp_ratio * width)), width, 0.0)

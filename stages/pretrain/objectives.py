@@ -19,7 +19,7 @@ from cache.errors import UsageError
 from stages.experts import expert_class
 from stages.experts.models.ecg.seed import seed_options
 from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
-from stages.experts.networks.stmem_net import Attention, StMemOptions
+from stages.experts.networks.stmem_net import StMemAttention, StMemOptions
 from stages.experts.options import architecture_overrides
 from stages.pretrain.forecast import Forecaster, Series, prepare_series
 from stages.pretrain.masked import VARIANTS, MaskedOptions, MaskedStMem
@@ -167,7 +167,7 @@ def _start_attentive(model: MaskedStMem) -> None:
         for embedding in (model.encoder.sep_embedding, *model.encoder.lead_embeddings):
             embedding.normal_(0, 0.5)
         for module in model.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, StMemAttention):
                 query, key, _ = module.to_qkv.weight.chunk(3)
                 query.normal_(0, query.shape[1] ** -0.5)
                 key.copy_(query)

@@ -20,7 +20,7 @@ _FLUTTER_RATIOS = np.array([2, 3, 4])
 
 
 @dataclass(frozen=True)
-class Beats:
+class SyntheticBeats:
     """Every beat of a chunk of records, sorted by record and time; arrays are [beat] unless noted."""
 
     record: np.ndarray
@@ -32,7 +32,7 @@ class Beats:
     flutter_s: np.ndarray  # [record] length of one flutter wave
 
 
-def draw_beats(rng: np.random.Generator, state: State) -> Beats:
+def draw_beats(rng: np.random.Generator, state: State) -> SyntheticBeats:
     """Draw the beats of a chunk of records, from just before the first sample to just after the last."""
     n = len(state.report)
     steps = int(np.ceil((SECONDS + 3) * 1.9 * state.rate_bpm.max() / 60)) + 4
@@ -50,7 +50,7 @@ def draw_beats(rng: np.random.Generator, state: State) -> Beats:
     kept = (onset > -_BEFORE_S) & (onset < SECONDS + _AFTER_S)
     record = np.nonzero(kept)[0]
     p_kept = _room_for_p(state, onset)[kept]
-    return Beats(record, onset[kept], kind[kept], p_kept, breath_hz, phase, flutter_s)
+    return SyntheticBeats(record, onset[kept], kind[kept], p_kept, breath_hz, phase, flutter_s)
 
 
 def _irregularity(rng: np.random.Generator, state: State, steps: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def _room_for_p(state: State, onset: np.ndarray) -> np.ndarray:
     return gap > (state.pr_s + state.qrs_s)[:, None] + 0.02
 
 
-def mean_rr_ms(beats: Beats, n_records: int) -> np.ndarray:
+def mean_rr_ms(beats: SyntheticBeats, n_records: int) -> np.ndarray:
     """Return [record] the mean RR interval in ms over the beats whose QRS begins inside the record; NaN below two."""
     inside = (beats.onset_s >= 0) & (beats.onset_s < SECONDS)
     record, onset = beats.record[inside], beats.onset_s[inside]

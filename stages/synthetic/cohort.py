@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from stages.synthetic import noise
-from stages.synthetic.beats import Beats, draw_beats, mean_rr_ms
+from stages.synthetic.beats import SyntheticBeats, draw_beats, mean_rr_ms
 from stages.synthetic.heart import heart_vector, lead_fields, project, twelve_leads
 from stages.synthetic.labels import BLOCK_RECORDS, Measurements, Report, draw_reports, report_lines
-from stages.synthetic.labs import Draws, draw_times, lab_rows
+from stages.synthetic.labs import LabDraws, draw_times, lab_rows
 from stages.synthetic.machine import measure
 from stages.synthetic.patients import Patients, Schedule, Traits, draw_people, draw_traits
 from stages.synthetic.physiology import State, draw_potassium, draw_state
@@ -38,7 +38,7 @@ class Defect(IntEnum):
 
 
 @dataclass(frozen=True)
-class Block:
+class PatientBlock:
     """Everything about 200 consecutive records but their samples; rows follow patient and time."""
 
     people: Patients
@@ -47,7 +47,7 @@ class Block:
     state: State
     traits: Traits  # [record]
     cart: noise.Cart
-    draws: Draws
+    draws: LabDraws
     labs: list[list[str]]
     defect: np.ndarray
     capitals: np.ndarray
@@ -65,11 +65,11 @@ class Chunk:
     losses: noise.Losses
     measured: Measurements
     reports: list[list[str]]
-    beats: Beats
+    beats: SyntheticBeats
     clean_mv: np.ndarray  # [record, 12, time] before noise
 
 
-def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float = 0.0) -> Block:
+def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float = 0.0) -> PatientBlock:
     """Draw block `number` of the cohort with this seed, without its samples.
 
     Parameters
@@ -93,7 +93,7 @@ def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float 
     if variety:
         other = np.random.default_rng([seed, number, STREAM])
         state, cart = vary_state(other, state, variety), vary_cart(other, cart, variety)
-    return Block(
+    return PatientBlock(
         people=people,
         schedule=schedule,
         study_id=_study_ids(seed, number),
@@ -110,7 +110,7 @@ def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float 
     )
 
 
-def draw_chunks(block: Block, n_records: int) -> Iterator[Chunk]:
+def draw_chunks(block: PatientBlock, n_records: int) -> Iterator[Chunk]:
     """Yield the samples of the block's first `n_records` records, `CHUNK_RECORDS` at a time."""
     for first in range(0, n_records, CHUNK_RECORDS):
         rows = slice(first, min(first + CHUNK_RECORDS, n_records))
@@ -118,7 +118,7 @@ def draw_chunks(block: Block, n_records: int) -> Iterator[Chunk]:
         yield take_chunk(chunk, rows.stop - first)
 
 
-def _draw_chunk(block: Block, first: int) -> Chunk:
+def _draw_chunk(block: PatientBlock, first: int) -> Chunk:
     rows = slice(first, first + CHUNK_RECORDS)
     rng = np.random.default_rng([block.seed, block.number, 1 + first // CHUNK_RECORDS])
     state, cart = take(block.state, rows), take(block.cart, rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.synthetic.beats import SECONDS, Beats
+from stages.synthetic.beats import SECONDS, SyntheticBeats
 from stages.synthetic.patients import Traits
 from stages.synthetic.physiology import Atria, State
 from stages.synthetic.waves import CENTRE, FALL, RISE, VECTOR, Beat, Wave
@@ -47,7 +47,7 @@ def lead_fields(traits: Traits) -> np.ndarray:
     return fields
 
 
-def heart_vector(rng: np.random.Generator, state: State, beats: Beats, tables: np.ndarray) -> np.ndarray:
+def heart_vector(rng: np.random.Generator, state: State, beats: SyntheticBeats, tables: np.ndarray) -> np.ndarray:
     """Return the heart vector [record, 3, time] in mV: every beat's waves, fibrillation or flutter waves, breathing."""
     n = len(state.report)
     padded = np.zeros((n, 3, N_SAMPLES + 2 * sum(_REACH)))
@@ -65,7 +65,7 @@ def heart_vector(rng: np.random.Generator, state: State, beats: Beats, tables: n
     return vector
 
 
-def _render(rng: np.random.Generator, beats: Beats, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _render(rng: np.random.Generator, beats: SyntheticBeats, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return each beat's vector [beat, 3, window] and the index of its first sample in the padded record."""
     table = tables[beats.record, beats.kind].copy()
     table[:, Wave.P_RIGHT : Wave.Q, VECTOR] *= beats.p_kept[:, None, None]
@@ -80,7 +80,7 @@ def _render(rng: np.random.Generator, beats: Beats, tables: np.ndarray) -> tuple
     return waves, sample - _REACH[0] + sum(_REACH)
 
 
-def _breathe(rng: np.random.Generator, vector: np.ndarray, beats: Beats) -> np.ndarray:
+def _breathe(rng: np.random.Generator, vector: np.ndarray, beats: SyntheticBeats) -> np.ndarray:
     """Swell and turn the vector with the breath: the diaphragm moves the heart under the electrodes."""
     n = len(vector)
     time = np.arange(N_SAMPLES) / RATE_HZ
@@ -110,7 +110,7 @@ def _add_fibrillation(rng: np.random.Generator, vector: np.ndarray, state: State
     vector[rows] += 0.5 * direction[..., None] * (size[:, None] * total)[:, None]
 
 
-def _add_flutter(rng: np.random.Generator, vector: np.ndarray, state: State, beats: Beats) -> None:
+def _add_flutter(rng: np.random.Generator, vector: np.ndarray, state: State, beats: SyntheticBeats) -> None:
     """Saw teeth, slowly down and quickly up in the inferior leads."""
     rows = np.flatnonzero(state.atria == Atria.FLUTTER)
     cycles = np.arange(N_SAMPLES) / RATE_HZ / beats.flutter_s[rows, None] + rng.random(len(rows))[:, None]

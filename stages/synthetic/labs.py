@@ -62,7 +62,7 @@ _SPOILT = 0.03
 
 
 @dataclass(frozen=True)
-class Draws:
+class LabDraws:
     """Blood draws of one block, one row each; `potassium` is the value in the tube."""
 
     record: np.ndarray
@@ -70,7 +70,7 @@ class Draws:
     potassium: np.ndarray
 
 
-def draw_times(rng: np.random.Generator, potassium: np.ndarray) -> Draws:
+def draw_times(rng: np.random.Generator, potassium: np.ndarray) -> LabDraws:
     """Draw the times of blood draws: one in seven ECGs has none in its window, most have more outside of it.
 
     The draw nearest to the ECG tells the potassium of the ECG; the others have moved on towards normal.
@@ -88,7 +88,7 @@ def draw_times(rng: np.random.Generator, potassium: np.ndarray) -> Draws:
         rows = np.repeat(record, rng.integers(0, 3, len(record)))
         parts.append((rows, rng.uniform(first, last, len(rows)), _moved_on(rng, potassium[rows], 0.4)))
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Draws(*joined)
+    return LabDraws(*joined)
 
 
 def _moved_on(rng: np.random.Generator, potassium: np.ndarray, keeps: float) -> np.ndarray:
@@ -96,7 +96,7 @@ def _moved_on(rng: np.random.Generator, potassium: np.ndarray, keeps: float) -> 
 
 
 def lab_rows(
-    rng: np.random.Generator, draws: Draws, subject_id: np.ndarray, ecg_time: np.ndarray, first_id: int
+    rng: np.random.Generator, draws: LabDraws, subject_id: np.ndarray, ecg_time: np.ndarray, first_id: int
 ) -> list[list[str]]:
     """Return the rows of labevents for one block, in MIMIC's columns, sorted by patient and time.
 

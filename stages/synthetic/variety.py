@@ -47,7 +47,7 @@ def vary_state(rng: np.random.Generator, state: State, variety: float) -> State:
 def vary_waves(rng: np.random.Generator, tables: np.ndarray, variety: float) -> np.ndarray:
     """Reshape every wave of [record, Beat, Wave, 6]: its force, place and width; some T waves are turned over.
 
-    Beats of a record that share their shape (normal, premature atrial) share these changes too.
+    Heart beats of a record that share their shape (normal, premature atrial) share these changes too.
     """
     n, waves = len(tables), len(Wave)
     drawn = rng.standard_normal((n, 2, waves, 7))

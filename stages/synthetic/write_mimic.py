@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from stages.synthetic.cohort import Block, Chunk, Defect
+from stages.synthetic.cohort import Chunk, Defect, PatientBlock
 from stages.synthetic.heart import LEADS, N_SAMPLES, RATE_HZ
 from stages.synthetic.labels import N_REPORT_LINES
 from stages.synthetic.labs import COLUMNS as LAB_COLUMNS
@@ -67,7 +67,7 @@ class MimicWriter:
         writer.writerow(columns)
         return writer
 
-    def add_tables(self, block: Block, n_records: int) -> None:
+    def add_tables(self, block: PatientBlock, n_records: int) -> None:
         """Write the patients and laboratory rows of the block's first `n_records` records."""
         people = block.people
         shown = int(block.schedule.patient[n_records - 1]) + 1
@@ -86,7 +86,7 @@ class MimicWriter:
         last = int(people.subject_id[shown - 1])
         self._labs.writerows(row for row in block.labs if int(row[1]) <= last)
 
-    def add_signals(self, block: Block, chunk: Chunk) -> None:
+    def add_signals(self, block: PatientBlock, chunk: Chunk) -> None:
         """Write the records of one chunk and their rows in the lists."""
         for i, row in enumerate(range(chunk.rows.start, chunk.rows.stop)):
             subject = int(block.people.subject_id[block.schedule.patient[row]])

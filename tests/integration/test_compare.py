@@ -9,7 +9,7 @@ import pytest
 import yaml
 import zarr
 
-import stages.evaluate
+import stages.evaluate.stage
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
 from cache.errors import FingerprintError, UsageError
@@ -188,8 +188,8 @@ def test_an_evaluation_keeps_to_the_memory_and_device_of_params_yaml(study, tmp_
         seen.append((isinstance(data.features["mine"]["embedding"], LazyRows), heads.memory_gb, heads.device))
         return whole(data, heads)
 
-    whole = stages.evaluate._only
-    monkeypatch.setattr(stages.evaluate, "_only", only)
+    whole = stages.evaluate.stage._only
+    monkeypatch.setattr(stages.evaluate.stage, "_only", only)
     for options in ({}, {"memory_gb": 1e-6, "device": "cpu"}):
         Path("params.yaml").write_text(yaml.safe_dump(params | {"fit_heads": {"options": options}}))
         assert ensemble("evaluate").returncode == 0

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from cache.errors import DownloadError, EnsembleError, InputError, UsageError
 from pipeline.cli import app
-from stages.download import stage
-from stages.download import Credentials, download
+from stages.download import Credentials, download, stage
 
 WHO = Credentials("an-owner", "a-secret-word")
 

@@ -17,14 +17,14 @@ from sklearn.metrics import roc_auc_score
 import stages.experts.models.ecg.seed as seed_module
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import expert_class, load_expert
-from stages.experts.checkpoints import find_weights, sha256_of
+from stages.experts.checkpoints import PACKAGE_FOLDER, find_weights, sha256_of
 from stages.experts.run import run_expert
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.loop import LoopSettings
 
-FILE = Path(seed_module.__file__).with_name("seed.safetensors")
+FILE = PACKAGE_FOLDER / "seed.safetensors"
 SMALL = {"width": 32, "heads": 2, "dim_head": 16, "mlp_dim": 64, "depth": 2}
 RHYTHMS = (
     [Report.FIBRILLATION, Report.RAPID_FIBRILLATION],
@@ -86,7 +86,7 @@ def test_a_wheel_holds_the_weights(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("stages/experts/models/ecg/seed.safetensors") == FILE.read_bytes()
+        assert archive.read("stages/experts/weights/seed.safetensors") == FILE.read_bytes()
 
 
 def test_amplitude_and_lead_are_seen(seed):

@@ -15,7 +15,7 @@ from scipy.signal import find_peaks
 from cache.errors import UsageError
 from stages.synthetic import generate
 from stages.synthetic.beats import SECONDS
-from stages.synthetic.cohort import Block, Chunk, Defect, draw_block, draw_chunks
+from stages.synthetic.cohort import Chunk, Defect, PatientBlock, draw_block, draw_chunks
 from stages.synthetic.heart import LEADS, N_SAMPLES, RATE_HZ
 from stages.synthetic.labels import FIRST_LINE, MISSING, OTHER_LINE, QUOTAS, Report
 from stages.synthetic.noise import NAN_SENTINEL
@@ -43,12 +43,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def block() -> Block:
+def block() -> PatientBlock:
     return draw_block(seed=0, number=0)
 
 
 @pytest.fixture(scope="module")
-def chunks(block: Block) -> list[Chunk]:
+def chunks(block: PatientBlock) -> list[Chunk]:
     return list(draw_chunks(block, 200))
 
 
@@ -151,7 +151,7 @@ def test_limb_leads_obey_einthoven_and_goldberger_within_quantisation(chunks: li
     assert checked > 180
 
 
-def test_the_rr_interval_is_what_an_r_peak_detector_finds(block: Block, chunks: list[Chunk]) -> None:
+def test_the_rr_interval_is_what_an_r_peak_detector_finds(block: PatientBlock, chunks: list[Chunk]) -> None:
     errors = []
     for chunk in chunks:
         plain = np.isin(block.state.report[chunk.rows], [Report.SINUS, Report.BRADYCARDIA, Report.SINUS_ARRHYTHMIA])
@@ -173,7 +173,7 @@ def beat_window(chunk: Chunk, i: int) -> np.ndarray:
     return np.sqrt((chunk.clean_mv[i, :, first : first + 300] ** 2).mean(axis=0))
 
 
-def test_pr_and_qrs_of_the_truth_are_in_the_signal(block: Block, chunks: list[Chunk]) -> None:
+def test_pr_and_qrs_of_the_truth_are_in_the_signal(block: PatientBlock, chunks: list[Chunk]) -> None:
     p_errors, qrs_true, qrs_seen = [], [], []
     for chunk in chunks:
         slow = (block.state.report == Report.BRADYCARDIA)[chunk.rows]
@@ -192,7 +192,7 @@ def test_pr_and_qrs_of_the_truth_are_in_the_signal(block: Block, chunks: list[Ch
     assert np.median(np.abs(2e-3 * np.array(qrs_seen) - qrs_true)) < 0.020
 
 
-def test_measurements_state_the_truth_or_the_sentinel(block: Block, chunks: list[Chunk]) -> None:
+def test_measurements_state_the_truth_or_the_sentinel(block: PatientBlock, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         measured, has_p = chunk.measured, np.isin(block.state.atria[chunk.rows], [Atria.SINUS, Atria.LOW])
         seen = measured.p_onset != MISSING
@@ -261,7 +261,7 @@ def clean_value(chunk: Chunk, i: int, lead: str, after_onset_s: float) -> float:
     return float(chunk.clean_mv[i, LEADS.index(lead), round((onset + after_onset_s) * RATE_HZ)] - base)
 
 
-def test_infarction_lifts_st_in_its_region_and_lowers_it_opposite(block: Block, chunks: list[Chunk]) -> None:
+def test_infarction_lifts_st_in_its_region_and_lowers_it_opposite(block: PatientBlock, chunks: list[Chunk]) -> None:
     seen = set()
     for chunk in chunks:
         for i in np.flatnonzero(block.state.region[chunk.rows] >= 0):
@@ -276,7 +276,7 @@ def test_infarction_lifts_st_in_its_region_and_lowers_it_opposite(block: Block, 
     assert len(seen) >= 2
 
 
-def test_low_atrial_rhythm_turns_p_over_in_the_inferior_leads(block: Block, chunks: list[Chunk]) -> None:
+def test_low_atrial_rhythm_turns_p_over_in_the_inferior_leads(block: PatientBlock, chunks: list[Chunk]) -> None:
     def p_in_ii(chunk: Chunk, i: int) -> float:
         row = chunk.rows.start + i
         return clean_value(chunk, i, "II", -block.state.pr_s[row] + block.state.p_s[row] / 2)
@@ -292,7 +292,7 @@ def rr_ms(chunk: Chunk, i: int) -> np.ndarray:
     return 1000 * np.diff(onset[(onset >= 0) & (onset < SECONDS)])
 
 
-def test_rhythms_have_the_regularity_of_their_names(block: Block, chunks: list[Chunk]) -> None:
+def test_rhythms_have_the_regularity_of_their_names(block: PatientBlock, chunks: list[Chunk]) -> None:
     spread: dict[Report, list[float]] = {}
     for chunk in chunks:
         for i, code in enumerate(block.state.report[chunk.rows]):
@@ -305,7 +305,7 @@ def test_rhythms_have_the_regularity_of_their_names(block: Block, chunks: list[C
     assert typical[Report.PVC] > 0.08
 
 
-def test_potassium_shapes_the_t_wave(block: Block) -> None:
+def test_potassium_shapes_the_t_wave(block: PatientBlock) -> None:
     k = block.state.potassium
     plain = np.isin(block.state.report, [Report.SINUS, Report.BRADYCARDIA, Report.TACHYCARDIA])
     high, normal, low = (block.state.t_gain[plain & keep].mean() for keep in (k > 5.6, (k > 3.6) & (k < 4.8), k < 3.1))

@@ -200,7 +200,7 @@ class PositionConv(nn.Module):
         return self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
 
 
-class SelfAttention(nn.Module):
+class EcgFmAttention(nn.Module):
     """Multi-head self-attention with four biased projections."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -227,7 +227,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         width = options.encoder_embed_dim
         self.norm_first = options.layer_norm_first
-        self.self_attn = SelfAttention(width, options.encoder_attention_heads)
+        self.self_attn = EcgFmAttention(width, options.encoder_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, options.encoder_ffn_embed_dim)
         self.fc2 = nn.Linear(options.encoder_ffn_embed_dim, width)
@@ -245,7 +245,7 @@ class EncoderBlock(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Encoder(nn.Module):
+class EcgFmEncoder(nn.Module):
     """The blocks and their norm, which stands before them (post-norm blocks) or after them (pre-norm)."""
 
     def __init__(self, options: EcgFmOptions) -> None:
@@ -287,7 +287,7 @@ class EcgFmBackbone(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.post_extract_proj = nn.Linear(width, dim) if width != dim else None
         self.conv_pos = PositionConv(options)
-        self.encoder = Encoder(options)
+        self.encoder = EcgFmEncoder(options)
         self.mask_emb = nn.Parameter(torch.empty(dim).uniform_()) if options.apply_mask else None
         if options.kind == "pretrain":
             self._add_pretraining(options, width)

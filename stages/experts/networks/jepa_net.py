@@ -61,7 +61,7 @@ class JepaEncoder(nn.Module):
             learnt = options.pos_type == "learnable"
             self.pos_embed = nn.Parameter(sincos_positions(options.embed_dim, options.c, options.p), learnt)
         self.encoder_blocks = nn.Module()
-        self.encoder_blocks.blocks = nn.ModuleList([Block(options) for _ in range(options.depth)])
+        self.encoder_blocks.blocks = nn.ModuleList([JepaBlock(options) for _ in range(options.depth)])
         self.norm = nn.LayerNorm(options.embed_dim)
         self.register_buffer("attention_mask", _cross_mask(len(options.lead_index), options.p), persistent=False)
 
@@ -116,14 +116,14 @@ class RotaryPeriods(nn.Module):
         return 2 * math.pi * centres[:, None] / self.periods.float()
 
 
-class Block(nn.Module):
+class JepaBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, options: JepaOptions) -> None:
         super().__init__()
         width, inner = options.embed_dim, int(options.embed_dim * options.mlp_ratio)
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(options)
+        self.attn = JepaAttention(options)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("fc1", nn.Linear(width, inner))
@@ -136,7 +136,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Attention(nn.Module):
+class JepaAttention(nn.Module):
     """Multi-head attention within a mask."""
 
     def __init__(self, options: JepaOptions) -> None:

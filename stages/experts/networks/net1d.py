@@ -87,7 +87,7 @@ def mean_time(x: Tensor) -> Tensor:
     return x.mean(-1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """1x1, grouped, 1x1 convolution, each after (batch norm and) swish; squeeze-excitation; parameter-free shortcut."""
 
     def __init__(self, width_in: int, width_out: int, options: Net1DOptions, *, stride: int, first: bool) -> None:
@@ -125,7 +125,7 @@ class Stage(nn.Module):
     def __init__(self, width_in: int, width_out: int, blocks: int, options: Net1DOptions, *, first: bool) -> None:
         super().__init__()
         self.block_list = nn.ModuleList(
-            Block(
+            ResidualBlock(
                 width_out if i else width_in,
                 width_out,
                 options,

@@ -69,7 +69,7 @@ class StMemVit(nn.Module):
         )
         rates = torch.linspace(0, options.drop_path_rate, options.depth, device="cpu").tolist()
         for index, rate in enumerate(rates):
-            self.add_module(f"block{index}", Block.of(options, rate))
+            self.add_module(f"block{index}", StMemBlock.of(options, rate))
         self.dropout = nn.Dropout(options.drop_out_rate)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Identity() if options.num_classes is None else nn.Linear(width, options.num_classes)
@@ -125,7 +125,7 @@ class StMemVit(nn.Module):
         return self.norm(pooled.to(self.norm.weight.dtype))
 
 
-class Block(nn.Module):
+class StMemBlock(nn.Module):
     """Pre-norm attention and feed-forward, each with stochastic depth."""
 
     def __init__(self, attention: nn.Module, feed_forward: nn.Module, width: int, drop_path_rate: float) -> None:
@@ -135,9 +135,9 @@ class Block(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     @classmethod
-    def of(cls, options: StMemOptions, drop_path_rate: float) -> Block:
+    def of(cls, options: StMemOptions, drop_path_rate: float) -> StMemBlock:
         """Build one block of an encoder."""
-        attention = Attention(
+        attention = StMemAttention(
             options.width,
             options.heads,
             options.dim_head,
@@ -167,7 +167,7 @@ class PreNorm(nn.Module):
         return self.fn(self.norm(x))
 
 
-class Attention(nn.Module):
+class StMemAttention(nn.Module):
     """Multi-head attention whose head width does not depend on the token width; no projection for one full head."""
 
     def __init__(

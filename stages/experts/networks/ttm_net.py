@@ -45,7 +45,7 @@ class TtmForPrediction(nn.Module):
     def __init__(self, options: TtmOptions) -> None:
         super().__init__()
         self.options = options
-        self.backbone = nn.ModuleDict({"encoder": Encoder(options)})
+        self.backbone = nn.ModuleDict({"encoder": TtmEncoder(options)})
         if options.use_decoder:
             self.decoder = Decoder(options)
         width = options.decoder_d_model if options.use_decoder else options.d_model
@@ -85,7 +85,7 @@ def standardise(x: Tensor, scaling: str | bool | None) -> tuple[Tensor, Tensor, 
     return x, zero, zero + 1
 
 
-class Encoder(nn.Module):
+class TtmEncoder(nn.Module):
     """Patch embedding and mixers."""
 
     def __init__(self, options: TtmOptions) -> None:
@@ -266,7 +266,7 @@ class PatchMixer(GatedMlp):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape, shape.n_patches)
         if shape.options.self_attn:
-            self.self_attn_layer = SelfAttention(shape.width, shape.options.self_attn_heads)
+            self.self_attn_layer = TtmAttention(shape.width, shape.options.self_attn_heads)
             self.norm_attn = Norm(shape)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ class PatchMixer(GatedMlp):
         return mixed + hidden
 
 
-class SelfAttention(nn.Module):
+class TtmAttention(nn.Module):
     """Multi-head attention across the patches of each channel."""
 
     def __init__(self, width: int, heads: int) -> None:
