@@ -81,11 +81,3 @@ def test_no_file_is_longer_than_four_hundred_lines():
 
 def test_a_face_has_no_body():
     assert not structure.bodies_in_faces(ROOT)
-
-
-def test_no_underscore_name_leaves_its_folder():
-    assert not structure.private_imports(ROOT)
-
-
-def test_two_public_classes_never_share_a_name():
-    assert not structure.classes_of_one_name(ROOT)
