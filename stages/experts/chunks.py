@@ -23,8 +23,10 @@ def encode_in_chunks(
     masks = [None] * -(-len(x) // records) if mask is None else mask.split(records)
     parts = [encode(each, hidden) for each, hidden in zip(x.split(records), masks, strict=True)]
     outputs = [part.output for part in parts if part.output is not None]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
     return Encoding(
         torch.cat([torch.as_tensor(part.layers) for part in parts]),
         torch.cat([part.embedding for part in parts]),
         torch.cat(outputs) if outputs else None,
+        torch.cat(tokens) if tokens else None,
     )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.experts.token_times import Placement, TokenTimes
+
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -79,6 +81,17 @@ class ExpertSpec:
     store_dtype: Literal["float16", "float32"] = "float16"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     """Every option that changes what `prepare` gives; part of the fingerprint."""
+    tokens: TokenTimes | None = None
+    """How the last layer's tokens lie in time; None for an expert whose `encode` gives no tokens."""
+    placement: Placement = "even"
+    """How windows lie on the record; with `tokens` and `seconds` it says which second each token belongs to."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Views of the tokens that can be stored beside the means: `segments`, `std`, `max`, and `last` if causal."""
+        if self.tokens is None:
+            return ()
+        return ("segments", "std", "max", "last") if self.tokens.causal else ("segments", "std", "max")
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,17 @@ class Encoding:
         The authors' own pooled output, [batch, dim].
     output
         The expert's own head output [batch, output_dim], where it has one.
+    tokens
+        The last layer's tokens in time order, [batch, token, dim], as `spec.tokens` declares them: those that the
+        embedding is pooled from, in the network's own precision. One token a moment: where the network has a token per
+        lead and moment, the leads' mean, or the leads side by side where the embedding keeps them apart. Tokens that
+        stand for no moment (class tokens, separators, prompts) are left out. None where `spec.tokens` is None.
     """
 
     layers: Tensor | list[Tensor]
     embedding: Tensor
     output: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Expert(ABC):
