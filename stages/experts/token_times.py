@@ -6,6 +6,7 @@ the tokens themselves (`contract.Encoding`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,32 @@ class TokenTimes:
             return starts, starts + self.step_s
         starts = starts % self.turn_s
         return starts, np.minimum(starts + self.step_s, self.turn_s)
+
+
+def convolved_token_times(
+    dim: int, n_samples: int, rate_hz: float, convolutions: Iterable[tuple[int, int]], turn_s: float = 0.0
+) -> TokenTimes:
+    """Declare the tokens that unpadded convolutions make of one window; each lies around the middle of what it sees.
+
+    Parameters
+    ----------
+    n_samples, rate_hz
+        Length of the window and its sampling rate.
+    convolutions
+        (kernel, stride) of each, the first first.
+    turn_s
+        See `TokenTimes`.
+
+    Examples
+    --------
+    >>> convolved_token_times(768, 2500, 500.0, [(2, 2)] * 4)
+    TokenTimes(dim=768, per_window=156, step_s=0.032, first_s=0.0, turn_s=0.0, causal=False)
+    """
+    seen, stride = 1, 1
+    for kernel, step in convolutions:
+        n_samples = (n_samples - kernel) // step + 1
+        seen, stride = seen + (kernel - 1) * stride, stride * step
+    return TokenTimes(dim, n_samples, stride / rate_hz, (seen - stride) / 2 / rate_hz, turn_s)
 
 
 def window_starts_s(placement: Placement, n_windows: int, window_s: float, record_s: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from cache.errors import InputError
 from stages.experts import expert_class, load_expert
 from stages.experts.contract import STANDARD_LEADS
 from stages.experts.run import run_expert, set_precision
+from stages.experts.token_times import window_starts_s
 from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, new_expert, prepared, records, small_expert
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -42,6 +43,50 @@ def test_what_comes_out_is_what_the_spec_says(name, path):
     assert spec.parameters == (sum(p.numel() for p in expert.module.parameters()) if expert.module else 0)
     assert set(spec.leads) <= set(STANDARD_LEADS)
     assert not spec.needs_weights or expert.module is not None
+
+
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_tokens_lie_in_time_as_the_spec_says(name, path):
+    expert, x = small_expert(name, path), prepared(name, path)
+    spec, times = expert.spec, expert.spec.tokens
+    with torch.inference_mode():
+        tokens = expert.encode(x[:, 0]).tokens
+    if times is None:
+        assert tokens is None
+        assert spec.views == ()
+        return
+    assert tokens.shape == (3, times.per_window, times.dim)
+    assert tokens.isfinite().all()
+    starts, ends = times.spans_s(times.per_window)
+    assert starts.min() >= 0
+    assert ends.max() <= spec.seconds + times.step_s
+    covered = np.unique(np.floor((starts + ends) / 2 - 1e-9))
+    assert set(range(int(spec.seconds))) <= set(covered)
+    assert covered.max() < spec.seconds
+    assert window_starts_s(spec.placement, x.shape[1], spec.seconds, 10.0)[-1] + spec.seconds <= 10.0 + 1e-6
+
+
+def middle_s(tokens, reference, times):
+    """Where tokens differ from others, [record] in seconds: the middle, weighed by how much."""
+    starts, ends = times.spans_s(tokens.shape[1])
+    change = (tokens - reference).double().square().sum(-1).numpy()
+    return (change * (starts + ends) / 2).sum(1) / change.sum(1)
+
+
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_a_later_change_in_the_window_shows_in_later_tokens(name, path):
+    """A network that looks at everything at once still changes most where its input does."""
+    expert, x = small_expert(name, path), prepared(name, path)[:1, 0]
+    times = expert.spec.tokens
+    if times is None or times.turn_s or name == "timesnet":  # which begins with a map over time, here a drawn one
+        pytest.skip("no tokens whose input lies where they do")
+    n = x.shape[-1]
+    early, late = x.clone(), x.clone()
+    early[..., n // 8 : n // 4] = early[..., n // 8 : n // 4].flip(-1)
+    late[..., -n // 4 : -n // 8] = late[..., -n // 4 : -n // 8].flip(-1)
+    with torch.inference_mode():
+        base, first, last = (expert.encode(each).tokens for each in (x, early, late))
+    assert middle_s(first, base, times)[0] < middle_s(last, base, times)[0] - expert.spec.seconds / 8
 
 
 def _layers(encoding):

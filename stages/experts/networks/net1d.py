@@ -158,12 +158,15 @@ class Net1D(nn.Module):
         )
         self.dense = nn.Linear(widths[-1], options.n_classes)
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """[batch, lead, time] -> each stage's mean over time [batch, width], and the logits [batch, class]."""
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """[batch, lead, time] -> each stage's mean over time [batch, width], logits [batch, class], the last stage.
+
+        The last stage's output is [batch, width, ceil(time / stride^(1 + stages))].
+        """
         x = self.first_conv(x)
         x = F.silu(self.first_bn(x) if self.use_bn else x)
         means = []
         for stage in self.stage_list:
             x = stage(x)
             means.append(mean_time(x))
-        return means, self.dense(means[-1].to(self.dense.weight.dtype))
+        return means, self.dense(means[-1].to(self.dense.weight.dtype)), x

@@ -111,14 +111,23 @@ class StMemVit(nn.Module):
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         return self.drop_separators(tokens).mean((1, 2), dtype=dtype)
 
-    def pooled_layers(self, x: Tensor) -> Tensor:
-        """[batch, lead, time] -> [batch, depth + 1, width]: `pool` of the tokens entering block 1 and of each block."""
+    def pooled_layers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[batch, lead, time] -> what the encoder gives.
+
+        Returns
+        -------
+        `pool` of the tokens entering block 1 and of each block's output, [batch, depth + 1, width], and the last
+        block's raw output of every patch, the leads' mean, [batch, patch, width].
+        """
         tokens = self.add_separators(self.embed_patches(x))
-        return torch.stack([self.pool(tokens), *map(self.pool, self.block_outputs(tokens))], dim=1)
+        pooled, last = [self.pool(tokens)], tokens
+        for last in self.block_outputs(tokens):
+            pooled.append(self.pool(last))
+        return torch.stack(pooled, dim=1), self.drop_separators(last).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, lead, time] -> the head's output, [batch, num_classes], or the embedding [batch, width]."""
-        return self.head(self.final_norm(self.pooled_layers(x)[:, -1]))
+        return self.head(self.final_norm(self.pooled_layers(x)[0][:, -1]))
 
     def final_norm(self, pooled: Tensor) -> Tensor:
         """Apply the encoder's norm behind the pooling, in the network's own precision."""

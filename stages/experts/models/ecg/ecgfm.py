@@ -30,6 +30,7 @@ from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import convolved_token_times
 
 RATE_HZ = 500.0
 WINDOW = 2500
@@ -137,7 +138,7 @@ class EcgFm(Expert):
             final = final * valid.unsqueeze(-1)
         embedding = pool_nonzero(final)
         output = classifier.proj(embedding.to(classifier.proj.weight.dtype)) if classifier else None
-        return Encoding(torch.stack([mean_tokens(h, valid) for h in hidden], 1), embedding, output)
+        return Encoding(torch.stack([mean_tokens(h, valid) for h in hidden], 1), embedding, output, final)
 
 
 def _authors_windows(signals: np.ndarray, rate_hz: float) -> np.ndarray:
@@ -227,13 +228,15 @@ def _spec(
     enecg = preprocessing == "enecg"
     blocks = tuple(f"block_{k + 1}" for k in range(options.encoder_layers))
     dim = options.encoder_embed_dim
+    window = ENECG_WINDOW if enecg else WINDOW
+    convolutions = [(kernel, stride) for _, kernel, stride in options.conv_feature_layers]
     return ExpertSpec(
         name="ecgfm" if variant in (None, "pretrained") else f"ecgfm-{variant}",
         title="ECG-FM",
         version="1",
         source="McKeen et al., arXiv 2408.05178; fairseq-signals 6b9e137; EnECG 67b8e65 for its input path",
         sampling_rate_hz=RATE_HZ,
-        seconds=(ENECG_WINDOW if enecg else WINDOW) / RATE_HZ,
+        seconds=window / RATE_HZ,
         leads=STANDARD_LEADS,
         normalisation="one z-score over leads and time" if enecg else "z-score per lead over the whole record",
         layer_names=("embed", *blocks),
@@ -250,5 +253,7 @@ def _spec(
         missing_leads="gaps 0, missing lead 0 before the z-score (as EnECG)"
         if enecg
         else "gaps bridged linearly, ends held; a missing or flat lead is zeros in the model input",
-        preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": ENECG_WINDOW if enecg else WINDOW},
+        preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": window},
+        tokens=convolved_token_times(dim, window, RATE_HZ, convolutions),
+        placement="whole" if enecg else "consecutive",
     )

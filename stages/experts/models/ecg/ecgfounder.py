@@ -22,6 +22,7 @@ from stages.experts.networks.net1d import OPTION_NAMES, Net1D, Net1DOptions, opt
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 500.0
 WINDOW = 5000
@@ -104,8 +105,8 @@ class EcgFounder(Expert):
         """Encode one window per record, [batch, lead, time]; there is no mask."""
         if mask is not None:
             raise UsageError("expert 'ecgfounder' takes no mask; leave it out")
-        means, logits = self.module(x)
-        return Encoding(means, means[-1], logits)
+        means, logits, last = self.module(x)
+        return Encoding(means, means[-1], logits, last.transpose(1, 2))
 
 
 @cache
@@ -151,6 +152,12 @@ def _check(options: Net1DOptions) -> None:
         )
 
 
+def _token_times(options: Net1DOptions) -> TokenTimes:
+    """Declare the last stage's steps; every strided convolution gives ceil(samples / stride)."""
+    stride = options.stride ** (1 + len(options.filter_list))
+    return TokenTimes(options.filter_list[-1], -(-WINDOW // stride), stride / RATE_HZ)
+
+
 def _spec(
     options: Net1DOptions, variant: str | None, preprocessing: str, module: nn.Module | None = None
 ) -> ExpertSpec:
@@ -178,4 +185,6 @@ def _spec(
         windows="one window of 10 s, a shorter record whole; longer ones cut, a rest left out, mean over windows",
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 before the joint z-score and after it",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "eps": EPS},
+        tokens=_token_times(options),
+        placement="consecutive",
     )

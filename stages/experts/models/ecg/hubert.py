@@ -21,6 +21,7 @@ from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import convolved_token_times
 
 if TYPE_CHECKING:
     from stages.experts.networks.hubert_net import HubertEcg
@@ -149,7 +150,7 @@ class Hubert(Expert):
         """
         hidden, final, valid = self.module(x, None if mask is None else mask.bool())
         layers = torch.stack([mean_tokens(h, valid) for h in hidden], 1)
-        return Encoding(layers, mean_tokens(final, valid))
+        return Encoding(layers, mean_tokens(final, valid), tokens=final)
 
 
 def preprocess(signals: np.ndarray) -> np.ndarray:
@@ -236,13 +237,16 @@ def _spec(
     size = variant or "small"
     published = _SIZES[size][-1]
     blocks = tuple(f"block_{k + 1}" for k in range(options["num_hidden_layers"]))
+    rate_hz, seconds = FILTER_RATE_HZ / DECIMATION, WINDOW / FILTER_RATE_HZ
+    flattened = len(STANDARD_LEADS) * WINDOW // DECIMATION
+    convolutions = zip(options["conv_kernel"], options["conv_stride"], strict=True)
     return ExpertSpec(
         name="hubert" if size == "small" else f"hubert-{size}",
         title=f"HuBERT-ECG {size}",
         version="1",
         source="Coppola et al., medRxiv 2024.11.14.24317328; Edoar-do/HuBERT-ECG affe1f9",
-        sampling_rate_hz=FILTER_RATE_HZ / DECIMATION,
-        seconds=WINDOW / FILTER_RATE_HZ,
+        sampling_rate_hz=rate_hz,
+        seconds=seconds,
         leads=STANDARD_LEADS,
         normalisation="FIR 0.05-47 Hz, each lead of the whole record to [-1, 1]",
         layer_names=("embed", *blocks),
@@ -265,4 +269,6 @@ def _spec(
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros before the decimation, "
         "which lets its neighbours in the flattened signal leak in at its ends",
         preprocessing={"path": preprocessing, "rate_hz": FILTER_RATE_HZ, "window": WINDOW, "decimation": DECIMATION},
+        tokens=convolved_token_times(options["hidden_size"], flattened, rate_hz, convolutions, turn_s=seconds),
+        placement="consecutive",
     )

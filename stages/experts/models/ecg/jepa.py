@@ -23,6 +23,7 @@ from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 250
 SOURCE_RATE_HZ = 500
@@ -114,7 +115,9 @@ class Jepa(Expert):
         pooled, hidden = [mean_tokens(entering)], entering
         for hidden in outputs:
             pooled.append(mean_tokens(hidden))
-        return Encoding(torch.stack(pooled, dim=1), mean_tokens(self.module.norm(hidden)))
+        final = self.module.norm(hidden)
+        tokens = final.unflatten(1, (-1, self.module.options.p)).mean(1)
+        return Encoding(torch.stack(pooled, dim=1), mean_tokens(final), tokens=tokens)
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,4 +201,6 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
         windows=f"one window, the first {n_window / RATE_HZ:g} s of the record, as the authors; the rest is not seen",
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros; a flat one keeps its level",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "samples": n_window},
+        tokens=TokenTimes(options.embed_dim, options.p, options.t / RATE_HZ),
+        placement="consecutive",
     )

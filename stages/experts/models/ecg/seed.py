@@ -23,6 +23,7 @@ from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 RATE_HZ, N_SAMPLES, PATCH = 100, 1000, 50
 HIGHPASS_HZ = 0.5
@@ -121,7 +122,8 @@ class Seed(Expert):
         patches = net.drop_separators(net.norm(outputs[-1])).float()
         lead_mean, lead_spread = patches.mean(2), patches.std(2, correction=0)
         embedding = torch.cat([lead_mean, lead_spread], dim=-1).flatten(1)
-        return Encoding(torch.stack([net.pool(output) for output in outputs], dim=1), embedding)
+        tokens = patches.transpose(1, 2).flatten(2)
+        return Encoding(torch.stack([net.pool(output) for output in outputs], dim=1), embedding, tokens=tokens)
 
 
 def seed_options(config: Mapping[str, Any] | None) -> StMemOptions:
@@ -160,4 +162,5 @@ def _spec(options: StMemOptions, n_parameters: int) -> ExpertSpec:
         "last one held at its last sample; from 2.5 s",
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 mV, as a flat one is",
         preprocessing={"rate_hz": RATE_HZ, "patch": PATCH, "highpass_hz": HIGHPASS_HZ, "unit_mv": UNIT_MV},
+        tokens=TokenTimes(len(STANDARD_LEADS) * options.width, N_SAMPLES // PATCH, PATCH / RATE_HZ),
     )

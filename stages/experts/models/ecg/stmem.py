@@ -24,6 +24,7 @@ from stages.experts.networks.stmem_net import StMemOptions, StMemVit, options_fr
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 250
 SOUP_RATE_HZ = 100
@@ -132,10 +133,10 @@ class StMem(Expert):
         return encode_in_chunks(self._encode, x, mask, options.num_leads * (x.shape[2] // options.patch_size + 2))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
-        layers = self.module.pooled_layers(x)
+        layers, tokens = self.module.pooled_layers(x)
         embedding = self.module.final_norm(layers[:, -1])
         logits = None if self.module.options.num_classes is None else self.module.head(embedding)
-        return Encoding(layers, embedding, logits)
+        return Encoding(layers, embedding, logits, tokens)
 
 
 def prepare_authors(signals: np.ndarray, rate_hz: float, seq_len: int, present: np.ndarray) -> np.ndarray:
@@ -265,4 +266,5 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input and does not count "
         "in the z-score; a flat lead counts in it (`soup`: becomes zeros)",
         preprocessing={"path": preprocessing, "rate_hz": rate_hz, "seq_len": options.seq_len, "crops": CROPS},
+        tokens=TokenTimes(options.width, options.n_patches, options.patch_size / rate_hz),
     )

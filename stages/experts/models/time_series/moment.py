@@ -25,6 +25,7 @@ from stages.experts.networks.parts.positions import SinePositions
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 WINDOW_SECONDS = 10.0
 ENECG_SAMPLES = 5000
@@ -98,7 +99,7 @@ class MomentNet(nn.Module):
             self.head = nn.Module()
             self.head.linear = nn.Linear(options.d_model, options.patch_len)
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
         """Encode every channel on its own.
 
         Parameters
@@ -111,7 +112,8 @@ class MomentNet(nn.Module):
         Returns
         -------
         The mean over channels and observed patches of the tokens before the first block and after each,
-        [batch, d_model], and the same of the final norm's output, all float32.
+        [batch, d_model]; the same of the final norm's output; that output of every patch, the channels' mean, [batch,
+        patch, d_model]; all float32.
         """
         batch, channels = x.shape[:2]
         patches = None if observed is None else self.observed_patches(observed)
@@ -124,7 +126,8 @@ class MomentNet(nn.Module):
             hidden, bias = block(hidden, mask, bias)[:2]
             pooled.append(pool(hidden.unflatten(0, (batch, channels)), patches))
         final = self.encoder.final_layer_norm(hidden).unflatten(0, (batch, channels))
-        return pooled, pool(final, patches)
+        tokens = final.float().mean(dim=1)
+        return pooled, pool_patches(tokens, patches), tokens
 
     def normalise(self, x: Tensor, observed: Tensor | None) -> Tensor:
         """Subtract each channel's observed mean, divide by its deviation + 1e-5 (RevIN)."""
@@ -170,7 +173,11 @@ class PatchEmbedding(nn.Module):
 
 def pool(tokens: Tensor, patches: Tensor | None) -> Tensor:
     """Mean over channels and observed patches, [batch, channel, patch, dim] -> float32 [batch, dim]."""
-    per_patch = tokens.float().mean(dim=1)
+    return pool_patches(tokens.float().mean(dim=1), patches)
+
+
+def pool_patches(per_patch: Tensor, patches: Tensor | None) -> Tensor:
+    """Mean over observed patches, [batch, patch, dim] -> [batch, dim]; NaN where no patch is observed."""
     if patches is None:
         return per_patch.mean(dim=1)
     weight = patches.unsqueeze(-1).float()
@@ -252,8 +259,8 @@ class Moment(Expert):
         return encode_in_chunks(self._encode, x, mask, tokens_per_record)
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
-        pooled, embedding = self.module(x, mask)
-        return Encoding(torch.stack(pooled, dim=1), embedding)
+        pooled, embedding, tokens = self.module(x, mask)
+        return Encoding(torch.stack(pooled, dim=1), embedding, tokens=tokens)
 
 
 def _windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
@@ -307,6 +314,12 @@ def _refuse_other_size(config: Mapping[str, Any] | None, variant: str | None, st
         )
 
 
+def _token_times(options: MomentOptions, n_samples: int, rate_hz: float) -> TokenTimes:
+    length, stride = options.patch_len, options.patch_stride_len
+    n_patches = (n_samples - length) // stride + 1
+    return TokenTimes(options.d_model, n_patches, stride / rate_hz, (length - stride) / 2 / rate_hz)
+
+
 def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_parameters: int) -> ExpertSpec:
     size = variant or "small"
     seconds = options.seq_len / BEAT_RATE_HZ if preprocessing == "beats" else WINDOW_SECONDS
@@ -350,4 +363,6 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
         "channel of zeros, which counts in the mean (`enecg`: every missing sample is 0 mV before the z-score, as "
         "published)",
         preprocessing={"path": preprocessing, "n_samples": options.seq_len},
+        tokens=_token_times(options, n_samples, n_samples / seconds),
+        placement="whole" if preprocessing == "enecg" else "even",
     )

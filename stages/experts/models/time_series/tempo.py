@@ -23,6 +23,7 @@ from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
 from stages.experts.signals.decompose import stl
+from stages.experts.token_times import TokenTimes
 
 TRAINING_ONLY = ("is_gpt", "pretrain", "freeze", "loss_func")
 # GPT-2's causal buffers of older transformers, EnECG's attention map, the probabilistic heads, an unused prompt pool.
@@ -96,7 +97,8 @@ class TempoExpert(Expert):
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         y, hidden, final = self.module(x)
         layers = torch.stack([tokens.float().mean(dim=1) for tokens in hidden], dim=1)
-        return Encoding(layers, final.float().mean(dim=1), y)
+        tokens = final.unflatten(1, (len(PARTS), -1))[:, :, self.module.options.prompt_length :].mean(1)
+        return Encoding(layers, final.float().mean(dim=1), y, tokens)
 
 
 def _options(config: Mapping[str, Any] | None) -> TempoOptions:
@@ -160,4 +162,12 @@ def _spec(options: TempoOptions, preprocessing: str, n_parameters: int) -> Exper
             "n_samples": options.seq_len,
             "stl_period": options.period,
         },
+        # Trend, season and residual have each their token of a moment; none sees what comes later in its own part.
+        tokens=TokenTimes(
+            options.d_model,
+            options.patch_num,
+            options.stride * _enecg.WINDOW_SECONDS / options.seq_len,
+            (options.patch_size - options.stride) / 2 * _enecg.WINDOW_SECONDS / options.seq_len,
+            causal=True,
+        ),
     )

@@ -21,6 +21,7 @@ from stages.experts.networks.timesnet_net import TIME_FEATURES, TimesNet, TimesN
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
+from stages.experts.token_times import TokenTimes
 
 TRAINING_ONLY = ("task_name", "label_len", "moving_avg", "kernel_size", "weights")
 _PUBLISHED_PARAMETERS = 1_130_618
@@ -84,7 +85,7 @@ class TimesNetExpert(Expert):
             raise InputError(f"expert 'timesnet': input {list(x.shape)}; expected [batch, {o.enc_in}, {o.seq_len}]")
         y, hidden = self.module(x)
         layers = torch.stack([tokens.float().mean(dim=1) for tokens in hidden], dim=1)
-        return Encoding(layers, layers[:, -1], y.flatten(1))
+        return Encoding(layers, layers[:, -1], y.flatten(1), hidden[-1][:, : o.seq_len])
 
 
 def _check(options: TimesNetOptions) -> None:
@@ -152,4 +153,5 @@ def _spec(options: TimesNetOptions, preprocessing: str, n_parameters: int) -> Ex
         windows=_enecg.WINDOWS,
         missing_leads=_enecg.MISSING_LEADS,
         preprocessing={"path": preprocessing, "leads": leads, "n_samples": options.seq_len},
+        tokens=TokenTimes(options.d_model, options.seq_len, _enecg.WINDOW_SECONDS / options.seq_len),
     )

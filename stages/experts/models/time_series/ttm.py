@@ -21,6 +21,7 @@ from stages.experts.networks.ttm_options import OPTION_NAMES, TtmOptions, hidden
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
+from stages.experts.token_times import TokenTimes
 
 RECORD_SECONDS = 10.0
 LOWEST_RATE_HZ = 100.0
@@ -136,7 +137,9 @@ class Ttm(Expert):
             )
         result = self.module(x[..., -options.context_length :])
         layers = [_pooled(state) for state in result.hidden]
-        return Encoding(layers, _pooled(result.backbone), result.forecast.flatten(1))
+        patches = result.backbone[:, :, int(options.resolution_prefix_tuning) :]
+        tokens = patches.transpose(1, 2).flatten(2)
+        return Encoding(layers, _pooled(result.backbone), result.forecast.flatten(1), tokens)
 
 
 def _pooled(state: Tensor) -> Tensor:
@@ -221,4 +224,14 @@ def _spec(options: TtmOptions, variant: str | None, n_parameters: int) -> Expert
         "mean of their vectors",
         missing_leads="gaps bridged linearly, ends held; a missing lead is a channel of zeros",
         preprocessing={"path": "authors", "rate_hz": rate_hz, "context_length": options.context_length},
+        tokens=TokenTimes(
+            len(leads) * options.d_model,
+            options.n_patches - options.resolution_prefix_tuning,
+            options.patch_stride / rate_hz,
+            (
+                (options.context_length - options.patch_length) % options.patch_stride
+                + (options.patch_length - options.patch_stride) / 2
+            )
+            / rate_hz,
+        ),
     )
