@@ -49,6 +49,10 @@ class WeightsError(EnsembleError, ValueError):
     """Weights that do not fit the expert, or cannot be had."""
 
 
+class ExpertCodeError(EnsembleError, RuntimeError):
+    """An expert's own code that fails, or gives something else than its spec says: no fault of any record."""
+
+
 class TooManyBadRecordsError(EnsembleError):
     """The work was finished, but more records were bad than `--max-bad` allows."""
 

@@ -182,7 +182,8 @@ def posttrain(
     for line in summary_lines(summary):
         typer.echo(line)
     typer.echo(
-        f"-> {summary.folder}; next: name '{summary.name}' under `experts` in params.yaml, then `ensemble embed`"
+        f"-> {summary.folder}; next: name '{summary.name}' under `experts` in params.yaml, then `ensemble embed "
+        f"--expert {summary.name}`"
     )
 
 

@@ -25,6 +25,7 @@ from cache.signals import RATE_HZ, SignalStore
 from stages.embed.buffer import ShardBuffer
 from stages.embed.settings import EmbedSettings, EmbedSummary
 from stages.experts import Expert
+from stages.experts.faults import SAME_FAULTS, Faults
 from stages.experts.run import Vectors, run_expert
 
 PREFETCHED_BATCHES = 2
@@ -99,6 +100,7 @@ class Line:
     def __post_init__(self) -> None:
         self.batch_size = self.settings.batch_size or AUTO_BATCH.get(self.expert.device.type, 16)
         self.buffer = ShardBuffer(self.store)
+        self.faults = Faults(self.settings.expert, min(SAME_FAULTS, len(self.store)))
 
     def embed(self, pending: list[int]) -> None:
         """Embed those of the pending shards that no other process has claimed."""
@@ -157,15 +159,18 @@ class Line:
         if not len(good):
             return good, None
         try:
-            return good, self.expert.prepare(signals_mv[good], RATE_HZ)
-        except (ValueError, ArithmeticError, IndexError):
+            x = self.expert.prepare(signals_mv[good], RATE_HZ)
+            self.faults.succeeded()
+            return good, x
+        except Exception:  # one record spoilt the batch: find it, keep the others
             kept, parts = [], []
-            for position in good:  # one record spoilt the batch: find it, keep the others
+            for position in good:
                 try:
                     parts.append(self.expert.prepare(signals_mv[position : position + 1], RATE_HZ))
                     kept.append(position)
-                except (ValueError, ArithmeticError, IndexError) as error:
-                    self.summary.bad[ids[position]] = str(error).splitlines()[0]
+                    self.faults.succeeded()
+                except Exception as error:
+                    self.summary.bad[ids[position]] = self.faults.failed(ids[position], error)
             return np.array(kept, dtype=np.int64), torch.cat(parts) if parts else None
 
     def _compute(self, batch: _Batch) -> Vectors | None:

@@ -27,6 +27,7 @@ from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
 from stages.embed.shard_pipeline import Line, Progress, size_of
 from stages.experts import Expert, expert_class, load_expert
 from stages.experts.checkpoints import find_weights, origin_of, sha256_of
+from stages.experts.options import plain_options
 from stages.experts.run import set_precision
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def describe(settings: EmbedSettings) -> dict[str, Any]:
         "weights_sha256": _digest_once(find_weights(spec, settings.weights)) if spec.needs_weights else "none",
         "config": dict(settings.config or {}),
         "preprocessing": settings.preprocessing or cls.preprocessing_variants[0],
+        "preprocessing_options": plain_options(settings.expert, spec.preprocessing),
         "precision": settings.precision,
         "dtype": settings.dtype or spec.store_dtype,
     }

@@ -6,10 +6,13 @@ Lives here: what several experts' `build` share. Not here: the options of any on
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cache.errors import UsageError
+import numpy as np
+
+from cache.errors import ExpertCodeError, UsageError
 
 
 def architecture_overrides(
@@ -37,3 +40,30 @@ def architecture_overrides(
         elif name not in ignored and (near := difflib.get_close_matches(name, known, 1, cutoff=0.9)):
             raise UsageError(f"expert '{expert}': unknown config option '{name}'; did you mean '{near[0]}'?")
     return kept
+
+
+def plain_options(expert: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON holds them: tuples and arrays as lists, numpy's numbers as Python's.
+
+    Raises
+    ------
+    ExpertCodeError
+        A value that JSON cannot hold, such as a function: it could not be told apart from another one.
+
+    Examples
+    --------
+    >>> plain_options("mine", {"bands_hz": ((0.5, 5.0), (5.0, 15.0))})
+    {'bands_hz': [[0.5, 5.0], [5.0, 15.0]]}
+    """
+
+    def as_plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        raise TypeError(f"a {type(value).__name__}")
+
+    try:
+        return dict(json.loads(json.dumps(dict(options), default=as_plain)))
+    except (TypeError, ValueError) as error:
+        raise ExpertCodeError(
+            f"expert '{expert}': spec.preprocessing holds what JSON cannot ({error}); give numbers, text and lists"
+        ) from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.experts.contract import PRECISION_DTYPES, Encoding, Expert, Precision
+from stages.experts.faults import encode_checked
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run_expert(expert: Expert, x: Tensor, precision: Precision = "fp32") -> Vect
         flat = x.flatten(0, 1).to(expert.device, non_blocking=True)
         if expert.module is not None:
             flat = flat.to(PRECISION_DTYPES[precision])
-        encoding = expert.encode(flat)
+        encoding = encode_checked(expert, flat)
         return _pooled(encoding, batch, windows)
 
 

@@ -67,8 +67,24 @@ def version_folder(name: str) -> Path:
         A name that is none.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name of a version; write EXPERT+TAG, such as stmem+ipastmem")
+        raise UsageError(f"--name {name}: a version is named EXPERT+TAG, such as stmem+ipastmem; write it so")
     return VERSIONS / name
+
+
+def check_version_name(name: str, expert: str) -> None:
+    """Refuse a name that a version of `expert` cannot have, before anything is trained.
+
+    Raises
+    ------
+    UsageError
+        Not EXPERT+TAG, of another expert, or the name of the expert itself that is adapted.
+    """
+    base = expert.partition("+")[0]
+    version_folder(name)
+    if name.partition("+")[0] != base:
+        raise UsageError(f"--name {name}: a version of '{expert}' is named after it; write {base}+TAG")
+    if name == expert:
+        raise UsageError(f"--name {name}: that is the version to start from; write {expert}+TAG")
 
 
 def list_versions() -> list[str]:

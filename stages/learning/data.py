@@ -102,7 +102,16 @@ def read_outputs(stores: Mapping[str, Place]) -> dict[str, np.ndarray]:
     return {name: store.read_output() for name, store in opened.items() if store.output is not None}
 
 
-IDENTITY_KEYS = ("expert", "version", "weights_sha256", "config", "preprocessing", "precision", "dtype")
+IDENTITY_KEYS = (
+    "expert",
+    "version",
+    "weights_sha256",
+    "config",
+    "preprocessing",
+    "preprocessing_options",
+    "precision",
+    "dtype",
+)
 
 
 def expert_identity(attributes: Mapping[str, Any]) -> str:

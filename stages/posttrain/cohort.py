@@ -21,7 +21,7 @@ from stages.experts import Expert
 from stages.heads.targets.tasks import TaskSpec, encode, unusable
 from stages.scoring.metrics import score
 from stages.scoring.predictions import Block
-from stages.training.inputs import prepared_inputs, training_rows
+from stages.training.inputs import input_identity, prepared_inputs, training_rows
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,11 @@ class LabelledCohort:
     signals_digest: str
 
     @classmethod
-    def read(cls, expert: Expert, name: str, task_name: str, paths: tuple[Path, Place], state: Path) -> Self:
+    def read(cls, expert: Expert, task_name: str, paths: tuple[Path, Place], state: Path) -> Self:
         """Read the cohort as `expert` takes it.
 
         Parameters
         ----------
-        name
-            Of the expert or version.
         paths
             records.parquet and signals.zarr.
         state
@@ -80,8 +78,7 @@ class LabelledCohort:
         train = records["split"].to_numpy()[rows] == "train"
         if reason := unusable(task, y[train], known[train]):
             raise InputError(f"task '{task_name}' cannot be learnt: {reason}")
-        identity = {"expert": name.partition("+")[0], **expert.spec.preprocessing}
-        inputs = prepared_inputs(state / "inputs", identity, expert.prepare, signals, rows)
+        inputs = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
         targets_y, weights = torch.from_numpy(np.asarray(y, np.float32)), torch.from_numpy(known)
         return cls(records, rows, inputs, target, task, targets_y, weights, signals.content_digest())
 

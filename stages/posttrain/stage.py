@@ -21,13 +21,14 @@ from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
 from cache.storage.locations import Place
 from stages.experts import Expert, load_expert
-from stages.experts.versions import is_version, read_version
+from stages.experts.versions import check_version_name, is_version, read_version
 from stages.heads.targets.tasks import layout
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
 from stages.training.distributed import Group, training_group
+from stages.training.inputs import input_identity
 from stages.training.loop import LoopSettings, Training
 from stages.training.memory import checkpoint_blocks
 from stages.training.versions import cohort_facts, write_version
@@ -70,6 +71,7 @@ class PosttrainSettings:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
+        check_version_name(self.name, self.expert)
         if any(not 0 < fraction <= 1 for fraction in self.fractions) or not self.fractions:
             raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
         if not self.seeds:
@@ -134,7 +136,7 @@ def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progres
     expert = _load(s)
     residual_blocks(expert)
     with group.leader_first():
-        data = LabelledCohort.read(expert, s.expert, s.task, (paths.records, paths.signals), paths.state)
+        data = LabelledCohort.read(expert, s.task, (paths.records, paths.signals), paths.state)
     summary = PosttrainSummary(s.name, test_rows=data.rows[data.of("test")])
     for fraction in sorted(s.fractions, reverse=True):
         for seed in s.seeds:
@@ -268,7 +270,8 @@ class _Run:
         start = float(sum(p.detach().double().abs().sum() for p in tuned.parameters()))
         cohort = cohort_facts(self.data.records, self.data.rows[self.train], self.data.signals_digest)
         asked |= {"gradient_checkpointing": None, "seed": self.seed, "fraction": self.fraction}
-        return fingerprint({"asked": asked, "cohort": cohort, "start": start})
+        inputs = input_identity(tuned.expert)
+        return fingerprint({"asked": asked, "inputs": inputs, "cohort": cohort, "start": start})
 
     def _after_epoch(self, model: Any, _: int) -> dict[str, float]:
         judged = self._labelled(self._features(model, self.val)[self.val], self.val)
@@ -317,6 +320,7 @@ def _save_head(tuned: Tuned, path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({key: value.cpu().contiguous() for key, value in tuned.head.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def summary_lines(summary: PosttrainSummary) -> Iterator[str]:

@@ -17,6 +17,9 @@ from stages.experts.contract import STANDARD_LEADS
 from stages.experts.networks.timesnet_net import TimesNet
 from stages.experts.signals import enecg_input as _enecg
 
+SERIES_VERSION = 1
+"""Raised whenever `prepare_series` gives other numbers: kept inputs are then made again."""
+
 
 class Forecaster(nn.Module):
     """A network and its loss: the mean squared error of the continuation."""

@@ -21,9 +21,9 @@ from stages.experts.models.ecg.seed import seed_options
 from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
 from stages.experts.networks.stmem_net import StMemAttention, StMemOptions
 from stages.experts.options import architecture_overrides
-from stages.pretrain.forecast import Forecaster, Series, prepare_series
+from stages.pretrain.forecast import SERIES_VERSION, Forecaster, Series, prepare_series
 from stages.pretrain.masked import VARIANTS, MaskedOptions, MaskedStMem
-from stages.training.inputs import Prepare
+from stages.training.inputs import Prepare, input_identity
 from stages.training.loop import Batches
 
 SIZES = {"tiny": (192, 3, 768), "small": (384, 6, 1536), "base": (768, 12, 3072)}
@@ -129,7 +129,7 @@ def _masked(variant: str, size: str, preprocessing: str, config: Mapping[str, An
         model,
         [*model.encoder.blocks, *model.decoder_blocks],
         expert.prepare,
-        {"expert": "stmem", **expert.spec.preprocessing},
+        input_identity(expert),
         lambda inputs: MaskedBatches(inputs, options.encoder.n_patches),
         lambda trained: trained.state_dict(),
         {**architecture, "dim_head": options.encoder.dim_head},
@@ -149,7 +149,7 @@ def _seed(variant: str, config: Mapping[str, Any]) -> Objective:
         model,
         [*model.encoder.blocks, *model.decoder_blocks],
         expert.prepare,
-        {"expert": "seed", **expert.spec.preprocessing},
+        input_identity(expert),
         lambda inputs: MaskedBatches(inputs, model.options.encoder.n_patches),
         lambda trained: {key: value.half() for key, value in trained.get_submodule("encoder").state_dict().items()},
         size,
@@ -188,7 +188,7 @@ def _forecast(expert: str, leads: str, config: Mapping[str, Any]) -> Objective:
         Forecaster(net),
         [],
         partial(prepare_series, n_samples=n_samples),
-        {"expert": "forecast", "n_samples": n_samples},
+        {"expert": expert, "version": built.spec.version, "series": SERIES_VERSION, "n_samples": n_samples},
         lambda inputs: Series(inputs, seq_len, joint=joint),
         lambda trained: trained.get_submodule("net").state_dict(),
         merged,

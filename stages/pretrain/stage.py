@@ -19,6 +19,7 @@ from cache.records import open_records
 from cache.signals import open_signals
 from cache.storage.locations import Place
 from stages.experts import expert_class
+from stages.experts.versions import check_version_name
 from stages.pretrain.objectives import Objective, make_objective
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import prepared_inputs, training_rows
@@ -45,6 +46,9 @@ class PretrainSettings:
     leads: str = "each"
     config: Mapping[str, Any] = field(default_factory=dict)
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_version_name(self.name, self.expert)
 
 
 @dataclass(frozen=True)
@@ -125,18 +129,20 @@ def _training(
         objective.batches(parts["train"]),
         s.loop,
         checkpoint=paths.state / "training" / f"{s.name}.pt",
-        identity=_identity(s, signals.content_digest(), parts["train"].shape, records),
+        identity=_identity(s, objective, signals.content_digest(), parts["train"].shape, records),
         group=group,
         progress=progress,
         after_epoch=_validation(objective, parts["val"], s.loop.batch_size) if "val" in parts else None,
     )
 
 
-def _identity(s: PretrainSettings, signals_digest: str, shape: tuple[int, ...], records: Any) -> str:
+def _identity(
+    s: PretrainSettings, objective: Objective, signals_digest: str, shape: tuple[int, ...], records: Any
+) -> str:
     loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
     split = cohort_facts(records, training_rows(records), signals_digest)
     asked = {**asdict(s), "loop": loop, "gradient_checkpointing": None}
-    return fingerprint({"asked": asked, "cohort": split, "shape": list(shape)})
+    return fingerprint({"asked": asked, "inputs": objective.identity, "cohort": split, "shape": list(shape)})
 
 
 def _validation(objective: Objective, inputs: np.ndarray, batch: int) -> Callable[[nn.Module, int], dict[str, float]]:

@@ -19,6 +19,8 @@ from cache.files import replacing
 from cache.fingerprint import fingerprint
 from cache.records import records_digest
 from cache.signals import RATE_HZ, SignalStore
+from stages.experts import Expert
+from stages.experts.options import plain_options
 
 Prepare = Callable[[np.ndarray, float], Tensor]
 BLOCK = 64
@@ -37,6 +39,21 @@ def training_rows(records: pd.DataFrame, split: str = "train") -> np.ndarray:
     if not len(rows):
         raise InputError(f"no readable record has split '{split}'; run `ensemble ingest` with more records")
     return rows
+
+
+def input_identity(expert: Expert) -> dict[str, object]:
+    """Return what an expert's `prepare` depends on: its version, input path, and the options of both.
+
+    A named version of an expert prepares as its base does, so that both share the files.
+    """
+    spec = expert.spec
+    return {
+        "expert": spec.name.partition("+")[0],
+        "version": spec.version,
+        "path": expert.preprocessing,
+        "options": plain_options(spec.name, spec.preprocessing),
+        "input": [spec.sampling_rate_hz, spec.seconds, list(spec.leads)],
+    }
 
 
 def prepared_inputs(

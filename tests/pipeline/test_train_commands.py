@@ -52,6 +52,9 @@ def test_posttrain_takes_fractions_and_seeds_and_tells_each(ensemble):
     runs = json.loads(Path("weights/versions/stmem+sex/results.json").read_text())["runs"]
     assert [(run["fraction"], run["seed"]) for run in runs] == [(1.0, 3), (1.0, 4), (0.5, 3), (0.5, 4)]
     assert facts_of("stmem+sex")["parameters"]["seed"] == 3
+    folder = Path("weights/versions/stmem+sex")
+    assert {file.name for file in folder.iterdir() if file.stat().st_mode & 0o044 != 0o044} == set()
+    assert "`ensemble embed --expert stmem+sex`" in ended.stdout.splitlines()[-1]
     recorded = json.loads(Path(".ensemble/runs/posttrain-stmem+sex.json").read_text())
     assert recorded["settings"]["weights"].endswith("stmem.safetensors")
 
@@ -89,6 +92,10 @@ def test_posttrain_starts_from_the_experts_store_where_it_is_current(ensemble):
         (("posttrain", *ASK[:2], "--task", "height", "--accept-license"), "has the targets sex, age"),
         (("posttrain", *ASK, "--fractions", ","), "--fractions"),
         (("posttrain", *ASK, "--drop-path", "1"), "--drop-path"),
+        (("posttrain", *ASK, "--name", "mymodel"), "--name mymodel: a version is named EXPERT+TAG"),
+        (("posttrain", *ASK, "--name", "ecgfm+sex"), "--name ecgfm+sex: a version of 'stmem'"),
+        (("pretrain", "--expert", "stmem", "--name", "mymodel"), "--name mymodel: a version is named EXPERT+TAG"),
+        (("pretrain", "--expert", "stmem", "--name", "seed+mine"), "--name seed+mine: a version of 'stmem'"),
         (("pretrain",), "--expert: which one?"),
         (("pretrain", "--expert", "stmem", "--size", "huge"), "--size huge"),
     ],
@@ -98,3 +105,4 @@ def test_wrong_use_is_one_line(ensemble, options, message):
     assert ended.returncode == 2
     assert message in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+    assert not Path(".ensemble/training").exists()

@@ -86,6 +86,19 @@ def test_a_version_can_be_adapted_again(stmem):
     assert not np.array_equal(vectors_of("stmem+sex+age"), vectors_of("stmem+sex"))
 
 
+def test_inputs_of_an_earlier_version_of_the_expert_are_not_read(stmem, study, monkeypatch):
+    from stages.experts.models.ecg import stmem as module
+
+    posttrain(stmem, PATHS)
+    [kept] = (study / ".ensemble/inputs").iterdir()
+    posttrain(stmem, PATHS)
+    assert list((study / ".ensemble/inputs").iterdir()) == [kept]
+    spec = module._spec
+    monkeypatch.setattr(module, "_spec", lambda *args: replace(spec(*args), version="later"))
+    posttrain(stmem, PATHS)
+    assert len(list((study / ".ensemble/inputs").iterdir())) == 2
+
+
 def test_the_tuned_network_learns_what_its_frozen_features_do_not_tell(stmem):
     longer = replace(stmem, loop=replace(LOOP, epochs=12), drop_path=0.1, drop_path_schedule="linear", select="best")
     curve = posttrain(longer, PATHS).runs[0]["curve"]
@@ -174,7 +187,10 @@ def test_the_probe_solves_what_is_linear(kind):
     [
         ({"task": "height"}, "has the targets sex, age"),
         ({"drop_path": 1.5}, "0 <= rate < 1"),
-        ({"expert": "rocket", "weights": None, "config": {}, "preprocessing": None}, "cannot be post-trained"),
+        (
+            {"name": "rocket+sex", "expert": "rocket", "weights": None, "config": {}, "preprocessing": None},
+            "cannot be post-trained",
+        ),
     ],
 )
 def test_wrong_use_is_told(stmem, change, message):

@@ -123,6 +123,16 @@ def test_a_checkpoint_of_other_parameters_is_not_used(study, caplog):
     assert "starting afresh" in caplog.text
 
 
+def test_neither_inputs_nor_checkpoint_of_an_earlier_version_are_used(study, monkeypatch):
+    from stages.experts.models.ecg import stmem as module
+
+    run()
+    spec = module._spec
+    monkeypatch.setattr(module, "_spec", lambda *args: replace(spec(*args), version="later"))
+    assert run().resumed_at == 0
+    assert len(list((study / ".ensemble/inputs").iterdir())) == 4  # training and validation records of both
+
+
 def test_accumulation_and_checkpointing_change_no_number(study):
     plain = replace(STMEM, config=TINY | {"drop_out_rate": 0.0})
     whole = run(plain).history.losses

@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-DOC = Path(__file__).parents[2] / "docs/adding-an-expert.md"
+from tests.stages.third_party import example_files
+
 RUN = """
 import numpy, torch
 from stages.experts import load_expert
@@ -21,11 +21,6 @@ BROKEN = {
     "no_class": "Expert = object",
     "no_spec": "from stages.experts import Expert\nclass Expert(Expert): ...",
 }
-
-
-def example_files():
-    """The files that the page shows: a code block behind each `FILE:` line."""
-    return dict(re.findall(r"^`([\w./-]+)`:\n+```\w+\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL))
 
 
 def install(files, project, target):
