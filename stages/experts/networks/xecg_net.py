@@ -62,10 +62,7 @@ class Xecg(nn.Module):
     def __init__(self, options: XecgOptions) -> None:
         super().__init__()
         self.options = options
-        self.patch_embedding = nn.Module()
-        self.patch_embedding.conv = nn.Conv1d(
-            options.n_leads, options.embedding_size, options.patch_size, stride=options.patch_size, bias=False
-        )
+        self.patch_embedding = XecgPatches(options)
         # Of masked pretraining: it is in every file, and no embedding passes through it.
         self.mask_token = nn.Parameter(torch.zeros(options.embedding_size))
         kinds = {"s": SlstmBlock, "m": MlstmBlock}
@@ -76,12 +73,25 @@ class Xecg(nn.Module):
     def forward(self, x: Tensor) -> XecgStates:
         """Encode [batch, time, lead] in mV; time is a multiple of the patch size."""
         valid = x[:, :: self.options.patch_size].ne(0).any(-1)
-        tokens = self.patch_embedding.conv(x.transpose(1, 2)).transpose(1, 2)
+        tokens = self.patch_embedding(x)
         hidden, blocks = tokens, []
         for k, block in enumerate(self.core.model.blocks):  # type: ignore[union-attr, arg-type]
             hidden = block(hidden.flip(1) if k else hidden)
             blocks.append(hidden.flip(1) if k % 2 else hidden)
         return XecgStates(valid, tokens, blocks)
+
+
+class XecgPatches(nn.Module):
+    """One token a patch of all leads."""
+
+    def __init__(self, options: XecgOptions) -> None:
+        super().__init__()
+        patch = options.patch_size
+        self.conv = nn.Conv1d(options.n_leads, options.embedding_size, patch, stride=patch, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, time, lead] -> [batch, token, width]."""
+        return self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
 class SlstmBlock(nn.Module):
