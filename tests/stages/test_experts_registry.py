@@ -80,10 +80,12 @@ def test_a_later_change_in_the_window_shows_in_later_tokens(name, path):
     times = expert.spec.tokens
     if times is None or times.turn_s or name == "timesnet":  # which begins with a map over time, here a drawn one
         pytest.skip("no tokens whose input lies where they do")
-    n = x.shape[-1]
+    time = -1 if x.ndim < 3 or x.shape[-1] > x.shape[-2] else -2
+    n = x.shape[time]
     early, late = x.clone(), x.clone()
-    early[..., n // 8 : n // 4] = early[..., n // 8 : n // 4].flip(-1)
-    late[..., -n // 4 : -n // 8] = late[..., -n // 4 : -n // 8].flip(-1)
+    for changed, start in ((early, n // 8), (late, n - n // 4)):
+        part = changed.narrow(time, start, n // 8)
+        part.copy_(part.flip(time))
     with torch.inference_mode():
         base, first, last = (expert.encode(each).tokens for each in (x, early, late))
     assert middle_s(first, base, times)[0] < middle_s(last, base, times)[0] - expert.spec.seconds / 8

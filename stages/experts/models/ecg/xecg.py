@@ -24,6 +24,8 @@ from stages.experts.signals import dsp
 from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 100
+WINDOW_SECONDS = 10
+"""Of an ordinary record; the network takes any length, the authors' input path up to 12 s."""
 LONGEST_SAMPLES = 1200
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(XecgOptions) if field.name != "n_leads")
 TRAINING_ONLY = ("sampling_freq", "xlstm_dropout", "dropout", "mask_ratio", "backend")
@@ -151,7 +153,7 @@ def _spec(options: XecgOptions, n_parameters: int) -> ExpertSpec:
         version="1",
         source="Lunelli et al. 2025, arXiv 2509.10151; dlaskalab/bench-xecg",
         sampling_rate_hz=RATE_HZ,
-        seconds=LONGEST_SAMPLES / RATE_HZ,
+        seconds=WINDOW_SECONDS,
         leads=STANDARD_LEADS,
         normalisation="none: mV",
         layer_names=("embed", *(f"block_{k + 1}" for k in range(n_blocks))),
@@ -175,7 +177,7 @@ def _spec(options: XecgOptions, n_parameters: int) -> ExpertSpec:
         preprocessing={"path": "authors", "rate_hz": RATE_HZ, "longest_samples": LONGEST_SAMPLES},
         tokens=TokenTimes(
             dim=options.embedding_size,
-            per_window=LONGEST_SAMPLES // options.patch_size,
+            per_window=WINDOW_SECONDS * RATE_HZ // options.patch_size,
             step_s=options.patch_size / RATE_HZ,
         ),
         placement="consecutive",
