@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 Section = TypeVar("Section", bound="Training")
 
-STMEM_RATE = 1.2e-3
-"""Published learning rate for a batch of 256; it grows with the batch."""
-
 
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
@@ -36,8 +33,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pretrain(
-    expert: Annotated[str | None, typer.Option(help="stmem, seed, timesnet or dlinear.")] = None,
-    variant: Annotated[str | None, typer.Option(help="stmem: stmem or ipastmem.")] = None,
+    expert: Annotated[str | None, typer.Option(help="One that `ensemble experts NAME` says can be pretrained.")] = None,
+    variant: Annotated[str | None, typer.Option(help="stmem, seed: stmem or ipastmem.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the version, EXPERT+TAG; under `pretrain` in params.yaml.")
     ] = None,
@@ -84,11 +81,12 @@ def pretrain_settings(study: Study, expert: str | None, name: str | None, option
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.study.params import Pretrain
     from stages.pretrain import PretrainSettings
+    from stages.pretrain.objectives import pretrainable
 
     expert = expert or (study.params.pretrain[name].expert if name in study.params.pretrain else None)
     if expert is None:
         raise UsageError(
-            "--expert: which one? stmem, seed, timesnet or dlinear; or --name of an entry under `pretrain`"
+            f"--expert: which one? {', '.join(pretrainable())}; or --name of an entry under `pretrain` in params.yaml"
         )
     name = name or f"{expert}+{options['variant'] or 'pretrained'}"
     params = _overridden(Pretrain, study.params.pretrain.get(name), {**options, "expert": expert})
@@ -119,18 +117,21 @@ def _overridden(kind: type[Section], params: Section | None, options: dict[str, 
 
 
 def _pretrain_loop(params: Pretrain, seed: int) -> LoopSettings:
-    """Fill in what is not given: the published recipe of ST-MEM, and a common one for the forecasters."""
-    masked = params.expert in ("stmem", "seed")
-    epochs = params.epochs or (800 if masked else 10)
+    """Fill in what is not given from the expert's recipe."""
+    from stages.pretrain.objectives import recipe_of
+
+    recipe = recipe_of(params.expert)
+    epochs = params.epochs or recipe.epochs
+    rate = recipe.learning_rate * (params.batch_size / 256 if recipe.rate_per_256 else 1)
     warmup = params.warmup_epochs
     return loop_settings(
         params,
         seed,
         epochs=epochs,
-        learning_rate=params.learning_rate or (STMEM_RATE * params.batch_size / 256 if masked else 1e-3),
-        weight_decay=params.weight_decay if params.weight_decay is not None else (0.01 if masked else 0.0),
-        betas=(0.9, 0.95) if masked else (0.9, 0.999),
-        warmup_epochs=warmup if warmup is not None else (epochs / 20 if masked else 0.0),
+        learning_rate=params.learning_rate or rate,
+        weight_decay=params.weight_decay if params.weight_decay is not None else recipe.weight_decay,
+        betas=recipe.betas,
+        warmup_epochs=warmup if warmup is not None else epochs * recipe.warmup_share,
     )
 
 

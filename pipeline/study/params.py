@@ -83,11 +83,11 @@ class Training(_Section):
 class Pretrain(Training):
     """One version to pretrain; see docs/pretraining.md."""
 
-    expert: Literal["stmem", "seed", "timesnet", "dlinear"] = "stmem"
-    variant: Literal["", "stmem", "ipastmem"] = ""
-    size: Literal["tiny", "small", "base"] = "tiny"
-    preprocessing: Literal["soup", "authors"] = "soup"
-    leads: Literal["each", "joint"] = "each"
+    expert: str = "stmem"
+    variant: str = ""
+    size: str = ""
+    preprocessing: str = ""
+    leads: str = ""
     warmup_epochs: float | None = Field(default=None, ge=0)
 
 

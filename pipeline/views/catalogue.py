@@ -93,6 +93,7 @@ def expert_details(name: str) -> str:
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
         "parameters": f"{spec.published_parameters:,}",
         "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
+        "trained here": _trainable(name),
         "made by": _made_by(name),
         "pretrained on": ", ".join(spec.pretrained_on) or ("" if "+" in name else "none of the cohorts here"),
         "weights": weights_state(spec),
@@ -103,6 +104,16 @@ def expert_details(name: str) -> str:
     lines = {title: text for title, text in lines.items() if text}
     width = max(map(len, lines))
     return "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items())
+
+
+def _trainable(name: str) -> str:
+    """Say which commands can train an expert; nothing for a version, which says what it was made by."""
+    from stages.experts import expert_class
+    from stages.experts.versions import is_version
+
+    cls, _ = expert_class(name)
+    commands = ["ensemble pretrain"] if cls.pretraining is not None and not is_version(name) else []
+    return ", ".join([*commands, "ensemble posttrain"] if cls.residual_branches else commands)
 
 
 def _made_by(name: str) -> str:

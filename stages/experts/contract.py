@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.token_times import Placement, TokenTimes
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -136,6 +137,9 @@ class Expert(ABC):
     residual_branches: ClassVar[str] = ""
     """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
     they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
+
+    pretraining: ClassVar[PretrainingRecipe | None] = None
+    """How `ensemble pretrain` makes weights for it; None: it cannot be pretrained here."""
 
     def __init__(self, device: torch.device | str = "cpu", preprocessing: str | None = None) -> None:
         self.device = torch.device(device)

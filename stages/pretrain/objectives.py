@@ -6,7 +6,7 @@ Lives here: joining settings, networks and data. Not here: the objectives themse
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,27 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from cache.errors import UsageError
-from stages.experts import expert_class
-from stages.experts.models.ecg.seed import seed_options
-from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
+from stages.experts import expert_class, list_experts
 from stages.experts.networks.stmem_net import StMemAttention, StMemOptions
-from stages.experts.options import architecture_overrides
+from stages.experts.pretraining import PretrainingRecipe
+from stages.experts.versions import is_version
 from stages.pretrain.forecast import SERIES_VERSION, Forecaster, Series, prepare_series
-from stages.pretrain.masked import VARIANTS, MaskedOptions, MaskedStMem
+from stages.pretrain.masked import MaskedOptions, MaskedStMem
 from stages.training.inputs import Prepare, input_identity
 from stages.training.loop import Batches
-
-SIZES = {"tiny": (192, 3, 768), "small": (384, 6, 1536), "base": (768, 12, 3072)}
-"""Width, heads and feed-forward width; all have 12 blocks."""
-SEED_DECODER: dict[str, Any] = {
-    "decoder_embed_dim": 64,
-    "decoder_depth": 1,
-    "decoder_num_heads": 2,
-    "decoder_dim_head": 32,
-    "mask_ratio": 0.5,
-    "norm_pix_loss": False,
-}
-LEADS = ("each", "joint")
 
 
 @dataclass(frozen=True)
@@ -85,76 +72,103 @@ class MaskedBatches:
         return torch.from_numpy(x), torch.from_numpy(noise)
 
 
+def recipe_of(expert: str) -> PretrainingRecipe:
+    """Return how an expert is pretrained.
+
+    Raises
+    ------
+    UsageError
+        No such expert, or one that cannot be pretrained here; the message lists those that can.
+    """
+    recipe = None if is_version(expert) else expert_class(expert)[0].pretraining
+    if recipe is None:
+        raise UsageError(f"--expert {expert}: cannot be pretrained here; these can: {', '.join(pretrainable())}")
+    return recipe
+
+
+def pretrainable() -> list[str]:
+    """Names of the experts whose file declares how they are pretrained, without their sizes."""
+    names = [name for name in list_experts() if not is_version(name)]
+    with_recipe = {expert_class(name)[0]: name for name in reversed(names) if expert_class(name)[0].pretraining}
+    return sorted(with_recipe.values())
+
+
 def make_objective(
     expert: str, *, variant: str, size: str, preprocessing: str, leads: str, config: Mapping[str, Any], seed: int
 ) -> Objective:
     """Build what `ensemble pretrain --expert EXPERT` trains, its weights drawn from the seed.
+
+    Parameters
+    ----------
+    variant, size, preprocessing, leads
+        Names that the expert's recipe has; "" means its first.
 
     Raises
     ------
     UsageError
         An expert that cannot be pretrained here, or an option that it does not have.
     """
+    recipe = recipe_of(expert)
+    variant = _choice("variant", variant, recipe.variants)
+    size = _choice("size", size, recipe.sizes)
+    path = _choice("preprocessing", preprocessing, recipe.geometry)
+    leads = _choice("leads", leads, recipe.joint)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        if expert == "stmem":
-            return _masked(variant or "stmem", size, preprocessing, config)
-        if expert == "seed":
-            return _seed(variant or "stmem", config)
-        if expert in ("timesnet", "dlinear"):
-            if variant:
-                raise UsageError(f"--variant {variant}: expert '{expert}' has no variants; leave it out")
-            return _forecast(expert, leads, config)
-    raise UsageError(f"--expert {expert}: only stmem, seed, timesnet and dlinear can be pretrained here")
+        if recipe.objective == "forecast":
+            return _forecast(expert, recipe, leads, config)
+        architecture = {**recipe.sizes.get(size, {}), **recipe.geometry.get(path, {})}
+        return _masked(expert, recipe, variant, path or None, {**architecture, **config})
 
 
-def _masked(variant: str, size: str, preprocessing: str, config: Mapping[str, Any]) -> Objective:
-    if variant not in VARIANTS:
-        raise UsageError(f"--variant {variant}: expected {' or '.join(VARIANTS)}")
-    if size not in SIZES:
-        raise UsageError(f"--size {size}: expected {', '.join(SIZES)}")
-    if preprocessing not in ("soup", "authors"):
-        raise UsageError(f"--preprocessing {preprocessing}: expected soup or authors")
-    own = [f.name for f in dataclasses.fields(MaskedOptions) if f.name not in ("encoder", "variant")]
-    more = {name: value for name, value in config.items() if name in own}
-    width, heads, mlp_dim = SIZES[size]
-    architecture: dict[str, Any] = {"width": width, "heads": heads, "mlp_dim": mlp_dim}
-    architecture |= SOUP_GEOMETRY if preprocessing == "soup" else {}
-    names = [f.name for f in dataclasses.fields(StMemOptions)]
-    architecture |= architecture_overrides("stmem", {k: v for k, v in config.items() if k not in own}, names)
-    options = MaskedOptions(StMemOptions(**architecture), variant=variant, **more)
-    model = MaskedStMem(options)
-    expert = expert_class("stmem")[0].build(architecture, None, preprocessing=preprocessing)
+def _choice(option: str, name: str, known: Iterable[str]) -> str:
+    """Return one of the names that a recipe has; the first where none is asked for.
+
+    Raises
+    ------
+    UsageError
+        A name that it does not have.
+    """
+    names = list(known)
+    if not names and name:
+        raise UsageError(f"--{option} {name}: this expert has no {option}s; leave it out")
+    if name and name not in names:
+        raise UsageError(f"--{option} {name}: expected {', '.join(names[:-1])} or {names[-1]}")
+    return name or (names[0] if names else "")
+
+
+def _masked(
+    expert: str,
+    recipe: PretrainingRecipe,
+    variant: str,
+    preprocessing: str | None,
+    config: Mapping[str, Any],
+) -> Objective:
+    """Build a masked autoencoder around the expert's encoder."""
+    decoder_options = [f.name for f in dataclasses.fields(MaskedOptions) if f.name not in ("encoder", "variant")]
+    decoder = {**recipe.decoder, **{name: value for name, value in config.items() if name in decoder_options}}
+    encoder = {name: value for name, value in config.items() if name not in decoder_options}
+    cls, size = expert_class(expert)
+    with torch.random.fork_rng([]):  # the weights that are trained are drawn below, those of `built` are not used
+        built = cls.build(encoder, None, variant=size, preprocessing=preprocessing)
+    options: StMemOptions = built.module.options  # type: ignore[union-attr, assignment]
+    model = MaskedStMem(MaskedOptions(options, variant=variant, **decoder))
+    if recipe.attentive_start:
+        _start_attentive(model)
     return Objective(
         model,
         [*model.encoder.blocks, *model.decoder_blocks],
-        expert.prepare,
-        input_identity(expert),
-        lambda inputs: MaskedBatches(inputs, options.encoder.n_patches),
-        lambda trained: trained.state_dict(),
-        {**architecture, "dim_head": options.encoder.dim_head},
-        preprocessing,
+        built.prepare,
+        input_identity(built),
+        lambda inputs: MaskedBatches(inputs, options.n_patches),
+        _encoder_state if recipe.encoder_only else lambda trained: trained.state_dict(),
+        encoder if recipe.encoder_only else {**encoder, "dim_head": options.dim_head},
+        built.preprocessing,
     )
 
 
-def _seed(variant: str, config: Mapping[str, Any]) -> Objective:
-    """Build the masked autoencoder of expert `seed`; its version holds the encoder alone, in float16."""
-    own = [f.name for f in dataclasses.fields(MaskedOptions) if f.name not in ("encoder", "variant")]
-    more = {**SEED_DECODER, **{name: value for name, value in config.items() if name in own}}
-    size = {name: value for name, value in config.items() if name not in own}
-    model = MaskedStMem(MaskedOptions(seed_options(size), variant=variant, **more))
-    _start_attentive(model)
-    expert = expert_class("seed")[0].build(size, None)
-    return Objective(
-        model,
-        [*model.encoder.blocks, *model.decoder_blocks],
-        expert.prepare,
-        input_identity(expert),
-        lambda inputs: MaskedBatches(inputs, model.options.encoder.n_patches),
-        lambda trained: {key: value.half() for key, value in trained.get_submodule("encoder").state_dict().items()},
-        size,
-        "authors",
-    )
+def _encoder_state(trained: nn.Module) -> dict[str, Tensor]:
+    return {key: value.half() for key, value in trained.get_submodule("encoder").state_dict().items()}
 
 
 def _start_attentive(model: MaskedStMem) -> None:
@@ -173,15 +187,11 @@ def _start_attentive(model: MaskedStMem) -> None:
                 key.copy_(query)
 
 
-def _forecast(expert: str, leads: str, config: Mapping[str, Any]) -> Objective:
-    if leads not in LEADS:
-        raise UsageError(f"--leads {leads}: expected each (every lead a series of its own) or joint")
-    joint = leads == "joint"
-    shape: dict[str, Any] = (
-        {"individual": joint} if expert == "dlinear" else {"enc_in": 12, "c_out": 12} if joint else {}
-    )
-    merged = {**shape, **config}
-    built = expert_class(expert)[0].build(merged, None)
+def _forecast(expert: str, recipe: PretrainingRecipe, leads: str, config: Mapping[str, Any]) -> Objective:
+    leads = _choice("leads", leads, recipe.joint)
+    merged = {**recipe.joint[leads], **config}
+    cls, size = expert_class(expert)
+    built = cls.build(merged, None, variant=size)
     net: Any = built.module
     seq_len, n_samples = net.options.seq_len, net.options.seq_len + net.options.pred_len
     return Objective(
@@ -189,7 +199,7 @@ def _forecast(expert: str, leads: str, config: Mapping[str, Any]) -> Objective:
         [],
         partial(prepare_series, n_samples=n_samples),
         {"expert": expert, "version": built.spec.version, "series": SERIES_VERSION, "n_samples": n_samples},
-        lambda inputs: Series(inputs, seq_len, joint=joint),
+        lambda inputs: Series(inputs, seq_len, joint=leads == "joint"),
         lambda trained: trained.get_submodule("net").state_dict(),
         merged,
         "authors",

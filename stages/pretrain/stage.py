@@ -20,7 +20,7 @@ from cache.signals import open_signals
 from cache.storage.locations import Place
 from stages.experts import expert_class
 from stages.experts.versions import check_version_name
-from stages.pretrain.objectives import Objective, make_objective
+from stages.pretrain.objectives import Objective, make_objective, recipe_of
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import prepared_inputs, training_rows
 from stages.training.loop import History, LoopSettings, Training
@@ -34,20 +34,21 @@ MAX_VALIDATION = 512
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """What is pretrained and how; see docs/pretraining.md."""
+    """What is pretrained and how; see docs/pretraining.md. Where a name is "", the expert's recipe has the default."""
 
     name: str
     """Of the version: EXPERT+TAG."""
     expert: str
     loop: LoopSettings
     variant: str = ""
-    size: str = "tiny"
-    preprocessing: str = "soup"
-    leads: str = "each"
+    size: str = ""
+    preprocessing: str = ""
+    leads: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        recipe_of(self.expert)
         check_version_name(self.name, self.expert)
 
 

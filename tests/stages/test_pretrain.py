@@ -18,9 +18,11 @@ from cache.records import open_records
 from cache.signals import open_signals
 from stages.experts import list_experts, load_expert
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.pretrain.objectives import pretrainable
 from stages.training.loop import LoopSettings, Training, learning_rate_factor
 from stages.training.memory import in_batches
 from stages.training.versions import patients_seen
+from tests.stages.third_party import install
 
 TINY = {"width": 16, "heads": 2, "dim_head": 8, "mlp_dim": 32, "depth": 2, "drop_out_rate": 0.1}
 TINY |= {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, "decoder_dim_head": 8}
@@ -169,17 +171,26 @@ def test_forecasting_learns_and_loads(study, expert, leads, config):
     ("change", "message"),
     [
         ({"variant": "soup"}, "expected stmem or ipastmem"),
-        ({"size": "huge"}, "expected tiny, small, base"),
-        ({"expert": "rocket"}, "only stmem, seed, timesnet and dlinear"),
-        ({"expert": "dlinear", "variant": "ipastmem"}, "no variants"),
-        ({"expert": "timesnet", "variant": "", "leads": "both"}, "expected each"),
+        ({"size": "huge"}, "expected tiny, small or base"),
+        ({"expert": "rocket", "name": "rocket+test"}, "these can: dlinear, seed, stmem, timesnet"),
+        ({"expert": "dlinear", "name": "dlinear+test"}, "has no variants"),
+        ({"expert": "timesnet", "name": "timesnet+test", "variant": "", "leads": "both"}, "expected each or joint"),
+        ({"expert": "seed", "name": "seed+test", "size": "small"}, "has no sizes"),
         ({"config": {"mask_ratio": 0.99}}, "mask_ratio 0.99"),
-        ({"name": "stmem"}, "no name of a version"),
+        ({"name": "stmem"}, r"named EXPERT\+TAG"),
     ],
 )
 def test_wrong_use_is_told_before_anything_runs(change, message):
     with pytest.raises(UsageError, match=message):
         run(replace(STMEM, **change))
+
+
+def test_an_expert_of_another_package_says_itself_how_it_is_pretrained(tmp_path, monkeypatch):
+    code = "from stages.experts.models.time_series.dlinear import DLinear\nclass Mine(DLinear):\n    pass\n"
+    install(tmp_path / "site", code, monkeypatch, name="mine")
+    assert pretrainable() == ["dlinear", "mine", "seed", "stmem", "timesnet"]
+    settings = PretrainSettings("mine+test", "mine", LOOP, config={"kernel_size": 25})
+    assert run(settings, epochs=1).n_records == 31 * 12
 
 
 class Rows:

@@ -38,7 +38,7 @@ def install(site: Path, code: str, monkeypatch: pytest.MonkeyPatch, *, name: str
     facts = site / f"{module}-1.0.dist-info"
     facts.mkdir(parents=True, exist_ok=True)
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    [cls] = re.findall(r"^class (\w+)\(Expert\)", code, re.MULTILINE)
+    [cls] = re.findall(r"^class (\w+)\(", code, re.MULTILINE)
     (facts / "entry_points.txt").write_text(f"[ensemble.experts]\n{name} = {module}:{cls}\n")
     (site / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(str(site))

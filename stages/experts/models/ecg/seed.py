@@ -21,6 +21,7 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit
+from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
 from stages.experts.token_times import TokenTimes
@@ -53,6 +54,26 @@ class Seed(Expert):
     """
 
     residual_branches = r"(?P<block>block\d+)\.(attn|ff)"
+    pretraining = PretrainingRecipe(
+        "masked",
+        epochs=800,
+        learning_rate=1.2e-3,
+        rate_per_256=True,
+        weight_decay=0.01,
+        betas=(0.9, 0.95),
+        warmup_share=0.05,
+        variants=("stmem", "ipastmem"),
+        decoder={
+            "decoder_embed_dim": 64,
+            "decoder_depth": 1,
+            "decoder_num_heads": 2,
+            "decoder_dim_head": 32,
+            "mask_ratio": 0.5,
+            "norm_pix_loss": False,
+        },
+        encoder_only=True,
+        attentive_start=True,
+    )
     module: StMemVit
 
     @classmethod

@@ -22,6 +22,7 @@ from stages.experts.chunks import encode_in_chunks
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit, options_from_state
 from stages.experts.options import architecture_overrides
+from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
 from stages.experts.token_times import TokenTimes
@@ -60,6 +61,22 @@ class StMem(Expert):
     variants = ("base", "small")
     preprocessing_variants = ("authors", "soup")
     residual_branches = r"(?P<block>block\d+)\.(attn|ff)"
+    pretraining = PretrainingRecipe(
+        "masked",
+        epochs=800,
+        learning_rate=1.2e-3,
+        rate_per_256=True,
+        weight_decay=0.01,
+        betas=(0.9, 0.95),
+        warmup_share=0.05,
+        variants=("stmem", "ipastmem"),
+        sizes={
+            "tiny": {"width": 192, "heads": 3, "mlp_dim": 768},
+            "small": {"width": 384, "heads": 6, "mlp_dim": 1536},
+            "base": {"width": 768, "heads": 12, "mlp_dim": 3072},
+        },
+        geometry={"soup": SOUP_GEOMETRY, "authors": {}},
+    )
     module: StMemVit
 
     @classmethod

@@ -19,6 +19,7 @@ from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.options import architecture_overrides
+from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
 from stages.experts.signals.decompose import moving_average
@@ -85,6 +86,9 @@ class DLinear(Expert):
     """
 
     preprocessing_variants = ("authors", "enecg")
+    pretraining = PretrainingRecipe(
+        "forecast", epochs=10, learning_rate=1e-3, joint={"each": {"individual": False}, "joint": {"individual": True}}
+    )
     module: DLinearNet
 
     @classmethod

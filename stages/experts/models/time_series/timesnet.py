@@ -19,6 +19,7 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.timesnet_net import TIME_FEATURES, TimesNet, TimesNetOptions
 from stages.experts.options import architecture_overrides
+from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
 from stages.experts.token_times import TokenTimes
@@ -32,6 +33,9 @@ class TimesNetExpert(Expert):
     """TimesNet. The embedding is the mean over time of the last block's normed output; `output` the forecast y."""
 
     preprocessing_variants = ("authors", "enecg")
+    pretraining = PretrainingRecipe(
+        "forecast", epochs=10, learning_rate=1e-3, joint={"each": {}, "joint": {"enc_in": 12, "c_out": 12}}
+    )
     module: TimesNet
 
     @classmethod
