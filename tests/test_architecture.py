@@ -42,6 +42,25 @@ def test_stages_do_not_know_the_pipeline(path):
     assert not knows(path, "pipeline", "typer", "dvc")
 
 
+@pytest.mark.parametrize("path", files("ensemble"), ids=str)
+def test_the_public_face_does_not_know_the_pipeline(path):
+    assert not knows(path, "pipeline", "typer", "dvc")
+
+
+@pytest.mark.parametrize("package", ["cache", "stages", "pipeline"])
+def test_nobody_inside_imports_the_public_face(package):
+    assert not {path for path in files(package) if knows(path, "ensemble")}
+
+
+def test_the_public_face_loads_nothing_before_it_is_used():
+    code = (
+        "import sys, ensemble\n"
+        "print([m for m in ('torch', 'numpy', 'pandas', 'zarr', 'stages', 'cache') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("path", files("stages/experts"), ids=str)
 def test_an_expert_knows_neither_zarr_nor_the_stores(path):
     assert not knows(path, "zarr", "cache.signals", "cache.embeddings", "cache.records", "stages.heads")

@@ -1,0 +1,138 @@
+"""Vectors of ECGs that lie in memory: no study, no store, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.errors import InputError, UsageError
+from ensemble.embeddings import ArraysInMemory, Embeddings
+from stages.embed.shard_pipeline import AUTO_BATCH
+from stages.experts import Expert, load_expert
+from stages.experts.contract import STANDARD_LEADS
+from stages.experts.run import Vectors, run_expert
+from stages.readers.recording import lead_columns
+
+LARGEST_MV = 100.0
+"""No ECG reaches this; values beyond it are microvolts or a converter's counts."""
+
+
+def embed(
+    signals_mv: np.ndarray,
+    rate_hz: float,
+    leads: Sequence[str] | None = None,
+    expert: str = "ecgfm",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    record_ids: Sequence[str] | None = None,
+) -> Embeddings:
+    """Run one expert over ECGs in memory. Needs no study and writes nothing.
+
+    Parameters
+    ----------
+    signals_mv
+        [record, lead, time] in mV, or [lead, time] of one record; a missing lead or sample is NaN.
+    rate_hz
+        Their sampling rate.
+    leads
+        Name of each row (I, II, III, aVR ... V6), in any order; a lead that is not named is missing. None: the twelve
+        standard leads in their order.
+    expert
+        A name of `ensemble.list_experts()`.
+    weights
+        An official checkpoint. None: those of the package, of the study's `weights/` or of the model hub.
+    device
+        auto (a CUDA device where there is one), cpu, cuda or cuda:0.
+    record_ids
+        Names of the records. None: "0", "1" ...
+
+    Returns
+    -------
+    float32 vectors; a row of NaN is a record that the expert could not embed.
+
+    Raises
+    ------
+    InputError
+        Signals of another shape, or not in mV; a record that is too short.
+    UsageError
+        An expert, lead or device that does not exist.
+    WeightsError
+        Weights that cannot be had, or do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ecg_mv = np.random.default_rng(0).normal(size=(2, 1000))
+    >>> embed(ecg_mv, rate_hz=100, leads=["II", "V5"], expert="rocket").numpy().shape
+    (1, 9996)
+    """
+    signals = _standard(signals_mv, leads)
+    if not rate_hz > 0:
+        raise UsageError(f"rate_hz is {rate_hz}; give the sampling rate in Hz")
+    ids = np.array([str(row) for row in range(len(signals))] if record_ids is None else list(record_ids), dtype=str)
+    if len(ids) != len(signals):
+        raise UsageError(f"record_ids names {len(ids)} records, signals_mv has {len(signals)}; give as many")
+    loaded = load_expert(expert, weights, device=_device(device))
+    vectors = _run(loaded, signals, rate_hz)
+    spec = loaded.spec
+    attributes = {
+        "expert": expert,
+        "version": spec.version,
+        "licence": spec.licence,
+        "preprocessing": loaded.preprocessing,
+        "precision": "fp32",
+        "layer_names": list(spec.layer_names),
+        "layer_dims": list(spec.layer_dims),
+    }
+    content = {"layers": vectors.layers, "embedding": vectors.embedding}
+    if vectors.output is not None:
+        content["output"] = vectors.output
+    failed = vectors.failed(spec.nan_features)
+    for array in content.values():
+        array[failed] = np.nan
+    return Embeddings(ArraysInMemory(attributes, content), ids)
+
+
+def _standard(signals_mv: np.ndarray, leads: Sequence[str] | None) -> np.ndarray:
+    """Put the rows in the standard order, missing leads NaN: [record, 12, time]."""
+    signals = np.asarray(signals_mv, dtype=np.float32)
+    signals = signals[None] if signals.ndim == 2 else signals
+    names = STANDARD_LEADS if leads is None else tuple(leads)
+    if signals.ndim != 3 or signals.shape[1] != len(names):
+        expected = f"[record, {len(names)}, time]" if leads is not None else "[record, 12, time]; or name the leads"
+        raise InputError(f"signals_mv is {list(np.shape(signals_mv))}; expected {expected}")
+    if np.nanmax(np.abs(signals), initial=0.0) > LARGEST_MV:
+        raise InputError(f"signals_mv reaches beyond {LARGEST_MV:g} mV; give millivolts (microvolts / 1000)")
+    standard = np.full((len(signals), len(STANDARD_LEADS), signals.shape[2]), np.nan, dtype=np.float32)
+    for row, column in lead_columns(names):
+        standard[:, row] = signals[:, column]
+    return standard
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"device '{wanted}': expected auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device '{wanted}': this machine has {torch.cuda.device_count()} CUDA devices; give cpu")
+    return wanted
+
+
+def _run(expert: Expert, signals: np.ndarray, rate_hz: float) -> Vectors:
+    size = AUTO_BATCH.get(expert.device.type, 16)
+    parts = [
+        run_expert(expert, expert.prepare(signals[start : start + size], rate_hz))
+        for start in range(0, max(1, len(signals)), size)
+    ]
+    outputs = [part.output for part in parts if part.output is not None]
+    return Vectors(
+        np.concatenate([part.layers for part in parts]),
+        np.concatenate([part.embedding for part in parts]),
+        np.concatenate(outputs) if outputs else None,
+    )
