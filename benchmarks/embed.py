@@ -121,8 +121,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace, peak: float) -
     expert = load_for(settings)
     signals = open_signals(folder / "signals.zarr")
     first = expert.prepare(signals.read_mv(slice(0, min(LOOP_RECORDS, len(signals)))), RATE_HZ)
-    run_expert(expert, first, options.precision)  # what is made at first use is no embedding
-    run_expert(expert, first[:1], options.precision)
+    run_expert(expert, first)  # what is made at first use is no embedding
+    run_expert(expert, first[:1])
     rounds = [one_round(expert, settings, paths_for(name, folder, k), options, peak) for k in range(options.rounds)]
     cells = list(np.median(rounds, axis=0))
     if peak:
@@ -165,7 +165,7 @@ def per_record_loop(expert: Expert, signals: Any, options: argparse.Namespace) -
         n += 1
         x = expert.prepare(signals.read_mv(slice(i, i + 1)), RATE_HZ)
         before = time.perf_counter()
-        run_expert(expert, x, options.precision)
+        run_expert(expert, x)
         forward += time.perf_counter() - before
     return (time.perf_counter() - started) / n, (time.process_time() - cpu) / n, forward / n
 
@@ -205,7 +205,7 @@ def deviations(names: list[str], device: str, n: int) -> None:
         exact = run_expert(expert, x)
         for precision in precisions:
             set_precision(expert, precision)  # type: ignore[arg-type]
-            other = run_expert(expert, x, precision)  # type: ignore[arg-type]
+            other = run_expert(expert, x)
             cosine, error = compare(other.embedding, exact.embedding)
             _, layers = compare(other.layers.reshape(n, -1), exact.layers.reshape(n, -1))
             row([name, precision, f"{cosine:.6f}", f"{error:.2e}", f"{layers:.2e}"])

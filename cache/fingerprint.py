@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,17 @@ ROW_DIGESTS: dict[str, Callable[[memoryview], bytes]] = {"xxh3_128": xxhash.xxh3
 """How samples may be digested: by XXH3 (128 bits), or by BLAKE2b, twenty times slower, as stores first were."""
 
 
-def row_digests(rows: np.ndarray, kind: str) -> np.ndarray:
+def row_digests(rows: np.ndarray | Sequence[np.ndarray], kind: str) -> np.ndarray:
     """Return the digests of the samples of each record, uint8 [row, DIGEST_BYTES]; none is all zero.
 
     Parameters
     ----------
+    rows
+        One array a record.
     kind
         One of `ROW_DIGESTS`.
     """
     digest = ROW_DIGESTS[kind]
-    raw = [digest(row.data) for row in np.ascontiguousarray(rows)]
+    raw = [digest(np.ascontiguousarray(row).data) for row in rows]
     packed = b"".join(one if any(one) else b"\x01" * DIGEST_BYTES for one in raw)
     return np.frombuffer(packed, dtype=np.uint8).reshape(-1, DIGEST_BYTES)

@@ -105,18 +105,19 @@ def _signal_shard_faults(store: SignalStore, shard: int) -> Iterator[Fault]:
         return
     try:
         signals, digests = np.asarray(store.signals[rows]), np.asarray(store.digest[rows])
-        valid = np.asarray(store.valid[rows])
-    except ZARR_ERRORS as error:
+        valid, rates = store.valid_of(rows), store.rates_of(rows)
+    except (*ZARR_ERRORS, StoreError) as error:
         yield Fault(store.path, shard, f"is damaged ({str(error).splitlines()[0]})")
         return
-    wrong = rows.start + np.flatnonzero((store.digests_of(signals) != digests).any(axis=1))
+    if ((valid < 0) | (valid > signals.shape[2])).any():
+        yield Fault(store.path, shard, "a valid length is impossible")
+        return
+    wrong = rows.start + np.flatnonzero((store.digests_of(signals, valid, rates) != digests).any(axis=1))
     if len(wrong):
         yield Fault(store.path, shard, f"{len(wrong)} records are not those written, the first is row {wrong[0]}")
     # zarr keeps no file of a shard of fill values: that is right only where no record could be read.
     if not shard_file(store.path, store.valid, shard).exists() and not store.all_missing(digests):
         yield Fault(store.path, shard, "the valid lengths are missing")
-    elif ((valid < 0) | (valid > signals.shape[2])).any():
-        yield Fault(store.path, shard, "a valid length is impossible")
 
 
 def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
@@ -135,8 +136,7 @@ def repair_signals(path: Place, guard: Guard | None = None) -> Iterator[str]:
 
 def _require_readable(store: EmbeddingStore | SignalStore, shard: int) -> None:
     """Refuse to drop what the disk does not let us read: a failing disk or a lost permission is no damage."""
-    arrays = store.arrays() if isinstance(store, EmbeddingStore) else (store.digest, store.valid, store.signals)
-    for file in (shard_file(store.path, array, shard) for array in arrays):
+    for file in _files_of(store, shard):
         try:
             file.read_bytes()
         except FileNotFoundError:
@@ -146,6 +146,12 @@ def _require_readable(store: EmbeddingStore | SignalStore, shard: int) -> None:
                 f"{file}: cannot be read ({error.strerror}), which says nothing of what it holds; give access or look "
                 "after the disk, and repair again"
             ) from error
+
+
+def _files_of(store: EmbeddingStore | SignalStore, shard: int) -> list[Place]:
+    if isinstance(store, EmbeddingStore):
+        return [shard_file(store.path, array, shard) for array in store.arrays()]
+    return [*(shard_file(store.path, array, shard) for array in store.facts()), *store.signal_files(shard)]
 
 
 def _repair(

@@ -150,12 +150,16 @@ def add_array(
     dtype: str,
     fill_value: Any,
     compressors: Any = None,
+    shards: tuple[int, ...] | None = None,
 ) -> None:
     """Add an array whose shards hold `shard_rows` whole rows; each chunk carries a crc32c: damage never reads as data.
 
-    `chunks[0]` must divide `shard_rows`; the other axes of a shard are whole.
+    `chunks[0]` must divide `shard_rows`; the other axes of a shard are whole unless `shards` says otherwise.
     """
-    shards = (shard_rows, *(-(-size // chunk) * chunk for size, chunk in zip(shape[1:], chunks[1:], strict=True)))
+    shards = shards or (
+        shard_rows,
+        *(-(-size // chunk) * chunk for size, chunk in zip(shape[1:], chunks[1:], strict=True)),
+    )
     group.create_array(
         name,
         shape=shape,

@@ -31,7 +31,8 @@ def codec_of(array: zarr.Array) -> BloscCodec | None:
     inner = codecs[0]["configuration"]
     chunk = list(inner["codecs"])
     if (
-        not array.shards[1:] == array.chunks[1:] == array.shape[1:]
+        array.shards[1:] != array.chunks[1:]
+        or any(size % chunk for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True))
         or inner["index_location"] != "end"
         or list(inner["index_codecs"]) != _PLAIN
         or [c["name"] for c in chunk] != ["bytes", "blosc", "crc32c"]
@@ -50,24 +51,37 @@ Packed = tuple[bytes, bytes]
 """A chunk, and its checksum: taken while the chunk is in the processor's cache, in a third of the time."""
 
 
-def pack_chunks(rows: np.ndarray, *, chunk_rows: int, fill: int, packer: Blosc) -> list[Packed]:
+def pack_chunks(
+    rows: np.ndarray, *, chunk_rows: int, fill: int, packer: Blosc, keep_empty: bool = True
+) -> list[Packed | None]:
     """Pack rows that begin at the border of a chunk; a partly filled last chunk is padded with `fill`.
 
     Parameters
     ----------
     rows
         Contiguous [row, ...] in the store's dtype.
+    keep_empty
+        Whether a chunk that holds nothing but `fill` is packed like any other; None stands for it otherwise.
     """
-    starts = range(0, len(rows), chunk_rows)
-    packed = (packer.encode(_padded(rows[start : start + chunk_rows], chunk_rows, fill)) for start in starts)
-    return [(chunk, _crc(chunk)) for chunk in packed]
+    found: list[Packed | None] = []
+    for start in range(0, len(rows), chunk_rows):
+        part = rows[start : start + chunk_rows]
+        if not keep_empty and (part == fill).all():
+            found.append(None)
+            continue
+        chunk = packer.encode(_padded(part, chunk_rows, fill))
+        found.append((chunk, _crc(chunk)))
+    return found
 
 
-def shard_pieces(chunks: Iterable[Packed], n_chunks: int) -> Iterator[bytes]:
+def shard_pieces(chunks: Iterable[Packed | None], n_chunks: int) -> Iterator[bytes]:
     """Give a shard's bytes piece by piece, from its first packed chunks; a full shard has `n_chunks`."""
     index = np.full((n_chunks, 2), ABSENT, dtype="<u8")
     offset = 0
-    for number, (packed, checksum) in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
+        if chunk is None:
+            continue
+        packed, checksum = chunk
         yield packed
         yield checksum
         index[number] = offset, len(packed) + CRC_BYTES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import zarr
 
@@ -20,30 +22,21 @@ class ShardBuffer:
         if store.output is not None:
             self._output = np.empty((n, *store.output.shape[1:]), dtype=store.output.dtype)
 
-    def put(self, offset: int, n_rows: int, vectors: Vectors | None, kept: np.ndarray, at: np.ndarray) -> None:
+    def put(self, offset: int, n_rows: int, parts: Sequence[tuple[np.ndarray, np.ndarray, Vectors]]) -> None:
         """Fill `n_rows` rows from `offset` on; rows without a vector become NaN.
 
         Parameters
         ----------
-        kept
-            Which of the vectors to take, bool [vectors].
-        at
-            The row of each kept one, counted from `offset`.
+        parts
+            Each: the rows of some vectors, counted from `offset`; which of them to take, bool; the vectors.
         """
         rows = slice(offset, offset + n_rows)
-        parts = [(self._layers, vectors.layers), (self._embedding, vectors.embedding)] if vectors else []
-        if self._output is not None and vectors is not None and vectors.output is not None:
-            parts.append((self._output, vectors.output))
-        if len(at) < n_rows or len(parts) < 2 + (self._output is not None):
-            for array in (self._layers, self._embedding, self._output):
-                if array is not None:
-                    array[rows] = np.nan
+        arrays = {"layers": self._layers, "embedding": self._embedding, "output": self._output}
         with np.errstate(over="ignore"):  # the store refuses infinities, and says what to do
-            for array, values in parts:
-                if len(at) == n_rows:
-                    array[rows] = values
-                else:
-                    array[rows][at] = values[kept]
+            for name, array in arrays.items():
+                if array is not None:
+                    given = [(at, kept, getattr(vectors, name)) for at, kept, vectors in parts]
+                    _fill(array[rows], [one for one in given if one[2] is not None])
 
     def content(self, n_rows: int) -> Shard:
         """Return the first `n_rows` rows, without copying."""
@@ -55,3 +48,13 @@ def _layer_first(array: zarr.Array, n_rows: int) -> np.ndarray:
     """Return room for [row, layer, dim] that lies layer by layer, as the store's files do."""
     _, layers, width = array.shape
     return np.empty((layers, n_rows, width), dtype=array.dtype).transpose(1, 0, 2)
+
+
+def _fill(target: np.ndarray, given: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    if sum(int(kept.sum()) for _, kept, _ in given) < len(target):
+        target[...] = np.nan
+    for at, kept, values in given:
+        if len(at) == len(target) and kept.all():
+            target[...] = values
+        else:
+            target[at[kept]] = values[kept]

@@ -14,24 +14,31 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cache.claims import AnyClaims
 from cache.embeddings import EmbeddingStore
-from cache.errors import InputError, StoreError
+from cache.errors import StoreError
 from cache.record_rows import RecordRows
-from cache.signals import RATE_HZ, SignalStore
+from cache.signals import SignalStore
 from stages.embed.buffer import ShardBuffer
 from stages.embed.settings import EmbedSettings, EmbedSummary
 from stages.experts import Expert
 from stages.experts.faults import SAME_FAULTS, Faults
-from stages.experts.run import Vectors, run_expert
+from stages.experts.run import (
+    GPU_BATCH,
+    NOT_FINITE,
+    Prepared,
+    SignalGroup,
+    Vectors,
+    prepare_group,
+    run_expert,
+)
 
 PREFETCHED_BATCHES = 2
 SHARDS_AT_ONCE = 2
 """The shard that is computed, and the next one, of which the first batches are prepared."""
-AUTO_BATCH = {"cpu": 16, "cuda": 256}
+AUTO_BATCH = {"cpu": 16, "cuda": GPU_BATCH}
+"""Records read and prepared together."""
 
 Progress = Callable[[int], None]
 """Called with the number of records just embedded."""
@@ -52,10 +59,11 @@ class _Part:
 @dataclass(frozen=True)
 class _Batch:
     part: _Part
+    prepared: list[Prepared]
+    """Model inputs, by the records' rate and length."""
     record_ids: list[str]
-    good: np.ndarray
-    """Positions within the batch that `x` holds."""
-    x: Tensor | None
+    reasons: dict[int, str]
+    """Position within the batch -> why the record has no vector."""
 
 
 class _Held:
@@ -148,64 +156,34 @@ class Line:
         first = self.store.rows_of(part.shard).start + part.offset
         rows = slice(first, first + part.n_rows)
         records = self.records.read(rows)
-        self.summary.bad.update({row.record_id: row.unreadable for row in records if row.unreadable})
-        good = np.array([k for k, row in enumerate(records) if not row.unreadable], dtype=np.int64)
-        ids = [row.record_id for row in records]
-        good, x = self._prepare(self.signals.read_mv(rows), good, ids)
+        readable = np.array([not row.unreadable for row in records])
+        reasons = {k: row.unreadable for k, row in enumerate(records) if row.unreadable}
+        names, prepared = [row.record_id for row in records], []
+        for group in self.signals.read_groups(rows, readable):
+            found = prepare_group(self.expert, SignalGroup(*group), self.faults, names, reasons)
+            prepared += [] if found is None else [found]
         self.summary.seconds["read"] += time.perf_counter() - started
-        return _Batch(part, ids, good, x)
+        return _Batch(part, prepared, names, reasons)
 
-    def _prepare(self, signals_mv: np.ndarray, good: np.ndarray, ids: list[str]) -> tuple[np.ndarray, Tensor | None]:
-        if not len(good):
-            return good, None
-        try:
-            x = self.expert.prepare(signals_mv[good], RATE_HZ)
-            self.faults.succeeded()
-            return good, x
-        except Exception:  # one record spoilt the batch: find it, keep the others
-            kept, parts = [], []
-            for position in good:
-                try:
-                    parts.append(self.expert.prepare(signals_mv[position : position + 1], RATE_HZ))
-                    kept.append(position)
-                    self.faults.succeeded()
-                except Exception as error:
-                    self.summary.bad[ids[position]] = self.faults.failed(ids[position], error)
-            return np.array(kept, dtype=np.int64), torch.cat(parts) if parts else None
-
-    def _compute(self, batch: _Batch) -> Vectors | None:
+    def _compute(self, batch: _Batch) -> list[Vectors]:
         started = time.perf_counter()
-        vectors = None if batch.x is None else self._encode(batch.x)
+        vectors = [run_expert(self.expert, one.x, self.settings.batch_size) for one in batch.prepared]
         self.summary.seconds["compute"] += time.perf_counter() - started
         self.summary.n_embedded += batch.part.n_rows
         if self.progress:
             self.progress(batch.part.n_rows)
         return vectors
 
-    def _encode(self, x: Tensor) -> Vectors:
-        precision = self.settings.precision
-        step = min(self.batch_size, len(x))
-        while True:
-            try:
-                return _joined([run_expert(self.expert, x[i : i + step], precision) for i in range(0, len(x), step)])
-            except torch.OutOfMemoryError as error:
-                if self.settings.batch_size is not None or step == 1:
-                    raise InputError(
-                        f"expert '{self.settings.expert}': device memory is full at batch size {step}; "
-                        "use a smaller --batch-size or --precision bf16"
-                    ) from error
-                torch.cuda.empty_cache()
-                step = max(1, step // 2)
-
-    def _collect(self, batch: _Batch, vectors: Vectors | None) -> None:
+    def _collect(self, batch: _Batch, vectors: list[Vectors]) -> None:
         """Put a batch's vectors into the shard's buffer; those that are not finite stay missing."""
-        part, good, kept = batch.part, batch.good, np.ones(len(batch.good), dtype=bool)
         started = time.perf_counter()
-        if vectors is not None:
-            kept = ~vectors.failed(self.expert.spec.nan_features)
-            for position in good[~kept]:
-                self.summary.bad.setdefault(batch.record_ids[position], "the expert gave no finite vector")
-        self.buffer.put(part.offset, part.n_rows, vectors, kept, good[kept])
+        parts = []
+        for prepared, found in zip(batch.prepared, vectors, strict=True):
+            failed = found.failed(self.expert.spec.nan_features)
+            batch.reasons.update(dict.fromkeys(prepared.positions[failed].tolist(), NOT_FINITE))
+            parts.append((prepared.positions, ~failed, found))
+        self.buffer.put(batch.part.offset, batch.part.n_rows, parts)
+        self.summary.bad.update({batch.record_ids[k]: reason for k, reason in batch.reasons.items()})
         self.summary.seconds["write"] += time.perf_counter() - started
 
     def _write(self, shard: int) -> None:
@@ -224,17 +202,6 @@ def _enough(waiting: list[_Part]) -> bool:
     """Whether enough is read ahead: some batches, and no shard too many that others could take."""
     opened = len({part.shard for part in waiting}) + waiting[-1].last  # the next part would open a shard
     return len(waiting) > PREFETCHED_BATCHES or opened > SHARDS_AT_ONCE
-
-
-def _joined(parts: list[Vectors]) -> Vectors:
-    if len(parts) == 1:
-        return parts[0]
-    outputs = [p.output for p in parts if p.output is not None]
-    return Vectors(
-        np.concatenate([p.layers for p in parts]),
-        np.concatenate([p.embedding for p in parts]),
-        np.concatenate(outputs) if outputs else None,
-    )
 
 
 def size_of(rows: slice) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache.claims import AnyClaims, claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
@@ -28,7 +27,7 @@ from stages.embed.shard_pipeline import Line, Progress, size_of
 from stages.experts import Expert, expert_class, load_expert
 from stages.experts.checkpoints import find_weights, origin_of, sha256_of
 from stages.experts.options import plain_options
-from stages.experts.run import set_precision
+from stages.experts.run import set_precision, torch_threads
 
 _LOG = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ class Embedder:
         """
         started = time.perf_counter()
         summary = self._summary()
-        with closing(claims_on(self.paths.store, self.paths.state)) as claims, _torch_threads(self.settings.threads):
+        with closing(claims_on(self.paths.store, self.paths.state)) as claims, torch_threads(self.settings.threads):
             store, summary.fresh_because = self._store(claims)
             line = None
             while pending := store.pending(shards):
@@ -220,16 +219,6 @@ class Embedder:
             dtype=self.settings.dtype or spec.store_dtype,
             shard_records=self.settings.shard_records,
         )
-
-
-@contextmanager
-def _torch_threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:

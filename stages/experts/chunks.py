@@ -13,15 +13,19 @@ TOKENS_PER_CHUNK = 768
 """One record of 12 leads in MOMENT, five of TEMPO."""
 
 
+def windows_in_cache(tokens: int) -> int:
+    """Return how many windows of so many tokens each a CPU encodes at a time."""
+    return max(1, TOKENS_PER_CHUNK // tokens)
+
+
 def encode_in_chunks(
-    encode: Callable[[Tensor, Tensor | None], Encoding], x: Tensor, mask: Tensor | None, tokens_per_record: int
+    encode: Callable[[Tensor, Tensor | None], Encoding], x: Tensor, mask: Tensor | None, windows: int
 ) -> Encoding:
-    """Encode [batch, ...] a few records at a time on a CPU; all at once elsewhere, and where gradients are kept."""
-    records = max(1, TOKENS_PER_CHUNK // tokens_per_record)
-    if x.device.type != "cpu" or len(x) <= records or torch.is_grad_enabled():
+    """Encode [batch, ...] `windows` at a time on a CPU; all at once elsewhere, and where gradients are kept."""
+    if x.device.type != "cpu" or len(x) <= windows or torch.is_grad_enabled():
         return encode(x, mask)
-    masks = [None] * -(-len(x) // records) if mask is None else mask.split(records)
-    parts = [encode(each, hidden) for each, hidden in zip(x.split(records), masks, strict=True)]
+    masks = [None] * -(-len(x) // windows) if mask is None else mask.split(windows)
+    parts = [encode(each, hidden) for each, hidden in zip(x.split(windows), masks, strict=True)]
     outputs = [part.output for part in parts if part.output is not None]
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Encoding(

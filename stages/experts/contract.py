@@ -21,6 +21,7 @@ from stages.experts.token_times import Placement, TokenTimes
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
 Precision = Literal["fp32", "bf16", "fp16"]
+WINDOWS_AT_ONCE = 8
 PRECISION_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -134,6 +135,8 @@ class Expert(ABC):
     preprocessing_variants: ClassVar[tuple[str, ...]] = ("authors",)
     """Named input paths; the first is the default. "enecg" is EnECG's own where it differs from the authors'."""
     preprocessing: str = "authors"
+    precision: Precision = "fp32"
+    """What the network was cast to; `stages.experts.run.set_precision` sets it."""
     residual_branches: ClassVar[str] = ""
     """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
     they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
@@ -191,6 +194,14 @@ class Expert(ABC):
         -------
         float32 CPU tensor [batch, windows, ...].
         """
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows such as x [batch, ...] one forward pass on a CPU takes.
+
+        Passes always take as many: the last bits of a matrix product depend on the number of its rows.
+        """
+        del x
+        return WINDOWS_AT_ONCE
 
     @abstractmethod
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:

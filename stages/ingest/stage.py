@@ -17,7 +17,8 @@ from cache.claims import Claims
 from cache.errors import MissingFileError, StoreError, UsageError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
-from cache.signals import SignalStore, create_signals, grow_signals, open_signals
+from cache.signals import SignalStore, create_signals, open_signals
+from cache.upkeep.signal_growth import grow_signals
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows

@@ -9,8 +9,9 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from cache.errors import StoreError
-from cache.signals import _CODEC, MISSING, SignalStore, _add_arrays, create_signals, grow_signals, open_signals
+from cache.signals import _CODEC, MISSING, SignalStore, add_signal_arrays, create_signals, open_signals
 from cache.upkeep.checks import signal_faults
+from cache.upkeep.signal_growth import grow_signals
 from cache.zarr_io.groups import create_group, shard_file, write_shard
 
 
@@ -43,7 +44,12 @@ def test_a_shard_of_unreadable_records_has_a_file(tmp_path):
 def first_kind(path, n_records: int) -> SignalStore:
     """Make a store as the first version did: bit-shuffled, digested by BLAKE2b without saying so."""
     codec = BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="bitshuffle")
-    create_group(path, {"schema_version": 1}, lambda group, _: _add_arrays(group, n_records, 32, codec))
+
+    def fill(group, folder):
+        add_signal_arrays(group, n_records, 32, codec)
+        del group["rate_hz"]
+
+    create_group(path, {"schema_version": 1}, fill)
     return open_signals(path, mode="r+")
 
 
@@ -65,6 +71,29 @@ def test_a_store_of_the_first_kind_is_read_written_verified_and_grows(tmp_path):
     assert not list(signal_faults(path))
 
 
+def test_short_records_of_a_store_of_the_first_kind_count_by_their_length(tmp_path):
+    path, signals = tmp_path / "signals.zarr", waves(40)
+    store = first_kind(path, 40)
+    valid = np.full(40, 5000)
+    digests = []
+    for length in (5000, 2500):
+        valid[35], signals[35, :, 2500:] = length, MISSING
+        store.write_shard(0, signals[:32], valid[:32])
+        store.write_shard(1, signals[32:], valid[32:])
+        digests.append(store.content_digest())
+    assert digests[0] != digests[1]
+    assert [(len(at), mv.shape[2], rate) for at, mv, rate in store.read_groups(slice(32, 40))] == [
+        (7, 5000, 500.0),
+        (1, 2500, 500.0),
+    ]
+    grown = grow_signals(path, 40, 50)
+    expected = hashlib.blake2b(np.ascontiguousarray(signals[35, :, :2500]).tobytes(), digest_size=16).digest()
+    assert np.asarray(grown.digest[35]).tobytes() == expected
+    assert grown.rates_of(slice(30, 50)).tolist() == [500.0] * 10 + [0.0] * 10
+    assert not grown.written(1)  # its new rows are still to come
+    assert not [fault for fault in signal_faults(path) if fault.shard == 0]
+
+
 def test_a_new_store_says_how_its_rows_are_digested(tmp_path):
     store = create_signals(tmp_path / "signals.zarr", 1)
     signals = waves(1)
@@ -77,7 +106,8 @@ def test_rows_packed_in_parts_give_the_bytes_of_rows_packed_at_once(tmp_path):
     signals, valid = waves(40), np.full(40, 5000)
     whole, parts = create_signals(tmp_path / "a", 40, 48), create_signals(tmp_path / "b", 40, 48)
     whole.write_shard(0, signals, valid)
-    parts.write_packed(0, [parts.pack(signals[:32]), parts.pack(signals[32:])], valid)
+    packed = [parts.pack(rows, parts.digests_of(rows)) for rows in (signals[:32], signals[32:])]
+    parts.write_packed(0, packed, valid)
     for array in (whole.signals, whole.valid, whole.digest):
         assert shard_file(whole.path, array, 0).read_bytes() == shard_file(parts.path, array, 0).read_bytes()
 
@@ -99,6 +129,6 @@ def test_a_store_that_another_tool_laid_out_is_read_and_never_written(tmp_path):
 
 def test_an_unknown_way_of_digesting_is_named(tmp_path):
     path = tmp_path / "signals.zarr"
-    create_group(path, {"row_digest": "md6"}, lambda group, _: _add_arrays(group, 1, 16, _CODEC))
+    create_group(path, {"row_digest": "md6"}, lambda group, _: add_signal_arrays(group, 1, 16, _CODEC))
     with pytest.raises(StoreError, match="row_digest is 'md6'"):
         open_signals(path)

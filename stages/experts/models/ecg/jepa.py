@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
-from stages.experts.chunks import encode_in_chunks
+from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.jepa_net import OPTION_NAMES, JepaEncoder, JepaOptions, options_from_state
 from stages.experts.networks.parts.pooling import mean_tokens
@@ -108,7 +108,11 @@ class Jepa(Expert):
             raise UsageError("expert 'jepa' takes no mask; leave it out")
         if x.ndim != 3 or tuple(x.shape[1:]) != shape:
             raise InputError(f"expert 'jepa': input {list(x.shape)}; expected [batch, {shape[0]}, {shape[1]}]")
-        return encode_in_chunks(self._encode, x, mask, shape[0] * options.p)
+        return encode_in_chunks(self._encode, x, mask, self.windows_at_once(x))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows stay in a CPU's cache, see `Expert.windows_at_once`."""
+        return windows_in_cache(x.shape[1] * self.module.options.p)
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         entering, outputs = self.module(x)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
-from stages.experts.chunks import encode_in_chunks
+from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit
 from stages.experts.pretraining import PretrainingRecipe
@@ -134,7 +134,11 @@ class Seed(Expert):
                 f"expert 'seed': input {list(x.shape)}; expected [batch, 12, time], time a multiple of {PATCH} up to "
                 f"{N_SAMPLES}"
             )
-        return encode_in_chunks(self._encode, x, mask, len(STANDARD_LEADS) * (x.shape[2] // PATCH + 2))
+        return encode_in_chunks(self._encode, x, mask, self.windows_at_once(x))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows stay in a CPU's cache, see `Expert.windows_at_once`."""
+        return windows_in_cache(len(STANDARD_LEADS) * (x.shape[2] // PATCH + 2))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         net = self.module

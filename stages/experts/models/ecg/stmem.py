@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
-from stages.experts.chunks import encode_in_chunks
+from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit, options_from_state
 from stages.experts.options import architecture_overrides
@@ -147,7 +147,11 @@ class StMem(Expert):
                 f"expert 'stmem': windows of {x.shape[2]} samples; expected {options.seq_len}, or less in multiples of "
                 f"{options.patch_size}"
             )
-        return encode_in_chunks(self._encode, x, mask, options.num_leads * (x.shape[2] // options.patch_size + 2))
+        return encode_in_chunks(self._encode, x, mask, self.windows_at_once(x))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows stay in a CPU's cache, see `Expert.windows_at_once`."""
+        return windows_in_cache(self.module.options.num_leads * (x.shape[2] // self.module.options.patch_size + 2))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         layers, tokens = self.module.pooled_layers(x)

@@ -19,7 +19,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
-from stages.experts.chunks import encode_in_chunks
+from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.parts.positions import SinePositions
 from stages.experts.options import architecture_overrides
@@ -255,8 +255,11 @@ class Moment(Expert):
             raise InputError(f"expert 'moment': input {list(x.shape)}; expected [batch, channel, time]")
         if mask is not None and tuple(mask.shape) != (x.shape[0], x.shape[2]):
             raise InputError(f"expert 'moment': mask {list(mask.shape)}; expected {[x.shape[0], x.shape[2]]}")
-        tokens_per_record = x.shape[1] * (x.shape[2] // self.module.options.patch_stride_len)
-        return encode_in_chunks(self._encode, x, mask, tokens_per_record)
+        return encode_in_chunks(self._encode, x, mask, self.windows_at_once(x))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows stay in a CPU's cache, see `Expert.windows_at_once`."""
+        return windows_in_cache(x.shape[1] * (x.shape[2] // self.module.options.patch_stride_len))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         pooled, embedding, tokens = self.module(x, mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
-from stages.experts.chunks import encode_in_chunks
+from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.tempo_net import PARTS, Tempo, TempoOptions, official_keys
 from stages.experts.options import architecture_overrides
@@ -92,7 +92,11 @@ class TempoExpert(Expert):
             raise UsageError("expert 'tempo' takes no mask")
         if x.ndim != 3 or tuple(x.shape[1:]) != (1 + len(PARTS), o.seq_len):
             raise InputError(f"expert 'tempo': input {list(x.shape)}; expected [batch, 4, {o.seq_len}]")
-        return encode_in_chunks(self._encode, x, None, 3 * (o.prompt_length + o.patch_num))
+        return encode_in_chunks(self._encode, x, None, self.windows_at_once(x))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows stay in a CPU's cache, see `Expert.windows_at_once`."""
+        return windows_in_cache(3 * (self.module.options.prompt_length + self.module.options.patch_num))
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Encoding:
         y, hidden, final = self.module(x)

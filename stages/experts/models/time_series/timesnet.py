@@ -80,6 +80,10 @@ class TimesNetExpert(Expert):
         x = _enecg.published_input(signals_mv, rate_hz, o.seq_len, leads, self.preprocessing)
         return torch.from_numpy(x.astype(np.float32))
 
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return 1: records of one period are folded together, so that shapes depend on the neighbours otherwise."""
+        return 1
+
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """[batch, enc_in, seq_len] -> the mean over time of every layer, and y flattened per record."""
         o = self.module.options
