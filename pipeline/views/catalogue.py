@@ -49,6 +49,7 @@ def _input(spec: ExpertSpec) -> str:
 
 def weights_state(spec: ExpertSpec) -> str:
     """Say in a few words whether an expert's weights are here and where, or what has to be done."""
+    from stages.experts.checkpoints import package_folder
     from stages.experts.hub import cached
 
     if not spec.needs_weights:
@@ -59,7 +60,7 @@ def weights_state(spec: ExpertSpec) -> str:
     if "+" in spec.name:
         return "here (made here)"
     if spec.weights and spec.weights.packaged:
-        return "here (in the package)"
+        return "here (in the package)" if package_folder(spec.weights) else f"to install ({spec.weights.package})"
     if cached(spec):
         return "here (hub cache)"
     return TO_FETCH if spec.weights and spec.weights.repo_id else TO_GIVE
@@ -144,7 +145,7 @@ def _places(spec: ExpertSpec) -> list[str]:
         return [source.note if source else ""]
     places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
     if source and source.packaged:
-        return [*places, "the package"]
+        return [*places, f"the package {source.package}".strip()]
     return [*places, f"hub cache {constants.HF_HUB_CACHE}"] if source and source.repo_id else places
 
 
@@ -155,7 +156,7 @@ def _how_to_get(spec: ExpertSpec) -> str:
     if "+" in spec.name:
         return ""
     if source and source.packaged:
-        return "nothing to do"
+        return f"pip install 'ecg-ensemble[{source.package}]'" if source.package else "nothing to do"
     if source and source.repo_id:
         return f"ensemble weights fetch {spec.name}; embed does it too (hub {source.repo_id}, {source.filename})"
     digest = f" (sha256 of {source.filename}: {source.sha256})" if source and source.sha256 else ""

@@ -33,6 +33,7 @@ SINGLE = frozenset(
     {
         *("mimic-iv-ecg", "ptbxl", "ptb", "ludb", "cpsc2018", "cpsc-extra", "incart", "georgia", "ningbo"),
         *("code", "heedb", "sph", "sami-trop", "hefei", "generated"),
+        *("qtdb", "isp", "mitdb", "lydus"),
     }
 )
 """Collections that share no record with another one."""

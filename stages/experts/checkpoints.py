@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import pickle
 import re
 import warnings
@@ -29,7 +30,7 @@ PACKAGE_FOLDER = Path(__file__).parent / "weights"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRAMEWORKS = ("fairseq", "fairseq_signals", "omegaconf", "hydra", "pytorch_lightning", "lightning", "typing")
 """Packages whose objects official checkpoints hold beside the weights; none of them is imported or needed."""
-WRAPPERS = ("model", "state_dict", "model_state_dict", "encoder", "module")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "encoder", "module")
 PREFIXES = ("module.", "_orig_mod.")
 """Of DataParallel and torch.compile; no official key begins so."""
 
@@ -72,12 +73,29 @@ def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
 
 
 def _packaged(expert: str, source: WeightsSource) -> Path:
-    path = PACKAGE_FOLDER / source.filename
+    folder = package_folder(source)
+    if folder is None:
+        raise WeightsError(
+            f"expert '{expert}': its weights come with the package {source.package}, which is not installed; "
+            f"pip install 'ecg-ensemble[{source.package}]'"
+        )
+    path = folder / source.filename
     digest = sha256_of(path) if path.is_file() else ""
     if digest != source.sha256:
         found = f"has sha256 {digest[:16]}..." if digest else "is missing"
-        raise WeightsError(f"expert '{expert}': {path} {found}; install the package again")
+        raise WeightsError(
+            f"expert '{expert}': {path} {found}; install the package {source.package or 'ecg-ensemble'} again, in the "
+            "version that constraints.txt names"
+        )
     return path
+
+
+def package_folder(source: WeightsSource) -> Path | None:
+    """Return the folder that packaged weights lie in; None where the package that brings them is not installed."""
+    if not source.package:
+        return PACKAGE_FOLDER
+    found = importlib.util.find_spec(source.package)
+    return Path(found.origin).parent if found is not None and found.origin else None
 
 
 def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, digest: str) -> dict[str, str]:
@@ -94,7 +112,7 @@ def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, d
     if path is None or source is None or is_version(spec.name):
         return {"weights_source": source.repo_id if source else "", "weights_revision": ""}
     if source.packaged and digest == source.sha256:
-        return {"weights_source": "the package", "weights_revision": spec.version}
+        return {"weights_source": source.package or "the package", "weights_revision": spec.version}
     if weights is not None and digest != source.sha256:
         return {"weights_source": f"file {path.name}", "weights_revision": ""}
     from stages.experts.hub import commit_of

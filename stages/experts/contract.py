@@ -38,6 +38,8 @@ class WeightsSource:
     note: str = ""
     also_at: tuple[str, ...] = ()
     """Other ids of the same repository (a renamed account), tried where the first is not found."""
+    package: str = ""
+    """Installed package of somebody else that `filename` lies in, where `packaged`; also the extra that brings it."""
     packaged: bool = False
     """Whether `filename` lies beside the experts' code, in the package."""
 

@@ -15,7 +15,9 @@ WARNED = {  # docs/experts.md says what each has seen
     "ecgfm": CHALLENGE | {"mimic-iv-ecg", "enecg-jsonl"},
     "hubert": CHALLENGE | {"code15"},
     "jepa": {"chapman", "challenge", "code15"},
+    "openecg": {"ludb"},
     "stmem": {"chapman", "challenge", "code15"},
+    "xecg": {"chapman", "challenge", "code15"},
 }
 
 

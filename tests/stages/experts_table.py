@@ -46,7 +46,7 @@ def _weights(spec: ExpertSpec) -> str:
     if not spec.needs_weights:
         return "none needed"
     if spec.weights is not None and spec.weights.packaged:
-        return "in the package"
+        return f"in the package {spec.weights.package}".strip()
     if spec.weights is None or not spec.weights.repo_id:
         return "a file, see below"
     return f"hub {spec.weights.repo_id}, {spec.weights.filename}"
