@@ -1,4 +1,4 @@
-"""The expert whose real weights a package brings, end to end on real ECGs: ingest, embed, heads, verdict, prediction."""
+"""The one expert whose real weights a package brings, end to end on real ECGs, from ingest to a prediction."""
 
 import importlib.util
 import json
