@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,7 +28,8 @@ import numpy as np
 import wfdb
 
 from stages.ingest import ingest
-from stages.readers import read_wfdb, standardise
+from stages.readers import read_wfdb
+from stages.readers.rows import RowMaker, RowOptions
 from stages.synthetic import generate
 
 LOOP, COPY = "wfdb.rdrecord loop", "np.fromfile + write"
@@ -49,7 +51,7 @@ def main() -> None:
         paths = [line for line in (cohort / "RECORDS").read_text().splitlines() if line]
         ways: dict[str, Callable[[], object]] = {
             COPY: lambda: _copy(cohort, paths, Path(folder, "copy.bin")),
-            "read + standardise": lambda: _read(cohort, paths),
+            "read + make rows": lambda: _read(cohort, paths),
             "ingest": lambda: _ingest(cohort, out, options.workers),
             LOOP: lambda: _wfdb(cohort, paths),
         }
@@ -63,7 +65,7 @@ def _print(rounds: list[dict[str, tuple[float, float]]], n_records: int) -> None
         taken, used = (statistics.median(times[name][kind] for times in rounds) for kind in (0, 1))
         print(f"{name:22s} {n_records / taken:10.0f} records/s  {taken:7.2f} s  {used:7.2f} s of processor")
     for kind, unit in enumerate(("by the clock", "of processor time")):
-        for name in ("read + standardise", "ingest"):
+        for name in ("read + make rows", "ingest"):
             faster = statistics.median(times[LOOP][kind] / times[name][kind] for times in rounds)
             longer = statistics.median(times[name][kind] / times[COPY][kind] for times in rounds)
             print(f"{name}: {faster:.1f} x as fast as {LOOP}, {longer:.2f} x {COPY}, {unit}")
@@ -88,9 +90,9 @@ def _copy(cohort: Path, paths: list[str], to: Path) -> None:
 
 
 def _read(cohort: Path, paths: list[str]) -> None:
-    rows = np.empty((BLOCK, 12, 5000), dtype=np.int16)
-    for k, path in enumerate(paths):
-        standardise(read_wfdb(cohort, path), rows[k % BLOCK])
+    maker, options = RowMaker(BLOCK), RowOptions()
+    for start in range(0, len(paths), BLOCK):
+        maker.make(0, [partial(read_wfdb, cohort, path) for path in paths[start : start + BLOCK]], options)
 
 
 def _ingest(cohort: Path, out: Path, workers: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ BASE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "patient_id": (pa.string(), "whom it was taken from; splits and bootstraps are by patient"),
     "source": (pa.string(), "cohort"),
     "path": (pa.string(), "file within the cohort's folder"),
-    "sampling_rate_hz": (pa.float64(), "of the original file; signals.zarr is at 500 Hz"),
+    "sampling_rate_hz": (pa.float64(), "of the original file"),
     "n_samples": (pa.int64(), "of the original file"),
     "fold": (pa.int16(), "patient-disjoint fold, from 0"),
     "split": (pa.string(), "train, val or test"),
@@ -93,8 +93,15 @@ def _check(frame: pd.DataFrame) -> None:
         raise InputError(f"patient '{leaking[0]}' is in more than one fold or split ({len(leaking)} such patients)")
 
 
+ROWS_KEY = b"ensemble.rows"
+
+
 def write_records(
-    path: Path, frame: pd.DataFrame, targets: Sequence[Target], extra: dict[str, pa.DataType] | None = None
+    path: Path,
+    frame: pd.DataFrame,
+    targets: Sequence[Target],
+    extra: dict[str, pa.DataType] | None = None,
+    row_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the table, all or nothing; the same content gives the same bytes.
 
@@ -102,6 +109,8 @@ def write_records(
     ----------
     frame
         Columns of `BASE_COLUMNS`, the targets and those named in `extra` (name -> arrow type).
+    row_options
+        How the rows of signals.zarr were made, which new records to predict have to repeat; ready for JSON.
 
     Raises
     ------
@@ -113,14 +122,19 @@ def write_records(
     columns = frame[schema.names].copy(deep=False)
     columns.attrs = {}  # open_records keeps the targets there; the schema has them
     table = pa.Table.from_pandas(columns, schema=schema, preserve_index=False)
+    about = None if row_options is None else {ROWS_KEY: json.dumps(dict(row_options), sort_keys=True)}
     with replacing(path) as temporary:
         pq.write_table(
-            table.replace_schema_metadata(None), temporary, compression="zstd", row_group_size=ROW_GROUP_RECORDS
+            table.replace_schema_metadata(about), temporary, compression="zstd", row_group_size=ROW_GROUP_RECORDS
         )
 
 
 def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:
-    """Read records.parquet as a DataFrame; `frame.attrs["targets"]` maps each target's name to its `Target`."""
+    """Read records.parquet as a DataFrame.
+
+    `frame.attrs["targets"]` maps each target's name to its `Target`; `frame.attrs["row_options"]` says how the rows of
+    signals.zarr were made, empty where the table does not say it.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
@@ -133,6 +147,7 @@ def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:
         raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
     frame = table.to_pandas()
     frame.attrs["targets"] = {t.name: t for t in map(_target_of, table.schema) if t}
+    frame.attrs["row_options"] = json.loads((table.schema.metadata or {}).get(ROWS_KEY, b"{}"))
     return frame
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
+from pipeline.commands.predict import predict, print_table
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
 from pipeline.study.folder import Study
@@ -69,6 +70,7 @@ def ingest(
             append=append,
             derive_leads=derive_leads or chosen.derive_leads,
             pace_spikes=pace_spikes or chosen.pace_spikes,
+            seconds=None if chosen.seconds == "all" else chosen.seconds,
             progress=update,
         )
     for note in summary.notes:
@@ -279,42 +281,6 @@ def report(
     typer.echo(f"report: {study.report.resolve()}")
 
 
-def predict(
-    records: Annotated[list[Path], typer.Argument(help="WFDB records, with or without suffix.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of tables.")] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
-) -> None:
-    """Say what the fitted ensemble makes of new ECGs: values, probabilities, gate weights, warnings.
-
-    Example: `ensemble predict data/embedded-cohort/files/p1000/p10000032/s40689238/40689238 --json`
-    """
-    import json
-
-    from pipeline.views.predictions import prediction_table
-    from stages.embed import describe, load_for
-    from stages.heads import EnsembleHeads
-    from stages.learning.data import expert_identity
-    from stages.predict import predict as run_predict
-    from stages.predict import read_record
-
-    study = Study()
-    recorded = [read_record(path) for path in records]
-    heads = EnsembleHeads.load(study.heads)
-    own = [name for name in heads.experts_ if not is_imported(study, name)]  # the others cannot see a new ECG
-    settings = {name: embed_settings(study, name, device=device, accept_license=True) for name in own}
-    found = run_predict(
-        recorded,
-        heads,
-        {name: load_for(chosen) for name, chosen in settings.items()},
-        {name: expert_identity(describe(chosen)) for name, chosen in settings.items()},
-    )
-    for prediction in found:
-        if as_json:
-            typer.echo(json.dumps(asdict(prediction)))
-        else:
-            _print(prediction_table(prediction))
-
-
 def _names(text: str | None) -> list[str] | None:
     """Split a,b; None where nothing was given."""
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
@@ -340,17 +306,9 @@ def _by_reason(missing_points: dict[str, dict[str, str]]) -> dict[tuple[str, str
 def _print_metrics(metrics: dict[str, Any]) -> None:
     from stages.scoring.table import differences_table, metrics_table
 
-    _print(metrics_table(metrics))
+    print_table(metrics_table(metrics))
     if (differences := differences_table(metrics)) is not None:
-        _print(differences)
-
-
-def _print(table: object) -> None:
-    """Print a rich table; as wide as it needs where stdout is no terminal."""
-    from rich.console import Console
-
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
+        print_table(differences)
 
 
 def _print_plan(summary: EmbedSummary) -> None:

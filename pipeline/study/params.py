@@ -39,6 +39,7 @@ class Cohort(_Section):
     workers: int = Field(default=1, ge=1)
     derive_leads: bool = False
     pace_spikes: bool = False
+    seconds: Annotated[float, Field(ge=1, le=3600)] | Literal["all"] = 10.0
     options: dict[str, Any] = {}
 
 

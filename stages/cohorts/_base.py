@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import Target
 from stages.readers import Counts, Recording, read_wfdb
+from stages.readers.recording import SECONDS_KEPT
 
 ENTRY_POINT_GROUP = "ensemble.cohorts"
 _REGISTRY: dict[str, type[Cohort]] = {}
@@ -75,6 +76,9 @@ class Cohort(ABC):
     """Lists and labels within the folder; a pipeline watches these, not every record."""
     options_type: ClassVar[type[Options]] = Options
 
+    seconds: float | None = SECONDS_KEPT
+    """What is kept of a record from its beginning, so that no more need be read; None: all."""
+
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options = folder, options
 
@@ -96,7 +100,7 @@ class Cohort(ABC):
         InputError
             The record cannot be used; the message says why, without naming it.
         """
-        return read_wfdb(self.folder, path)
+        return read_wfdb(self.folder, path, self.seconds)
 
     def require(self, name: str) -> Path:
         """Return the path of a file that this source cannot do without."""

@@ -94,6 +94,7 @@ def fit_heads(
                 "fingerprints": data.fingerprints,
                 "identities": data.identities,
                 "dtypes": data.dtypes,
+                "rows": data.records.attrs["row_options"],
                 "folds": folds,
             },
         )

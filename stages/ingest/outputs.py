@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +17,8 @@ import pandas as pd
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
 from stages.ingest.record_table import EXTRA, Rows
-from stages.ingest.row_block import QUALITY
 from stages.readers.pacing import SEVERAL
+from stages.readers.rows import QUALITY, RowOptions
 
 _PARTICULAR = re.compile(r"'[^']*'|\S*\d\S*|\S+\.(?:hea|dat|mat)\b")
 
@@ -62,11 +62,11 @@ def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
             rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def write_tables(records_path: Path, rows: Rows) -> None:
+def write_tables(records_path: Path, rows: Rows, row_options: RowOptions) -> None:
     """Write records.parquet, and bad_records.csv beside it."""
     frame = rows.frame
     columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
-    write_records(records_path, frame[columns], rows.targets, EXTRA)
+    write_records(records_path, frame[columns], rows.targets, EXTRA, asdict(row_options))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["record_id", "patient_id", "path", "reason"])

@@ -1,7 +1,7 @@
 """Reads a cohort shard by shard into signals.zarr: reading overlaps packing, and several processes may share the work.
 
 A shard counts when its signals and then its quality columns (a file in the work folder) are on the disk; a killed run
-goes on with the next one. Not here: which rows there are (table.py).
+goes on with the next one. Not here: which rows there are (record_table.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signal
 from cache.storage.locations import folder_of
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.record_table import Rows
-from stages.ingest.row_block import QUALITY, Block, Extras, Judged, quality_columns
+from stages.ingest.row_block import Block, Judged, KeptRows, quality_columns
+from stages.readers.rows import QUALITY, RowOptions
 
 Progress = Callable[[int, int], None]
 BLOCKS, SHARDS_AHEAD = 4, 2
@@ -44,7 +45,7 @@ class Task:
     n_kept: int
     paths: tuple[str, ...]
     refused: dict[int, str]
-    extras: Extras
+    row_options: RowOptions
 
     @property
     def n_records(self) -> int:
@@ -52,7 +53,7 @@ class Task:
         return self.n_kept + len(self.paths)
 
 
-def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, extras: Extras) -> list[Task]:
+def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, row_options: RowOptions) -> list[Task]:
     """Return the shards that are not complete."""
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
     paths, tasks = rows.frame["path"].tolist(), []
@@ -62,7 +63,7 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, ex
         if first < held.stop and not _done(store, work, shard):
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
             place = (cohort.name, str(cohort.folder), options, folder_of(store.path), shard, first - held.start)
-            tasks.append(Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, extras=extras))
+            tasks.append(Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, row_options=row_options))
     return tasks
 
 
@@ -162,28 +163,28 @@ def _read_shard(
     task: Task, store: SignalStore, free: SimpleQueue[Block], report: Callable[[int], None]
 ) -> Iterator[tuple[Block, Judged]]:
     """Read a shard chunk by chunk, into blocks that are free."""
-    cohort = _cohort(task.source, task.folder, task.options)
-    kept, valid = _kept(task)
+    cohort = _cohort(task.source, task.folder, task.options, task.row_options.seconds)
+    kept = _kept(task)
     size = store.chunk_records
     for start in range(0, task.n_records, size):
         first, last = max(start - task.n_kept, 0), max(start + size - task.n_kept, 0)
         paths = task.paths[first:last]
         refused = [task.refused.get(first + k) for k in range(len(paths))]
-        there = kept[start : start + size], valid[start : start + size]
+        stays = KeptRows(*(values[start : start + size] for values in kept))
         block = free.get()
-        judged = block.read(cohort, there, paths, refused, task.extras)
+        judged = block.read(cohort, stays, paths, refused, task.row_options)
         report(len(paths))
         yield block, judged
 
 
-def _kept(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Return the signals and valid lengths of the rows that stay."""
+def _kept(task: Task) -> KeptRows:
+    """Return the rows that stay."""
     if not task.n_kept:
-        return np.empty((0, len(LEADS), N_SAMPLES), dtype=np.int16), np.empty(0, dtype=np.int32)
+        return KeptRows(np.empty((0, len(LEADS), N_SAMPLES), dtype=np.int16), np.empty(0, np.int32), np.empty(0))
     store = open_signals(task.signals)
     start = store.rows_of(task.shard).start
     rows = slice(start, start + task.n_kept)
-    return store.read_uv(rows), np.asarray(store.valid[rows])
+    return KeptRows(store.read_uv(rows), store.valid_of(rows), store.rates_of(rows))
 
 
 def _pack(block: Block, judged: Judged, free: SimpleQueue[Block]) -> PackedRows:
@@ -195,11 +196,13 @@ def _pack(block: Block, judged: Judged, free: SimpleQueue[Block]) -> PackedRows:
 
 def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[Judged, Future[PackedRows]]], work: Path) -> None:
     judged = [block for block, _ in blocks]
-    valid = np.array([n for block in judged for n in block.valid], dtype=np.int32)
-    store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid)
+    valid, rate_hz = (np.concatenate([block[k] for block in judged]) for k in (0, 1))
+    store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid, rate_hz)
     write_text(_told(work, task.shard), json.dumps(quality_columns(judged)))
 
 
 @lru_cache(maxsize=4)
-def _cohort(source: str, folder: str, options: str) -> Cohort:
-    return open_cohort(source, folder, json.loads(options))
+def _cohort(source: str, folder: str, options: str, seconds: float | None) -> Cohort:
+    cohort = open_cohort(source, folder, json.loads(options))
+    cohort.seconds = seconds
+    return cohort

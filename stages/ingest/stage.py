@@ -18,14 +18,15 @@ from cache.errors import MissingFileError, StoreError, UsageError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.signals import SignalStore, create_signals, open_signals
-from cache.upkeep.signal_growth import grow_signals
+from cache.upkeep.signal_growth import grow_signals, lengthen_signals
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows
-from stages.ingest.row_block import Extras
 from stages.ingest.shards import Progress, pending_tasks, quality_of_new, run
+from stages.readers.recording import SECONDS_KEPT
+from stages.readers.rows import RowOptions
 
-VERSION = "4"
+VERSION = "5"
 """Raised whenever the same files would give other rows; an interrupted run of another version is not gone on with."""
 
 
@@ -42,6 +43,7 @@ def ingest(
     append: bool = False,
     derive_leads: bool = False,
     pace_spikes: bool = False,
+    seconds: float | None = SECONDS_KEPT,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Read a cohort into the stores. The same input gives the same bytes, whatever `workers`.
@@ -66,6 +68,8 @@ def ingest(
         Compute III, aVR, aVL and aVF from I and II where a file lacks them; the column `derived_leads` names them.
     pace_spikes
         Count pacemaker spikes into the column of that name, which is null otherwise.
+    seconds
+        What is kept of a record from its beginning; None: all.
     progress
         Called with (records done, records in all).
 
@@ -94,11 +98,12 @@ def ingest(
             else new_rows(entries, source, limit, seed)
         )
         del entries
-        extras = Extras(derive_leads=derive_leads, pace_spikes=pace_spikes)
-        store = _store(signals_path, work, rows, _identity(cohort, rows, extras))
-        run(pending_tasks(cohort, store, rows, work, extras), work, workers, len(rows.frame), progress)
+        row_options = RowOptions(derive_leads=derive_leads, pace_spikes=pace_spikes, seconds=seconds)
+        store = _store(signals_path, work, rows, _identity(cohort, rows, row_options))
+        run(pending_tasks(cohort, store, rows, work, row_options), work, workers, len(rows.frame), progress)
+        lengthen_signals(signals_path)
         add_quality(rows, quality_of_new(work, store, rows.n_kept))
-        write_tables(records_path, rows)
+        write_tables(records_path, rows, row_options)
         shutil.rmtree(work)
     return summary_of(rows)
 
@@ -109,7 +114,7 @@ def _check_usage(limit: int | None, workers: int) -> None:
             raise UsageError(f"{name} is {value}; give a number from 1 up")
 
 
-def _identity(cohort: Cohort, rows: Rows, extras: Extras) -> str:
+def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
     """Say what an interrupted run was reading; only the same is gone on with."""
     ids = text_digest(f"{i}\0{p}" for i, p in zip(rows.frame["record_id"], rows.frame["path"], strict=True))
     content = {
@@ -119,7 +124,7 @@ def _identity(cohort: Cohort, rows: Rows, extras: Extras) -> str:
         "options": cohort.options.model_dump(mode="json"),
         "rows": ids,
         "kept": rows.n_kept,
-        **asdict(extras),
+        **asdict(row_options),
     }
     return fingerprint(content)
 

@@ -12,6 +12,7 @@ from cache.signals import LEADS, N_SAMPLES, open_signals
 from cache.storage.locations import Place
 from stages.heads import EnsembleHeads
 from stages.heads.gate.inputs import parse_sources, signal_summary
+from stages.readers.at_500_hz import read_at_500_hz
 
 GATE_LEADS = ("II",)
 """What a gate that reads the signal sees where nothing else is asked for: lead II, as EnECG's does."""
@@ -30,7 +31,7 @@ def check_gate_leads(leads: Any) -> tuple[str, ...]:
 
 
 def gate_signal(signals_mv: np.ndarray, leads: Sequence[str]) -> np.ndarray:
-    """Return what the gate keeps of [n, 12, time]: the summary of each of its leads, float32 [n, leads, values].
+    """Return the summary of each of the gate's leads, float32 [n, leads, values], of mV [n, 12, time] at 500 Hz.
 
     `EnsembleHeads` takes it for what it would have made of the leads themselves, which need 80 times the memory.
     """
@@ -53,7 +54,7 @@ def read_gate_signal(heads: EnsembleHeads, signals_path: Place, leads: Sequence[
     if not reads_signal(heads):
         return None
     store = open_signals(signals_path)
-    return np.concatenate([gate_signal(store.read_mv(store.rows_of(k)), leads) for k in range(store.n_shards)])
+    return np.concatenate([gate_signal(read_at_500_hz(store, store.rows_of(k)), leads) for k in range(store.n_shards)])
 
 
 def read_enecg_lead(signals_path: Place) -> np.ndarray:
@@ -66,7 +67,7 @@ def read_enecg_lead(signals_path: Place) -> np.ndarray:
     lead = np.empty((len(store), N_SAMPLES), np.float32)
     for shard in range(store.n_shards):
         rows = store.rows_of(shard)
-        lead[rows] = enecg_lead(store.read_mv(rows))
+        lead[rows] = enecg_lead(read_at_500_hz(store, rows))
     return lead
 
 

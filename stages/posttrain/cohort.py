@@ -74,11 +74,11 @@ class LabelledCohort:
         y, known = encode(task, target_array(records, target), len(records))
         parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
         rows = np.intersect1d(np.concatenate(parts), np.flatnonzero(known.any(1)))
+        inputs, rows = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
         y, known = y[rows], known[rows]
         train = records["split"].to_numpy()[rows] == "train"
         if reason := unusable(task, y[train], known[train]):
             raise InputError(f"task '{task_name}' cannot be learnt: {reason}")
-        inputs = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
         targets_y, weights = torch.from_numpy(np.asarray(y, np.float32)), torch.from_numpy(known)
         return cls(records, rows, inputs, target, task, targets_y, weights, signals.content_digest())
 

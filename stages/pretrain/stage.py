@@ -124,7 +124,7 @@ def _training(
             rows = training_rows(records, split)[: None if split == "train" else MAX_VALIDATION]
             folder = paths.state / "inputs"
             with group.leader_first():
-                parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows)
+                parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows).x
     return Training(
         objective.model,
         objective.batches(parts["train"]),

@@ -1,4 +1,4 @@
-"""What a row of signals.zarr is worth, told from the finished row. Not here: how a recording becomes one."""
+"""What a row of signals.zarr is worth, judged by the finished row. Not here: how a recording becomes one."""
 
 from __future__ import annotations
 
@@ -57,3 +57,31 @@ def judge(
 def _flat(row: np.ndarray) -> bool:
     known = row[row != MISSING]
     return bool(known.min() == known.max())
+
+
+WAVE_SECONDS = 2.0
+"""Holds a beat at any heart rate above 30 a minute."""
+PLAUSIBLE_MV = (0.05, 8.0)
+"""Height of the QRS complex, in the middle one of the leads, that ECGs of any kind have."""
+
+
+def typical_height_mv(signals_uv: np.ndarray, rate_hz: float) -> float:
+    """Return the height of the largest wave of a beat in mV: the median over time, then over leads; NaN if all is flat.
+
+    Parameters
+    ----------
+    signals_uv
+        int16 microvolts [12, time]; flat and missing leads do not count.
+
+    >>> beats = np.zeros((12, 5000), dtype=np.int16)
+    >>> beats[:, ::400] = 1200
+    >>> typical_height_mv(beats, 500.0)
+    1.2
+    """
+    size = min(signals_uv.shape[1], round(WAVE_SECONDS * rate_hz))
+    n_parts = signals_uv.shape[1] // size
+    parts = signals_uv[:, : n_parts * size].reshape(len(signals_uv), n_parts, size)
+    low = np.where(parts == MISSING, np.int16(32767), parts).min(axis=2).astype(np.int32)
+    heights = np.maximum(parts.max(axis=2) - low, 0)
+    leads = np.median(heights, axis=1)
+    return float(np.median(leads[leads > 0])) / 1000 if (leads > 0).any() else float("nan")

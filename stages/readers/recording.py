@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 
 SECONDS_KEPT = 10.0
+"""Of a record, from its beginning, where the study does not say otherwise (`cohort.seconds`)."""
 READ_MARGIN_S = 1.0
-"""Read beyond the ten seconds, so that resampling sees what follows them."""
+"""Read beyond what is kept: most files are a little longer, and their checksums are of all of it."""
 RATES_HZ = (50.0, 20000.0)
 
 _STANDARD = {name.upper(): k for k, name in enumerate(LEADS)}
@@ -94,6 +96,15 @@ def at_limit(counts: np.ndarray, known: np.ndarray, converters: Sequence[Convert
             if low <= lead[there].min() and lead[there].max() <= high:
                 row[:] = there & ((lead <= low + 1) | (lead >= high))
     return clipped
+
+
+def samples_kept(n_samples: int, rate_hz: float, seconds: float | None) -> int:
+    """Return how many of a record's samples are kept: all where `seconds` is None.
+
+    >>> samples_kept(6000, 500.0, 10.0), samples_kept(1200, 500.0, 10.0), samples_kept(6000, 500.0, None)
+    (5000, 1200, 6000)
+    """
+    return n_samples if seconds is None else min(n_samples, math.floor(seconds * rate_hz + 0.5))
 
 
 def check_rate(rate_hz: float) -> None:

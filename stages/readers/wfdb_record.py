@@ -25,7 +25,7 @@ from stages.readers.wfdb_header import MAX_HEADER_BYTES, Header, Layout, SignalL
 
 MAX_SAMPLES = 50_000_000
 MAX_SAMPLES_KEPT = 20_000_000
-"""Of the first eleven seconds, in all leads."""
+"""Of what is read of a record, in all leads: 55 minutes of twelve at 500 Hz."""
 MAX_BYTES = MAX_SAMPLES
 MAX_SEGMENTS_READ = 1024
 MAX_WRONG_SUMS = 2
@@ -39,8 +39,8 @@ _COMPRESSED = ("508", "516", "524")
 _BITS_HELD = {"8": 8, "80": 8, "16": 16, "61": 16, "160": 16, "24": 24, "32": 32, "212": 12}
 
 
-def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
-    """Read the first eleven seconds of a record (what ten seconds at 500 Hz can depend on).
+def read_wfdb(folder: str | Path, path: str, seconds: float | None = SECONDS_KEPT) -> Recording | Counts:
+    """Read the beginning of a record, a second more than is kept of it.
 
     Parameters
     ----------
@@ -48,6 +48,8 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
         The cohort's folder; nothing outside of it is opened.
     path
         Of the record within it, with or without `.hea`.
+    seconds
+        What is kept of it; None: all.
 
     Raises
     ------
@@ -60,16 +62,17 @@ def read_wfdb(folder: str | Path, path: str) -> Recording | Counts:
     header = read_header(folder, relative)
     above = os.path.dirname(relative)
     check_rate(header.rate_hz)
-    return _read_segments(header, folder, above) if header.n_segments else _read_signals(header, folder, above)
+    read = _read_segments if header.n_segments else _read_signals
+    return read(header, folder, above, seconds)
 
 
-def _read_signals(header: Header, folder: str | Path, above: str) -> Recording | Counts:
+def _read_signals(header: Header, folder: str | Path, above: str, seconds: float | None) -> Recording | Counts:
     layout = header.layout
     if layout is None:
         raise InputError("its header describes no signals")
     if layout.plain and header.file_names.count(header.file_names[0]) == len(header.file_names):
-        return _read_direct(header, layout, folder, above)
-    return _read_with_wfdb(header, folder, above)
+        return _read_direct(header, layout, folder, above, seconds)
+    return _read_with_wfdb(header, folder, above, seconds)
 
 
 def read_header(folder: str | Path, path: str) -> Header:
@@ -82,7 +85,7 @@ def read_header(folder: str | Path, path: str) -> Header:
     return parse_header(content)
 
 
-def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str) -> Counts:
+def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str, seconds: float | None) -> Counts:
     file_name, offset, n_signals = header.file_names[0], layout.offset, len(layout.leads)
     descriptor, size = open_file(folder, _beside(above, file_name))
     try:
@@ -93,7 +96,7 @@ def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str)
             raise InputError(f"{file_name} is cut short: it holds {max(held, 0)} of {promised} bytes of samples")
         if n_samples <= 0:
             raise InputError(f"{file_name} holds no samples")
-        wanted = min(n_samples, _wanted(header.rate_hz))
+        wanted = min(n_samples, _wanted(header.rate_hz, seconds))
         _check_size(wanted * n_signals)
         samples = _samples(descriptor, file_name, offset, wanted, n_signals)
         if not _as_stated(header, samples, n_samples, longer=held - promised >= 2 * n_signals):
@@ -108,14 +111,14 @@ def _read_direct(header: Header, layout: Layout, folder: str | Path, above: str)
     return counts
 
 
-def _wanted(rate_hz: float) -> int:
-    """Return how many samples of a lead are kept at most."""
-    return int((SECONDS_KEPT + READ_MARGIN_S) * rate_hz) + 1
+def _wanted(rate_hz: float, seconds: float | None) -> int:
+    """Return how many samples of a lead are read at most."""
+    return MAX_SAMPLES if seconds is None else int((seconds + READ_MARGIN_S) * rate_hz) + 1
 
 
 def _check_size(n_samples: int) -> None:
     if n_samples > MAX_SAMPLES_KEPT:
-        raise InputError(f"its first seconds have {n_samples} samples by its header, more than {MAX_SAMPLES_KEPT}")
+        raise InputError(f"what is read of it has {n_samples} samples by its header, more than {MAX_SAMPLES_KEPT}")
 
 
 def _beside(above: str, file_name: str) -> str:
@@ -177,12 +180,12 @@ def _check_sums(header: Header, offset: int, descriptor: int, n_samples: int) ->
         raise InputError(f"header and {file_name} disagree (size or first values, and checksums)")
 
 
-def _read_segments(master: Header, folder: str | Path, above: str) -> Recording:
+def _read_segments(master: Header, folder: str | Path, above: str, seconds: float | None) -> Recording:
     """Read a record of several segments, each as a record of its own; where there is none, the samples are missing."""
     spans = _spans(master)
     leads, headers = _segment_headers(master, spans, folder, above)
     n_samples = sum(length for _, length in spans)
-    wanted, place = min(n_samples, _wanted(master.rate_hz)), {lead: k for k, lead in enumerate(leads)}
+    wanted, place = min(n_samples, _wanted(master.rate_hz, seconds)), {lead: k for k, lead in enumerate(leads)}
     _check_size(wanted * len(leads))
     signals_mv, clipped = np.full((len(leads), wanted), np.nan), np.zeros((len(leads), wanted), dtype=bool)
     start = 0
@@ -194,7 +197,7 @@ def _read_segments(master: Header, folder: str | Path, above: str) -> Recording:
         header = headers[name]
         if header is not None and length:
             with _named(name):
-                part = _read_signals(header._replace(n_samples=length), folder, above)
+                part = _read_signals(header._replace(n_samples=length), folder, above, seconds)
             part = part.to_recording() if isinstance(part, Counts) else part
             rows, taken = [place[lead] for lead in part.leads], min(length, wanted - start)
             signals_mv[rows, start : start + taken] = part.signals_mv[:, :taken]
@@ -275,10 +278,10 @@ def _named(segment: str) -> Iterator[None]:
         raise InputError(f"segment {segment}: {error}") from error
 
 
-def _read_with_wfdb(header: Header, folder: str | Path, above: str) -> Recording:
+def _read_with_wfdb(header: Header, folder: str | Path, above: str, seconds: float | None) -> Recording:
     import wfdb
 
-    wanted = min(header.n_samples or MAX_SAMPLES, _wanted(header.rate_hz))
+    wanted = min(header.n_samples or MAX_SAMPLES, _wanted(header.rate_hz, seconds))
     latest = wanted + max(signal.skew for signal in header.signals)
     _check_size(latest * sum(signal.samples_per_frame for signal in header.signals))
     with _copied(header, folder, above) as source, warnings.catch_warnings(action="ignore"):

@@ -1,7 +1,7 @@
 """Makes rows of signals.zarr of recordings of the usual kind, in few array calls: what nearly all records need.
 
-Usual: counts of all twelve leads at 500 Hz for ten seconds or more, of a whole number of microvolts each. The result is
-exactly that of `standardise.standardise_any`. Here also how counts are looked up where a factor will not do.
+Usual: counts of all twelve leads at 500 Hz of which ten seconds are kept, of a whole number of microvolts each. The
+result is exactly that of `standardise.standardise`. Here also how counts are looked up where a factor will not do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, MISSING, N_SAMPLES, RATE_HZ, to_microvolts
 from stages.readers.quality import Quality, judge
-from stages.readers.recording import Counts, lead_columns
+from stages.readers.recording import SECONDS_KEPT, Counts, lead_columns, samples_kept
 
 Way = tuple[int, tuple[tuple[int, int, int], ...]]
 """Microvolts of a count, and where the leads lie: (first lead, its column, how many side by side)."""
@@ -28,26 +28,9 @@ class Placed(NamedTuple):
     n_samples: int
 
 
-def standardise_usual(counts: Counts, out: np.ndarray) -> Quality | None:
-    """Write counts into `out`, int16 [12, 5000], and judge them; None where they are not of the usual kind.
-
-    Raises
-    ------
-    InputError
-        There is not one sample.
-    """
-    placed = place(counts, out)
-    if placed is None:
-        return None
-    judged = finish([placed], out[None])[0]
-    if isinstance(judged, InputError):
-        raise judged
-    return judged
-
-
-def place(counts: Counts, row: np.ndarray) -> Placed | None:
-    """Write counts of the usual kind into their row as they are; None where they are of another kind."""
-    way = _usual_way(counts)
+def place(counts: Counts, row: np.ndarray, seconds: float | None = SECONDS_KEPT) -> Placed | None:
+    """Write counts of the usual kind into their row, int16 [12, 5000], as they are; None where they are of another."""
+    way = _usual_way(counts, seconds)
     if way is None:
         return None
     factor, runs = way
@@ -94,9 +77,11 @@ def _with_limits(placed: Placed, low: np.ndarray, high: np.ndarray, out: np.ndar
         return error
 
 
-def _usual_way(counts: Counts) -> Way | None:
+def _usual_way(counts: Counts, seconds: float | None) -> Way | None:
     n_samples, n_leads = counts.samples.shape
-    if counts.rate_hz != RATE_HZ or n_samples < N_SAMPLES or n_leads != len(counts.leads) or counts.converters:
+    if counts.rate_hz != RATE_HZ or samples_kept(n_samples, RATE_HZ, seconds) != N_SAMPLES:
+        return None
+    if n_leads != len(counts.leads) or counts.converters:
         return None
     return _way(counts.leads, counts.gains_per_mv, counts.baselines)
 

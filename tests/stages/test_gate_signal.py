@@ -15,7 +15,6 @@ from stages.heads import EnsembleHeads
 from stages.learning.data import expert_identity
 from stages.learning.gate_signal import gate_signal, leads_of, read_gate_signal
 from stages.predict import Prediction, Recorded, predict
-from stages.readers import Quality
 
 SIX = ("II", "V1", "V2", "V3", "V4", "V5")  # their summaries side by side are longer than the shortest waveform
 
@@ -67,7 +66,7 @@ def test_the_chosen_leads_are_those_of_fit_evaluation_and_prediction(toy_study, 
     settings = embed_settings(Study(), "ecgfm")
     given = []
     monkeypatch.setattr("stages.predict.stage._fill", lambda found, heads, features, signal: given.append(signal))
-    record = Recorded("new", signals[7], Quality(500.0, 5000, 5000, 0.0, (), (), 0.0))
+    record = Recorded("new", signals[7], 500.0)
     told = predict([record], heads, {"ecgfm": load_for(settings)}, {"ecgfm": expert_identity(describe(settings))})
     assert [type(one) for one in told] == [Prediction]
     np.testing.assert_array_equal(given[0], seen[7:8])

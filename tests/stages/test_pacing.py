@@ -11,6 +11,7 @@ from cache import open_records
 from cache.signals import MISSING
 from stages.ingest import ingest
 from stages.readers import read_wfdb, standardise
+from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.pacing import SEVERAL, count_pace_spikes
 from stages.synthetic import generate
 
@@ -65,7 +66,7 @@ def test_what_the_records_say_about_pacing_agrees(test_data):
     def counted(paths: list[str]) -> np.ndarray:
         rows = np.empty((len(paths), 12, 5000), dtype=np.int16)
         for row, path in zip(rows, paths, strict=True):
-            standardise(read_wfdb(test_data, path), row)
+            row[:] = row_at_500_hz(standardise(read_wfdb(test_data, path))[0], 500.0)
         return np.array(count_pace_spikes(rows))
 
     table = pd.read_csv(test_data / "ptbxl/ptbxl_database.csv").head(400)

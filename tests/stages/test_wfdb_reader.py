@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 from stages.readers import Counts, Recording, inside, read_wfdb, standardise
+from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.recording import lead_columns
 from stages.readers.wfdb_header import parse_header
 
@@ -59,8 +60,7 @@ def restate(folder: Path, name: str = "a") -> None:
 
 
 def row_of(recording):
-    out = np.empty((12, 5000), dtype=np.int16)
-    return out, standardise(recording, out)
+    return standardise(recording)
 
 
 def as_millivolts(recording) -> Recording:
@@ -182,13 +182,13 @@ def test_missing_samples_stay_missing_and_flat_leads_are_named(tmp_path):
         assert quality.clipped_fraction == pytest.approx(1 / (11 * 5000))
 
 
-def test_short_records_are_padded_with_missing_samples(tmp_path):
+def test_short_records_stay_short(tmp_path):
     write(tmp_path, n=1200)
     out, quality = row_of(read_wfdb(tmp_path, "a"))
     assert quality.valid == quality.n_samples == 1200
     assert quality.nan_fraction == 0
-    assert (out[:, 1200:] == MISSING).all()
-    assert (out[:, :1200] != MISSING).all()
+    assert out.shape == (12, 1200)
+    assert (out != MISSING).all()
 
 
 def test_the_first_ten_seconds_of_a_long_record_are_kept(tmp_path):
@@ -204,17 +204,18 @@ def test_resampling_keeps_the_wave_and_removes_what_would_alias(tmp_path, rate):
     slow = np.sin(2 * np.pi * 7 * time) + 0.3
     fast = np.sin(2 * np.pi * 0.45 * rate * time) if rate > 1000 / 0.9 - 200 else 0 * time
     recording = Recording((slow + fast)[None], ("II",), rate, len(time))
-    out, quality = row_of(recording)
+    row, quality = row_of(recording)
+    assert (quality.valid, row.shape) == (10 * rate, (12, 10 * rate))
+    out = row_at_500_hz(standardise(recording, None)[0], rate)
     expected = np.sin(2 * np.pi * 7 * np.arange(5000) / 500) + 0.3
-    assert quality.valid == 5000
     assert np.abs(out[1] / 1000.0 - expected)[200:].max() < 0.02
 
 
 def test_gaps_survive_resampling(tmp_path):
     signal = np.ones((1, 10000))
     signal[0, 4000:4100] = np.nan
-    out, quality = row_of(Recording(signal, ("I",), 1000.0, 10000))
-    missing = np.flatnonzero(out[0] == MISSING)
+    row, quality = row_of(Recording(signal, ("I",), 1000.0, 10000))
+    missing = np.flatnonzero(row_at_500_hz(row, 1000.0)[0] == MISSING)
     assert (missing[0], missing[-1]) == (2000, 2049)
     assert quality.flat_leads == ("I",)
 
