@@ -24,8 +24,8 @@ from cache.signals import open_signals
 from cache.upkeep.resume import difference, grew_from, resume_or_create
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
 from stages.embed.shard_pipeline import Line, Progress, size_of
-from stages.experts import Expert, expert_class, load_expert
-from stages.experts.checkpoints import find_weights, origin_of, sha256_of
+from stages.experts import Expert, ExpertSpec, expert_class, load_expert
+from stages.experts.checkpoints import find_weights, origin_of, weights_digest
 from stages.experts.options import plain_options
 from stages.experts.run import set_precision, torch_threads
 
@@ -39,7 +39,7 @@ def describe(settings: EmbedSettings) -> dict[str, Any]:
     return {
         "expert": settings.expert,
         "version": spec.version,
-        "weights_sha256": _digest_once(find_weights(spec, settings.weights)) if spec.needs_weights else "none",
+        "weights_sha256": _digest_once(spec, find_weights(spec, settings.weights)) if spec.needs_weights else "none",
         "config": dict(settings.config or {}),
         "preprocessing": settings.preprocessing or cls.preprocessing_variants[0],
         "preprocessing_options": plain_options(settings.expert, spec.preprocessing),
@@ -225,13 +225,16 @@ def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:
     return sum(size_of(store.rows_of(shard)) for shard in shards)
 
 
-def _digest_once(path: Path) -> str:
-    state = path.stat()
-    return _digest_of(path, state.st_size, state.st_mtime_ns)
+def _digest_once(spec: ExpertSpec, path: Path) -> str:
+    names = spec.weights.companions if spec.weights else ()
+    files = [path, *(path.parent / name for name in names if (path.parent / name).is_file())]
+    states = tuple((state.st_size, state.st_mtime_ns) for state in (file.stat() for file in files))
+    return _digest_of(spec.name, path, states)
 
 
 @lru_cache(maxsize=8)
-def _digest_of(path: Path, size: int, mtime_ns: int) -> str:
-    """Digest a weights file once a process; size and time make a changed file another one."""
-    del size, mtime_ns
-    return sha256_of(path)
+def _digest_of(expert: str, path: Path, states: tuple[tuple[int, int], ...]) -> str:
+    """Digest weights once a process; sizes and times make a changed file another one."""
+    del states
+    cls, variant = expert_class(expert)
+    return weights_digest(cls.published_spec(variant), path)

@@ -1,38 +1,26 @@
-"""Where an expert's weights come from, and reading them safely (never unpickling more than tensors).
+"""Where an expert's weights come from, and the strict match of their keys against a module.
 
-Lives here: locating, checking and reading checkpoint files; the strict match against a module. Not here: what the keys
-mean (each expert's own file).
+Not here: reading the files (`checkpoint_files`), what the keys mean (each expert's own file), why weights do not fit
+(`mismatch`).
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
-import pickle
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cache.errors import MissingFileError, WeightsError
+from stages.experts.checkpoint_files import SUFFIXES
 from stages.experts.contract import ExpertSpec, WeightsSource
 from stages.experts.versions import is_version, version_folder
 
 PACKAGE_FOLDER = Path(__file__).parent / "weights"
 """Where weights lie that come with the package."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-FRAMEWORKS = ("fairseq", "fairseq_signals", "omegaconf", "hydra", "pytorch_lightning", "lightning", "typing")
-"""Packages whose objects official checkpoints hold beside the weights; none of them is imported or needed."""
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "encoder", "module")
-PREFIXES = ("module.", "_orig_mod.")
-"""Of DataParallel and torch.compile; no official key begins so."""
 
 
 def sha256_of(path: Path) -> str:
@@ -42,6 +30,27 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def weights_digest(spec: ExpertSpec, path: Path) -> str:
+    """Return the sha256 of weights: of the file, or of all its files' digests where it has companions.
+
+    Raises
+    ------
+    WeightsError
+        A companion is not beside the file.
+    """
+    names = spec.weights.companions if spec.weights else ()
+    if not names:
+        return sha256_of(path)
+    lost = [name for name in names if not (path.parent / name).is_file()]
+    if lost:
+        raise WeightsError(
+            f"expert '{spec.name}': {path.parent} lacks {', '.join(lost)}; the weights are {path.name} and "
+            f"{', '.join(names)}, in one folder"
+        )
+    lines = [f"{name}\t{sha256_of(path.parent / name)}" for name in sorted({path.name, *names})]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
@@ -119,89 +128,6 @@ def origin_of(spec: ExpertSpec, weights: str | Path | None, path: Path | None, d
 
     commit = commit_of(path) if weights is None else ""
     return {"weights_source": source.repo_id, "weights_revision": commit or source.revision}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint as tensors and plain containers; refuses a file that would need to run code."""
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with torch.serialization.safe_globals(_harmless_globals(path)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read is an error anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: refused, it is no checkpoint or holds more than tensors ({_reason(error)}); convert it to "
-            ".safetensors on a machine you trust"
-        ) from error
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise WeightsError(f"{path}: not a readable checkpoint ({_reason(error)}); get it again") from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    return dict(content)
-
-
-def _harmless_globals(path: Path) -> list[Any]:
-    """Name what may stand beside the tensors: options, numpy scalars, and settings of training frameworks, unread.
-
-    torch's restricted unpickler still refuses everything else; nothing of this runs code of the file's choosing.
-    """
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # older torch wrote no zip archive
-        names = []
-    unread = [(_Unread, name) for name in names if name.partition(".")[0] in FRAMEWORKS]
-    return [argparse.Namespace, np.dtype, *_NUMPY_DTYPES, *_NUMPY_SCALARS, *unread]
-
-
-_NUMPY_DTYPES = tuple(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?"))
-_NUMPY_SCALARS = tuple((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))
-
-
-class _Unread:
-    """Stands for an object of a training framework in a checkpoint: takes whatever it was made from, keeps nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Unread:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _reason(error: Exception) -> str:
-    """Say in few words what was wrong; torch's own message begins with advice to switch the check off."""
-    if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it asks for {asked[1].rstrip('.')}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines and len(lines[0]) > 5 else type(error).__name__
-
-
-def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, from under `model`, `state_dict` ... where the authors wrapped them.
-
-    Tensors beside such a wrapper (a loss, an epoch) are no weights. A prefix that parallel or compiled training put
-    before every key is taken off.
-    """
-    current: Mapping[str, Any] = content
-    for _ in WRAPPERS:
-        inner = (current[k] for k in WRAPPERS if isinstance(current.get(k), Mapping) and current[k])
-        current = next(inner, current)
-    state = {k: v for k, v in current.items() if isinstance(v, Tensor)}
-    while prefix := next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
-
-
-def read_state(spec: ExpertSpec, weights: str | Path | None) -> dict[str, Tensor]:
-    """Locate, check and read the state dict of an expert."""
-    path = find_weights(spec, weights)
-    state = unwrap(read_checkpoint(path))
-    if not state:
-        raise WeightsError(f"{path}: holds no tensors under {', '.join(WRAPPERS)}")
-    return state
 
 
 def load_strict(

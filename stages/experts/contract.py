@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -42,6 +43,9 @@ class WeightsSource:
     """Installed package of somebody else that `filename` lies in, where `packaged`; also the extra that brings it."""
     packaged: bool = False
     """Whether `filename` lies beside the experts' code, in the package."""
+    companions: tuple[str, ...] = ()
+    """Further files of the repository or folder that `Expert.build_from_path` reads beside `filename`: a config.json,
+    the parts of a checkpoint in several files."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,24 @@ class Expert(ABC):
         `config` None means the published configuration (of `variant`), or what the state's own shapes say where they
         determine it. `state` None means randomly initialised (seeded by the caller), for tests and benchmarks.
         """
+
+    @classmethod
+    def build_from_path(
+        cls,
+        path: Path,
+        config: Mapping[str, Any] | None,
+        *,
+        variant: str | None = None,
+        preprocessing: str | None = None,
+    ) -> Expert:
+        """Construct from a weights file; by default `build` gets the tensors that are in it.
+
+        An expert whose weights are more than one state dict overrides this: it reads `path`, and the files that
+        `WeightsSource.companions` names, which lie in the same folder (`path.parent`).
+        """
+        from stages.experts.mismatch import build_from_file
+
+        return build_from_file(cls, path, config, variant=variant, preprocessing=preprocessing)
 
     @abstractmethod
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:

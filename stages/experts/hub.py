@@ -11,9 +11,13 @@ import dataclasses
 import json
 import os
 import re
+import socket
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cache.errors import UsageError, WeightsError
 from cache.files import write_text
@@ -22,6 +26,8 @@ from stages.experts.contract import ExpertSpec, WeightsSource
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+ANSWER_WITHIN_S = 2.0
+"""How long the hub's server may take to accept a connection: the client itself would try for half a minute."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,17 @@ def asked_revision(source: WeightsSource) -> str:
 
 
 def cached(spec: ExpertSpec) -> Path | None:
-    """Return the hub's file if it is on this machine already, without asking the network."""
+    """Return the hub's file if it and its companions are on this machine already, without asking the network."""
     from huggingface_hub import try_to_load_from_cache
 
     source = spec.weights
     if source is None or not source.repo_id:
         return None
     for repo_id in (source.repo_id, *source.also_at):
-        found = try_to_load_from_cache(repo_id, source.filename, revision=asked_revision(source))
-        if isinstance(found, str):
-            return Path(found)
+        names = (source.filename, *source.companions)
+        found = [try_to_load_from_cache(repo_id, name, revision=asked_revision(source)) for name in names]
+        if all(isinstance(path, str) for path in found):
+            return Path(str(found[0]))
     return None
 
 
@@ -94,6 +101,8 @@ def fetch(spec: ExpertSpec, repin: bool = False) -> Path:
 
 def _hub_source(spec: ExpertSpec) -> WeightsSource:
     source = spec.weights
+    if not spec.needs_weights:
+        raise UsageError(f"expert '{spec.name}' needs no weights: there is nothing to fetch")
     if source is None or not source.repo_id:
         note = f" ({source.note})" if source and source.note else ""
         raise WeightsError(
@@ -115,27 +124,101 @@ def _pin_again(spec: ExpertSpec, source: WeightsSource) -> Path:
 
 
 def _download(spec: ExpertSpec, source: WeightsSource, revision: str, force: bool = False) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    _check_reachable(spec, source, revision)
     errors: list[Exception] = []
     for repo_id in (source.repo_id, *source.also_at):
         try:
-            return Path(hf_hub_download(repo_id, source.filename, revision=revision, force_download=force))
+            return _download_from(repo_id, source, revision, force)
         except Exception as error:  # the hub client's errors share no base class; all mean "not to be had now"
             errors.append(error)
             if not isinstance(error, RepositoryNotFoundError):
                 break
-    failure = next((e for e in errors if not isinstance(e, RepositoryNotFoundError)), errors[0])
-    fix = "try again, or download it elsewhere and give the file with --weights"
-    if constants.HF_HUB_OFFLINE:
-        fix = "unset HF_HUB_OFFLINE, or download it elsewhere and give the file with --weights"
-    if isinstance(failure, RevisionNotFoundError) and revision != source.revision:
-        fix = f"that commit of the first use is gone: `ensemble weights fetch {spec.name} --repin` pins the present one"
+    gated = (error for error in errors if isinstance(error, GatedRepoError))
+    told_most = next(gated, next((e for e in errors if not isinstance(e, RepositoryNotFoundError)), errors[0]))
     raise WeightsError(
         f"expert '{spec.name}': cannot get {source.filename} of {source.repo_id} at {revision} "
-        f"({_reason(failure)}); {fix}"
-    ) from failure
+        f"({_reason(told_most)}); {_fix(spec, source, revision, told_most)}"
+    ) from told_most
+
+
+def _download_from(repo_id: str, source: WeightsSource, revision: str, force: bool) -> Path:
+    """Download a file and its companions, all of the same commit."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(repo_id, source.filename, revision=revision, force_download=force))
+    for name in source.companions:
+        hf_hub_download(repo_id, name, revision=commit_of(path) or revision, force_download=force)
+    return path
+
+
+def _fix(spec: ExpertSpec, source: WeightsSource, revision: str, error: Exception) -> str:
+    """Say what can be done about a download that failed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return "unset HF_HUB_OFFLINE, or download it elsewhere and give the file with --weights"
+    if isinstance(error, RevisionNotFoundError) and revision != source.revision:
+        return (
+            f"that commit of the first use is gone: `ensemble weights fetch {spec.name} --repin` pins the present one"
+        )
+    if isinstance(error, GatedRepoError) or _status(error) in (401, 403):
+        return (
+            f"its owners ask for a login: accept their terms at {constants.ENDPOINT}/{source.repo_id}, set HF_TOKEN to "
+            "your access token (or run `hf auth login`), and try again"
+        )
+    return "try again, or download it elsewhere and give the file with --weights"
+
+
+def _status(error: Exception) -> int:
+    """Return the HTTP status that an error of the client stands for, 0 where there was no answer."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _check_reachable(spec: ExpertSpec, source: WeightsSource, revision: str) -> None:
+    """Find out quickly whether the hub's server, or the proxy on the way to it, takes connections at all.
+
+    Raises
+    ------
+    WeightsError
+        No connection within `ANSWER_WITHIN_S`.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    url = urlsplit(constants.ENDPOINT)
+    proxies = {} if proxy_bypass(url.hostname or "") else getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    asked = urlsplit(proxy if proxy and "://" in proxy else f"http://{proxy}") if proxy else url
+    port = asked.port or (443 if asked.scheme == "https" else 80)
+    reason = _no_connection(asked.hostname or "", port)
+    if reason:
+        through = f" through the proxy {asked.hostname}:{port}" if proxy else ""
+        raise WeightsError(
+            f"expert '{spec.name}': cannot get {source.filename} of {source.repo_id} at {revision} "
+            f"({constants.ENDPOINT} cannot be reached{through}: {reason}); set HF_ENDPOINT to a "
+            "mirror, or download it elsewhere and give the file with --weights"
+        )
+
+
+def _no_connection(host: str, port: int) -> str:
+    """Return why no connection can be made, "" if one can. Looking a name up knows no time limit: hence the thread."""
+    reasons = [f"no answer within {ANSWER_WITHIN_S:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), ANSWER_WITHIN_S).close()
+            reasons.append("")
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(ANSWER_WITHIN_S)
+    return reasons[-1]
 
 
 def _reason(error: Exception) -> str:
@@ -159,12 +242,12 @@ def _check(spec: ExpertSpec, source: WeightsSource, path: Path) -> None:
             f"expert '{spec.name}': {source.repo_id} gave commit {commit} where {asked} was asked for; "
             "look at HF_ENDPOINT, or give the file with --weights"
         )
-    known, told = _known_digest(source, pin, path)
+    known, said_by = _known_digest(source, pin, path)
     if known and digest != known:
         repin = "" if source.sha256 else " (with --repin to take what the hub has now)"
         # The resolved path is the cache's own copy: the name in the snapshot folder is only a link to it.
         raise WeightsError(
-            f"expert '{spec.name}': {source.filename} of {source.repo_id} has sha256 {digest[:16]}..., {told} "
+            f"expert '{spec.name}': {source.filename} of {source.repo_id} has sha256 {digest[:16]}..., {said_by} "
             f"{known[:16]}...; delete {path.resolve()} and run `ensemble weights fetch {spec.name}`{repin}"
         )
     if pin is None or (commit and not pin.commit):
@@ -190,8 +273,8 @@ def _entries() -> dict[str, dict[str, str]]:
     path = _ledger()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        told = {key: {"sha256": entry} if isinstance(entry, str) else entry for key, entry in content.items()}
-        return {key: dataclasses.asdict(Pin(**entry)) for key, entry in told.items()}
+        pins = {key: {"sha256": entry} if isinstance(entry, str) else entry for key, entry in content.items()}
+        return {key: dataclasses.asdict(Pin(**entry)) for key, entry in pins.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache.errors import UsageError, WeightsError
-from stages.experts.checkpoints import read_state
+from stages.experts.checkpoints import find_weights
 from stages.experts.contract import Expert, ExpertSpec
 from stages.experts.versions import is_version, list_versions, version_class
 
@@ -169,17 +169,23 @@ def load_expert(
         known = ", ".join(cls.preprocessing_variants)
         raise UsageError(f"expert '{name}' has no preprocessing '{preprocessing}'; it has: {known}")
     spec = cls.published_spec(variant)
-    state = None
     if spec.needs_weights and not random_weights:
-        state = read_state(spec, weights)
-    elif weights is not None and not random_weights:
+        path = find_weights(spec, weights)
+        expert = cls.build_from_path(path, config, variant=variant, preprocessing=preprocessing)
+        return _placed(expert, torch.device(device), trainable)
+    if weights is not None and not random_weights:
         raise WeightsError(f"expert '{name}' takes no weights; remove the option (got {weights})")
-    elif weights is not None:
+    if weights is not None:
         raise UsageError(
             f"expert '{name}': random_weights and weights ({weights}) exclude each other; give one of them"
         )
-    expert = cls.build(config, state, variant=variant, preprocessing=preprocessing)
-    expert.device = torch.device(device)
+    expert = cls.build(config, None, variant=variant, preprocessing=preprocessing)
+    return _placed(expert, torch.device(device), trainable)
+
+
+def _placed(expert: Expert, device: torch.device, trainable: bool) -> Expert:
+    """Put an expert on a device, frozen unless it is to be trained."""
+    expert.device = device
     if expert.module is not None and trainable:
         expert.module.to(expert.device)
     elif expert.module is not None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cache.errors import MissingFileError, UsageError, WeightsError
 from stages.experts import expert_class, load_expert
-from stages.experts.checkpoints import read_checkpoint, unwrap
+from stages.experts.checkpoint_files import read_checkpoint, unwrap
 
 STATE = {"w": torch.arange(3.0)}
 SMALL = expert_class("ecgfounder")[0].small_config()
