@@ -27,6 +27,8 @@ from cache.upkeep.resume import create_embeddings
 IMPORTED = "imported"
 """What stands in an imported store's attributes for how the vectors were made: only their digest is known."""
 ID_COLUMN = "record_id"
+ROWS_AT_ONCE = 4096
+"""Rows that are looked at together before anything is written."""
 
 
 def read_vectors(path: Path, id_column: str = ID_COLUMN) -> tuple[dict[str, np.ndarray], list[str] | None]:
@@ -206,6 +208,7 @@ def import_vectors(
         dtype=dtype,
         shard_records=shard_records,
     )
+    _check_fits(arrays, ids, dtype)
     identity = Identity(_imported(store.stem, arrays, dtype), signals_digest, records_digest(records[ID_COLUMN]))
     claims = claims_on(store, state)
     try:
@@ -218,6 +221,28 @@ def import_vectors(
     finally:
         claims.close()
     return made
+
+
+def _check_fits(arrays: dict[str, np.ndarray], ids: Sequence[str], dtype: str) -> None:
+    """Look for values that the store's type cannot hold, before a store is made or replaced.
+
+    Raises
+    ------
+    InputError
+        Names the first such record.
+    """
+    for name, values in arrays.items():
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            part = np.asarray(values[start : start + ROWS_AT_ONCE], dtype=np.float32)
+            with np.errstate(over="ignore"):
+                wrong = np.isinf(part.astype(dtype)).reshape(len(part), -1)
+            if wrong.any():
+                row, column = (int(index) for index in np.argwhere(wrong)[0])
+                found = part.reshape(len(part), -1)[row, column]
+                fix = "say --dtype float32" if np.isfinite(found) else "leave that record out, or give it NaN"
+                raise InputError(
+                    f"{name} of record '{ids[start + row]}' holds {found:g}, which does not fit {dtype}; {fix}"
+                )
 
 
 def _imported(expert: str, arrays: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:

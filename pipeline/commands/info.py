@@ -58,10 +58,11 @@ def weights_fetch(
 
     Example: `ensemble weights fetch ecgfm`
     """
-    from pipeline.views.catalogue import spec_of
+    from pipeline.views.catalogue import no_need_to_fetch, spec_of
     from stages.experts.hub import fetch
 
-    typer.echo(str(fetch(spec_of(name), repin)))
+    spec = spec_of(name)
+    typer.echo(no_need_to_fetch(spec) or str(fetch(spec, repin)))
 
 
 @cache_app.command("ls")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,7 @@ def embed(
     from pipeline.compute.workers import run_embed, worker_count
     from pipeline.study.markers import write_marker
     from pipeline.study.runs import write_run
-    from stages.embed import Embedder, EmbedPaths
+    from stages.embed import Embedder, EmbedPaths, load_for
 
     study = Study()
     if is_imported(study, expert):
@@ -113,6 +113,7 @@ def embed(
     settings = embed_settings(study, expert, weights, here, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
+        load_for(replace(settings, device="cpu"))  # weights that do not load are told before anything else
         _print_plan(Embedder(settings, paths).plan())
         return
     if scheduler is None:

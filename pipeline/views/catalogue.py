@@ -66,6 +66,17 @@ def weights_state(spec: ExpertSpec) -> str:
     return TO_FETCH if spec.weights and spec.weights.repo_id else TO_GIVE
 
 
+def no_need_to_fetch(spec: ExpertSpec) -> str:
+    """Say why there is nothing to fetch; "" where the model hub has the weights, or nobody has."""
+    from stages.experts.checkpoints import find_weights
+
+    if not spec.needs_weights:
+        return f"expert '{spec.name}' needs no weights: nothing to fetch"
+    if spec.weights and spec.weights.packaged:
+        return f"expert '{spec.name}': its weights come with the package, at {find_weights(spec, None)}"
+    return ""
+
+
 TO_FETCH, TO_GIVE = "to fetch (hub)", "to give (a file)"
 
 

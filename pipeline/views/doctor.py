@@ -106,7 +106,7 @@ def _study() -> Iterator[Finding]:
         yield Finding(WARN, f"records folder {params.cohort.path} is not there", "set cohort.path in params.yaml")
     yield from _storage(study)
     for name in params.experts:
-        yield from _expert(name, params.experts[name].accept_license)
+        yield from _expert(study, name)
 
 
 def _storage(study: Study) -> Iterator[Finding]:
@@ -123,10 +123,15 @@ def _storage(study: Study) -> Iterator[Finding]:
             yield Finding(PASS, f"{what} answers")
 
 
-def _expert(name: str, licence_accepted: bool) -> Iterator[Finding]:
+def _expert(study: Study, name: str) -> Iterator[Finding]:
+    """Look at one expert of params.yaml: whether it exists, its weights are here and load, its licence is accepted."""
+    from pipeline.compute.embedding import is_imported
     from pipeline.views.catalogue import TO_FETCH, TO_GIVE, spec_of, weights_state
 
     try:
+        if is_imported(study, name):
+            yield Finding(PASS, f"expert {name}: imported, its store is whole and of these records")
+            return
         spec = spec_of(name)
         state = weights_state(spec)
     except EnsembleError as error:
@@ -135,14 +140,28 @@ def _expert(name: str, licence_accepted: bool) -> Iterator[Finding]:
     fix = {TO_FETCH: f"ensemble weights fetch {name}", TO_GIVE: f"set experts.{name}.weights in params.yaml"}
     if state.startswith("missing"):
         yield Finding(FAIL, f"expert {name}: weights {state}", "put the file there, or correct params.yaml")
+    elif state in fix:
+        yield Finding(WARN, f"expert {name}: weights {state}", fix[state])
     else:
-        yield Finding(WARN if state in fix else PASS, f"expert {name}: weights {state}", fix.get(state, ""))
-    if spec.non_commercial and not licence_accepted:
+        yield _loaded(study, name, state)
+    if spec.non_commercial and not study.expert_params(name).accept_license:
         yield Finding(
             WARN,
             f"expert {name}: licence {spec.licence}, not accepted",
             f"if your use allows it, experts.{name}.accept_license: true",
         )
+
+
+def _loaded(study: Study, name: str, state: str) -> Finding:
+    """Load the expert as `embed` would, on the CPU: weights that are here may still not fit."""
+    from stages.experts import load_expert
+
+    params = study.expert_params(name)
+    try:
+        load_expert(name, study.weights_of(name), params.config or None, preprocessing=params.preprocessing)
+    except EnsembleError as error:
+        return Finding(FAIL, str(error))
+    return Finding(PASS, f"expert {name}: weights {state}" + ("" if state == "none needed" else ", and load"))
 
 
 def _hub() -> Finding:

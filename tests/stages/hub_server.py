@@ -22,6 +22,8 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[tuple[str, str, str | None]] = []
         self.broken = 0
         """How many of the next downloads break off half-way."""
+        self.gated: dict[str, str] = {}
+        """Repository -> token that the hub asks for; without it the answer is 401, with another one 403."""
 
     def publish(self, repository: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
         """Put files at a commit, which becomes the present one."""
@@ -65,6 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
         repository, _, rest = unquote(self.path).lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         commit, content = self.server.find(repository, revision, file)
+        token = self.server.gated.get(repository)
+        given = self.headers.get("Authorization")
+        if token is not None and given != f"Bearer {token}":
+            self._send(403 if given else 401, {"X-Error-Code": "GatedRepo"}, b"", with_body)
+            return
         if content is None:
             self._send(404, {"X-Error-Code": commit}, b"", with_body)
             return

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save
 
 from cache.errors import UsageError, WeightsError
 from stages.experts import WeightsSource, expert_class, list_experts, load_expert
-from stages.experts.checkpoints import origin_of
+from stages.experts.checkpoints import origin_of, weights_digest
 from stages.experts.hub import commit_of, is_commit, pin_of
 from stages.experts.hub import fetch as fetch_spec
 from tests.stages.hub_server import COMMIT, running_hub
@@ -195,8 +197,55 @@ def test_a_hub_that_cannot_be_reached_is_named(fetch, monkeypatch):
         url = closed.url
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits 31 s between its attempts
+    started = time.perf_counter()
     refused(fetch, f"{url} cannot be reached", "give the file with --weights")
+    assert time.perf_counter() - started < 3  # the client's own attempts take 27 s
+
+
+def test_a_name_server_that_does_not_answer_is_told_within_three_seconds(fetch, monkeypatch):
+    ended = threading.Event()
+
+    def look_up(*_, **__):
+        ended.wait(10)
+        raise OSError("no name server")
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    started = time.perf_counter()
+    refused(fetch, "cannot be reached: no answer within 2 s", "HF_ENDPOINT")
+    assert time.perf_counter() - started < 3
+    ended.set()
+
+
+def test_a_proxy_that_is_not_there_is_named(fetch, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    refused(fetch, "http://hub.example cannot be reached through the proxy 127.0.0.1:9")
+
+
+@pytest.mark.parametrize("token", ["", "hf_wrong"])
+def test_a_gated_repository_asks_for_a_token(hub, fetch, monkeypatch, token):
+    hub.gated[REPOSITORY] = "hf_right"
+    monkeypatch.setenv("HF_TOKEN", token)
+    refused(fetch, f"accept their terms at {hub.url}/{REPOSITORY}", "set HF_TOKEN", "hf auth login")
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert fetch().read_bytes() == CONTENT
+
+
+def test_companions_come_from_the_same_commit_and_are_part_of_the_digest(hub, fetch):
+    hub.publish(REPOSITORY, {FILE: CONTENT, "config.json": b"{}"})
+    path = fetch(companions=("config.json",))
+    assert (path.parent / "config.json").read_bytes() == b"{}"
+    assert downloads(hub)[-1] == f"/{REPOSITORY}/resolve/{COMMIT}/config.json"
+    spec = spec_with(companions=("config.json",))
+    assert fetch(offline=True, companions=("config.json",)) == path
+    before = weights_digest(spec, path)
+    assert before != weights_digest(spec_with(), path) == DIGEST
+    (path.parent / "config.json").unlink()
+    with pytest.raises(
+        WeightsError, match=r"lacks config.json; the weights are 12_lead_ECGFounder.pth and config.json"
+    ):
+        weights_digest(spec, path)
 
 
 def test_a_download_that_breaks_off_resumes_and_never_counts_as_done(hub, fetch):
@@ -246,6 +295,8 @@ def test_the_environment_and_the_command_do_all_this(hub, tmp_path):
         command = [sys.executable, *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
+    none_needed = run("-m", "pipeline.cli", "weights", "fetch", "rocket")
+    assert (none_needed.returncode, none_needed.stdout) == (0, "expert 'rocket' needs no weights: nothing to fetch\n")
     done = run("-m", "pipeline.cli", "weights", "fetch", "ttm")
     assert done.returncode == 0, done.stderr
     path = done.stdout.strip()
