@@ -14,7 +14,7 @@ from stages.embed.shard_pipeline import AUTO_BATCH
 from stages.experts import Expert, load_expert
 from stages.experts.contract import STANDARD_LEADS
 from stages.experts.run import Vectors, run_expert
-from stages.readers.recording import lead_columns
+from stages.readers.lead_names import lead_columns
 
 LARGEST_MV = 100.0
 """No ECG reaches this; values beyond it are microvolts or a converter's counts."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import InputError
-from stages.readers.wfdb_record import MAX_SAMPLES
+from stages.readers.wfdb.limits import MAX_SAMPLES
 
 MAX_CHUNK_BYTES = 1 << 28
 """One sample of a chunk cannot be read without unpacking all of it."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.records import Target
-from stages.readers.wfdb_record import read_header
+from stages.readers.wfdb.header import read_header
 
 OLDEST_YEARS = 130
 # The 30 scored diagnoses of the Challenge 2021; four pairs count as one class, as its evaluation merges them.

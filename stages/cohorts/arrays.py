@@ -23,7 +23,7 @@ from stages.cohorts._base import Cohort, Entries, register
 from stages.cohorts._hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, read_labels
 from stages.readers import Recording, inside
-from stages.readers.wfdb_record import MAX_SAMPLES
+from stages.readers.wfdb.limits import MAX_SAMPLES
 
 MAX_RECORDS = 10_000_000
 """As many as a table of labels may have; a few bytes may promise any number."""

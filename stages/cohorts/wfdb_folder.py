@@ -20,7 +20,7 @@ from cache.records import BASE_COLUMNS, Kind, Target
 from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
 from stages.readers.paths import open_file
 from stages.readers.tables import numbers, read_table
-from stages.readers.wfdb_header import MAX_HEADER_BYTES, parse_header
+from stages.readers.wfdb.header import MAX_HEADER_BYTES, parse_header
 
 MAX_CLASSES = 1000
 SEPARATOR = ";"

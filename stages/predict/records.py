@@ -17,7 +17,7 @@ from stages.readers.pacing import SEVERAL
 from stages.readers.quality import PLAUSIBLE_MV, typical_height_mv
 from stages.readers.recording import SECONDS_KEPT
 from stages.readers.rows import QUALITY, RowMaker, RowOptions
-from stages.readers.wfdb_record import read_header
+from stages.readers.wfdb.header import read_header
 
 NOISY_NAN_FRACTION = 0.01
 SUFFIXES = (".hea", ".dat", ".mat")

@@ -3,10 +3,11 @@
 Not here: what the columns of a particular cohort mean (stages/cohorts).
 """
 
-from stages.readers.paths import inside
+from stages.readers.paths import DataFolder, inside
 from stages.readers.quality import Quality
 from stages.readers.recording import Counts, Recording
+from stages.readers.standard_leads import keep_standard
 from stages.readers.standardise import standardise
-from stages.readers.wfdb_record import read_wfdb
+from stages.readers.wfdb.record import read_wfdb
 
-__all__ = ["Counts", "Quality", "Recording", "inside", "read_wfdb", "standardise"]
+__all__ = ["Counts", "DataFolder", "Quality", "Recording", "inside", "keep_standard", "read_wfdb", "standardise"]

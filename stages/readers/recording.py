@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,17 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.errors import InputError
-from cache.signals import LEADS, MISSING
+from cache.signals import MISSING
 
 SECONDS_KEPT = 10.0
 """Of a record, from its beginning, where the study does not say otherwise (`cohort.seconds`)."""
 READ_MARGIN_S = 1.0
 """Read beyond what is kept: most files are a little longer, and their checksums are of all of it."""
 RATES_HZ = (50.0, 20000.0)
-
-_STANDARD = {name.upper(): k for k, name in enumerate(LEADS)}
-# A minus before the name is no separator: -aVR is aVR turned over.
-_LEAD = re.compile(r"[\s_]*(?:LEAD(?:[\s_]*|-))?(D?I{1,3}|AV[RLF]|V[\s_]?[1-6])[\s_]*")
 
 Converter = tuple[int, int]
 """Of one lead: bits, and the count in the middle of the converter's range."""
@@ -41,6 +36,8 @@ class Recording:
         Per lead in the file.
     clipped
         bool [lead, time]: at the converter's limit; None where that cannot be known.
+    notes
+        What was left out or assumed.
     """
 
     signals_mv: np.ndarray
@@ -48,6 +45,7 @@ class Recording:
     rate_hz: float
     n_samples: int
     clipped: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Counts(NamedTuple):
@@ -61,6 +59,8 @@ class Counts(NamedTuple):
         Per lead: mV = (count - baseline) / gain.
     converters
         Per lead; None where no sample is at the limit of a converter of less than 16 bits.
+    notes
+        What was left out or assumed.
     """
 
     samples: np.ndarray
@@ -70,6 +70,7 @@ class Counts(NamedTuple):
     rate_hz: float
     n_samples: int
     converters: tuple[Converter, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_recording(self) -> Recording:
         """Return the same in mV."""
@@ -80,7 +81,7 @@ class Counts(NamedTuple):
         clipped = np.abs(counts) == 32767
         if self.converters is not None:
             clipped |= at_limit(counts, counts != MISSING, self.converters)
-        return Recording(signals_mv, self.leads, self.rate_hz, self.n_samples, clipped)
+        return Recording(signals_mv, self.leads, self.rate_hz, self.n_samples, clipped, self.notes)
 
 
 def at_limit(counts: np.ndarray, known: np.ndarray, converters: Sequence[Converter]) -> np.ndarray:
@@ -117,28 +118,3 @@ def check_rate(rate_hz: float) -> None:
     """
     if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
         raise InputError(f"its sampling rate is {rate_hz:g} Hz; ECGs have {RATES_HZ[0]:g} to {RATES_HZ[1]:g}")
-
-
-def lead_columns(names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Say where each standard lead lies: pairs (index in `cache.signals.LEADS`, index in `names`), in standard order.
-
-    Names are compared without regard to case and blanks, and may begin with "lead"; DI, DII and DIII are I, II and III.
-    Other leads (MLII, vx) stay out, as does one turned over (-aVR).
-
-    Raises
-    ------
-    InputError
-        No standard lead at all, or two of one name.
-    """
-    found: dict[int, int] = {}
-    for column, name in enumerate(names):
-        spelt = _LEAD.fullmatch(name.upper())
-        if spelt is None:
-            continue
-        place = _STANDARD[re.sub(r"[\s_D]", "", spelt[1])]
-        if place in found:
-            raise InputError(f"two leads are named {LEADS[place]}; nobody can say which is which")
-        found[place] = column
-    if not found:
-        raise InputError(f"none of its leads ({', '.join(names)[:120] or 'it has none'}) is one of the standard twelve")
-    return sorted(found.items())

@@ -11,8 +11,10 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, MISSING, to_microvolts
+from stages.readers.lead_names import lead_columns
 from stages.readers.quality import Quality, judge
-from stages.readers.recording import SECONDS_KEPT, Counts, Recording, check_rate, lead_columns, samples_kept
+from stages.readers.recording import SECONDS_KEPT, Counts, Recording, check_rate, samples_kept
+from stages.readers.standard_leads import keep_standard
 from stages.readers.whole_microvolts import look_up
 
 
@@ -29,6 +31,7 @@ def standardise(recording: Recording | Counts, seconds: float | None = SECONDS_K
     InputError
         No standard lead, two of one name, no samples, or a rate that no ECG has.
     """
+    recording = keep_standard(recording)
     columns = _columns(recording.leads)
     check_rate(recording.rate_hz)
     if isinstance(recording, Counts):

@@ -14,8 +14,9 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS, LIMIT_UV, MISSING, N_SAMPLES, RATE_HZ, to_microvolts
+from stages.readers.lead_names import lead_columns
 from stages.readers.quality import Quality, judge
-from stages.readers.recording import SECONDS_KEPT, Counts, lead_columns, samples_kept
+from stages.readers.recording import SECONDS_KEPT, Counts, samples_kept
 
 Way = tuple[int, tuple[tuple[int, int, int], ...]]
 """Microvolts of a count, and where the leads lie: (first lead, its column, how many side by side)."""

@@ -15,8 +15,8 @@ from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 from stages.readers import Counts, Recording, inside, read_wfdb, standardise
 from stages.readers.at_500_hz import row_at_500_hz
-from stages.readers.recording import lead_columns
-from stages.readers.wfdb_header import parse_header
+from stages.readers.lead_names import lead_columns
+from stages.readers.wfdb.header import parse_header
 
 NAMES = list(LEADS)
 
@@ -361,7 +361,7 @@ def test_a_file_cut_behind_the_seconds_that_are_kept_is_refused_where_wfdb_must_
         read_wfdb(tmp_path, "a")
 
 
-def test_several_samples_a_frame_are_averaged(tmp_path):
+def test_several_samples_a_frame_are_samples_of_their_own(tmp_path):
     counts = np.random.default_rng(5).integers(-1500, 1500, (1000, 3)).astype("<i2")
     counts[10, 0] = MISSING
     counts[11, 2] = MISSING
@@ -372,9 +372,14 @@ def test_several_samples_a_frame_are_averaged(tmp_path):
         f"a.dat 16x2 200(0)/mV 16 0 {counts[0, 0]} {(sums[0] + sums[1]) % 65536} 0 I\n"
         f"a.dat 16 200(0)/uV 16 0 {counts[0, 2]} {sums[2] % 65536} 0 V1\n"
     )
-    expected = np.stack([counts[:, :2].mean(axis=1) / 200, counts[:, 2] / 200e3])
-    expected[0, 10] = expected[1, 11] = np.nan
-    assert np.allclose(read_wfdb(tmp_path, "a").signals_mv, expected, equal_nan=True)
+    recording = read_wfdb(tmp_path, "a")
+    assert (recording.rate_hz, recording.n_samples) == (1000, 2000)
+    expected = counts[:, :2].reshape(-1) / 200
+    expected[20] = np.nan
+    assert np.allclose(recording.signals_mv[0], expected, equal_nan=True, rtol=1e-15, atol=0)
+    v1 = recording.signals_mv[1]
+    assert np.isnan(v1[22])
+    assert recording.notes == ("leads of 1 samples a frame are resampled to 2",)
 
 
 def test_a_pipe_is_refused_where_wfdb_must_read(tmp_path):
@@ -391,7 +396,7 @@ def test_a_pipe_is_refused_where_wfdb_must_read(tmp_path):
     [("a 512 999999", "sampling rate is 999999 Hz"), ("a 512 20000", "more than 20000000")],
 )
 def test_nothing_is_allotted_for_a_header_that_promises_too_much(tmp_path, fmt, first, says):
-    lines = [f"a.dat {fmt} 200/mV 16 0 0 0 0 {k}" for k in range(512)]
+    lines = [f"a.dat {fmt} 200/mV 16 0 0 0 0 {k or 'I'}" for k in range(512)]
     (tmp_path / "a.hea").write_text("\n".join([f"{first} 500000", *lines]) + "\n")
     (tmp_path / "a.dat").touch()
     os.truncate(tmp_path / "a.dat", 512 * 500_000 * 4)

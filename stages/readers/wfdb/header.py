@@ -6,12 +6,16 @@ A malformed time or date in the record line is passed over; anything that would 
 from __future__ import annotations
 
 import math
+import os
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from cache.errors import InputError
+from stages.readers.paths import DataFolder, open_file
 from stages.readers.recording import Converter
+from stages.readers.units import is_raw, millivolts_per
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_SIGNALS = 1024
@@ -30,7 +34,8 @@ _SIGNAL = re.compile(
     re.ASCII,
 )
 _INTEGERS = re.compile(r"[+-]?\d{1,12}(?: [+-]?\d{1,12})*", re.ASCII)
-_MILLIVOLTS_PER_UNIT = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "nv": 1e-6, "v": 1e3}
+_DIRECT = ("16", "61")
+"""Formats of two bytes a sample, low or high byte first."""
 
 
 class SignalLine(NamedTuple):
@@ -64,14 +69,22 @@ class SignalLine(NamedTuple):
         """
         return _per_mv(self.gain, self.units, self.lead)
 
+    @property
+    def unit_note(self) -> str | None:
+        """What was assumed of the unit."""
+        if is_raw(self.units) and self.gain not in (0.0, 1.0):
+            return f"unit '{self.units}': the gain is taken for counts per mV"
+        return None
+
 
 @lru_cache(maxsize=4096)
 def _per_mv(gain: float, units: str, lead: str) -> float:
     if gain == 0 or not math.isfinite(gain):
         raise InputError(f"lead {lead} has gain 0: it is not calibrated")
-    scale = _MILLIVOLTS_PER_UNIT.get(units.lower())
+    # A gain of 1 count per count says nothing; another one is WFDB's default, counts per mV.
+    scale = 1.0 if is_raw(units) and gain != 1.0 else millivolts_per(units)
     if scale is None:
-        raise InputError(f"lead {lead} is in '{units}', which is no voltage")
+        raise InputError(f"lead {lead} is in '{units}', which is no voltage; write uV, mV or V")
     return gain / scale
 
 
@@ -80,21 +93,26 @@ class Layout(NamedTuple):
 
     Attributes
     ----------
+    gains_per_mv
+        NaN where a lead cannot be turned into mV.
     plain
-        Every lead is of format 16, one sample a frame, without skew.
-    fault
-        Why a lead cannot be turned into mV; None where all can.
+        "<" or ">", the order of bytes, where every lead has two bytes a sample, one sample a frame and no skew.
+    faults
+        Why a lead cannot be turned into mV; None where it can.
     converters
         Per lead bits and middle of the converter's range; None where none is said to have less than 16 bits.
+    notes
+        What was assumed of units.
     """
 
     leads: tuple[str, ...]
     gains_per_mv: tuple[float, ...]
     baselines: tuple[int, ...]
     offset: int
-    plain: bool
-    fault: str | None
+    plain: str
+    faults: tuple[str | None, ...]
     converters: tuple[Converter, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 class Header(NamedTuple):
@@ -123,6 +141,16 @@ class Header(NamedTuple):
     def signals(self) -> tuple[SignalLine, ...]:
         """Everything that the signal lines say."""
         return () if self.n_segments else tuple(_parsed(line) for line in self.signal_lines)
+
+
+def read_header(folder: str | Path | DataFolder, path: str) -> Header:
+    """Read and parse `path`.hea."""
+    descriptor, size = open_file(folder, path + ".hea")
+    try:
+        content = os.read(descriptor, min(size, MAX_HEADER_BYTES) + 1)
+    finally:
+        os.close(descriptor)
+    return parse_header(content)
 
 
 def parse_header(content: bytes) -> Header:
@@ -208,21 +236,28 @@ def _like(*cells: tuple[str, ...]) -> Layout | None:
 
 
 def _layout(signals: list[SignalLine]) -> Layout:
-    gains, fault = [], None
-    for signal in signals:
-        try:
-            gains.append(signal.gain_per_mv)
-        except InputError as error:
-            fault = fault or str(error)
+    gains, faults = zip(*map(_gain, signals), strict=True)
+    formats = {s.format for s in signals}
+    plain = len(formats) == 1 and formats <= set(_DIRECT)
+    plain = plain and all(s.samples_per_frame == 1 and s.skew == 0 for s in signals)
     return Layout(
         leads=tuple(s.lead for s in signals),
-        gains_per_mv=tuple(gains),
+        gains_per_mv=gains,
         baselines=tuple(s.baseline for s in signals),
         offset=signals[0].offset,
-        plain=all(s.format == "16" and s.samples_per_frame == 1 and s.skew == 0 for s in signals),
-        fault=fault,
+        plain=("<" if "16" in formats else ">") if plain else "",
+        faults=faults,
         converters=tuple((s.bits, s.zero) for s in signals) if any(1 < s.bits < 16 for s in signals) else None,
+        notes=tuple(sorted({note for s in signals if (note := s.unit_note)})),
     )
+
+
+def _gain(signal: SignalLine) -> tuple[float, str | None]:
+    """Return the gain of a lead, or NaN and why it has none."""
+    try:
+        return signal.gain_per_mv, None
+    except InputError as error:
+        return math.nan, str(error)
 
 
 def _parsed(line: str) -> SignalLine:

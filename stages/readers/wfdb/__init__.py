@@ -1,0 +1,1 @@
+"""WFDB records: headers, samples in one file or many, records of segments."""
