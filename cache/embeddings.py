@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,10 +273,17 @@ class EmbeddingStore:
                     f"{self.path}: {array.basename} of shard {shard} is {got}, expected {(n, *array.shape[1:])}"
                 )
             parts.append(self._part(array, shard, values))
+        self._withdraw_flags(shard)
         write_all_durably(parts, guard)
         if guard is not None:
             guard()
         write_all_durably([self._part(self.done, shard, np.ones(n, dtype=bool))], guard)
+
+    def _withdraw_flags(self, shard: int) -> None:
+        """Remove flags that outlived a lost file: a killed write must not mix its rows with older ones that count."""
+        file = shard_file(self.path, self.done, shard)
+        if isinstance(file, Path):
+            file.unlink(missing_ok=True)
 
     def _part(self, array: zarr.Array, shard: int, values: np.ndarray) -> Part:
         plain = self._plain[array.basename]

@@ -6,6 +6,7 @@ import zarr
 
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import FingerprintError, MissingFileError, StoreError
+from cache.storage import writing
 from cache.upkeep.resume import create_embeddings, resume_or_create
 
 LAYOUT = Layout(
@@ -135,3 +136,23 @@ def test_a_store_without_fingerprint_is_known_by_its_values(tmp_path):
     assert written("told", values, fingerprint="f").fingerprint == "f"
     zarr.open_group(whole.path, mode="r+")["layers"][8, 0, 1] = 0
     assert open_embeddings(whole.path).fingerprint != chunked.fingerprint
+
+
+def test_a_killed_write_over_a_lost_file_never_counts_with_the_older_files(tmp_path, monkeypatch):
+    store = create_embeddings(tmp_path / "toy.zarr", LAYOUT, IDENTITY)
+    fill(store)
+    (tmp_path / "toy.zarr/layers/c/0/0/0").unlink()
+    assert store.pending() == [0]
+    whole, done = writing.write_pieces, []
+
+    def full(handle, pieces):
+        if done:
+            raise OSError(28, "No space left on device")
+        done.append(handle)
+        whole(handle, pieces)
+
+    monkeypatch.setattr(writing, "write_pieces", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(0, content(4, 7))
+    assert (tmp_path / "toy.zarr/layers/c/0/0/0").exists()
+    assert store.pending() == [0]

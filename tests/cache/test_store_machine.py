@@ -290,6 +290,7 @@ def files_of(path):
     return {file.relative_to(path): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_store_agrees_with_a_dictionary_whatever_happens_to_it():
     workers = Workers()
     machine = type("StoreMachine", (StoreMachine,), {"workers": workers})

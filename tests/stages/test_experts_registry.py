@@ -12,7 +12,7 @@ from stages.experts.token_times import window_starts_s
 from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, new_expert, prepared, records, small_expert
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NO_CUDA)]
+DEVICES = ["cpu", pytest.param("cuda", marks=(NO_CUDA, pytest.mark.gpu))]
 
 
 def equal(one, other, atol=0.0):
