@@ -12,7 +12,7 @@ from transformers import HubertConfig, HubertModel
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.models.ecg.hubert import BAND_HZ, FIR_TAPS, Hubert, filter_band, preprocess
+from stages.experts.models.ecg.hubert import BAND_HZ, Hubert, filter_band, fir_taps, preprocess
 
 SMALL = {
     "hidden_size": 48,
@@ -183,7 +183,7 @@ def test_bfloat16_stays_close_and_batch_does_not_matter():
 def test_preprocessing_is_the_authors(parity_dir):
     tensors = load_file(parity_dir / "hubert-preprocess.safetensors")
     raw = tensors["in/raw_mv"].numpy()
-    np.testing.assert_allclose(preprocess(raw), tensors["out/preprocessed_500"], atol=1e-4)
+    np.testing.assert_allclose(preprocess(raw, 500.0), tensors["out/preprocessed_500"], atol=1e-4)
     x = small().prepare(raw, 500)
     torch.testing.assert_close(x[:, 0], tensors["out/model_input"], atol=1e-4, rtol=0)
 
@@ -191,8 +191,25 @@ def test_preprocessing_is_the_authors(parity_dir):
 @pytest.mark.parametrize("n_samples", [700, 2500, 5000])
 def test_filter_is_filtfilt(n_samples):
     signals = np.random.default_rng(0).normal(size=(2, 3, n_samples)).cumsum(-1)
-    taps = scipy.signal.firwin(FIR_TAPS, BAND_HZ, pass_zero=False, fs=500)
-    np.testing.assert_allclose(filter_band(signals), scipy.signal.filtfilt(taps, 1.0, signals), atol=1e-9)
+    taps = scipy.signal.firwin(151, BAND_HZ, pass_zero=False, fs=500)
+    assert np.array_equal(taps, fir_taps(500.0))
+    np.testing.assert_allclose(filter_band(signals, 500.0), scipy.signal.filtfilt(taps, 1.0, signals), atol=1e-9)
+
+
+@pytest.mark.parametrize(("rate_hz", "n_taps"), [(100, 31), (250, 75), (257, 77), (360, 109), (400, 121), (1000, 301)])
+def test_records_of_other_rates_are_filtered_before_they_are_resampled(rate_hz, n_taps):
+    signals = np.random.default_rng(rate_hz).normal(size=(1, 12, 10 * rate_hz)).cumsum(-1) / 10
+    taps = scipy.signal.firwin(n_taps, np.array(BAND_HZ) / (rate_hz / 2), pass_zero=False)  # as biosppy calls it
+    filtered = scipy.signal.filtfilt(taps, [1.0], signals[0], axis=-1)
+    x = scipy.signal.resample(filtered, 5000, axis=1)
+    x = 2 * (x - x.min(1, keepdims=True)) / (x.max(1, keepdims=True) - x.min(1, keepdims=True) + 1e-8) - 1
+    expected = scipy.signal.decimate(x[:, :2500].reshape(-1), 5)
+    np.testing.assert_allclose(small().prepare(signals, float(rate_hz))[0, 0], expected, atol=1e-5)
+
+
+def test_a_rate_below_the_filter_s_band_is_refused():
+    with pytest.raises(InputError, match="records of 90 Hz; its filter needs more than 94 Hz"):
+        small().prepare(np.zeros((1, 12, 900)), 90.0)
 
 
 def test_gaps_and_missing_leads_follow_the_declared_policy():

@@ -26,10 +26,10 @@ from stages.experts.token_times import convolved_token_times
 if TYPE_CHECKING:
     from stages.experts.networks.hubert_net import HubertEcg
 
-FILTER_RATE_HZ = 500
+RATE_HZ = 500
 BAND_HZ = (0.05, 47.0)
-FIR_TAPS = 151
-"""int(0.3 * 500 Hz), made odd."""
+FIR_SECONDS = 0.3
+"""Length of the filter, at the record's own rate."""
 WINDOW = 2500
 DECIMATION = 5
 SMOOTH = 1e-8
@@ -127,12 +127,12 @@ class Hubert(Expert):
         return expert
 
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
-        """Filter, scale, flatten and decimate the first 5 s: [batch, 12, time] mV -> [batch, 1, 6000]."""
+        """Filter, resample, scale, flatten and decimate the first 5 s: [batch, 12, time] mV -> [batch, 1, 6000]."""
         signals = _dsp.as_signals(signals_mv)
-        n_samples = int(signals.shape[-1] * FILTER_RATE_HZ / rate_hz + 1e-6)
+        n_samples = int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6)
         if n_samples < WINDOW:
-            raise InputError(f"expert 'hubert': records of {n_samples / FILTER_RATE_HZ:g} s are shorter than 5 s")
-        x = preprocess(_dsp.resample_fft(_dsp.fill_gaps(signals), n_samples))
+            raise InputError(f"expert 'hubert': records of {n_samples / RATE_HZ:g} s are shorter than 5 s")
+        x = preprocess(_dsp.fill_gaps(signals), rate_hz)
         x[~np.isfinite(signals).any(-1)] = 0.0
         flat = x[..., :WINDOW].reshape(len(x), 1, -1)
         decimated = scipy.signal.decimate(flat, DECIMATION)
@@ -153,31 +153,49 @@ class Hubert(Expert):
         return Encoding(layers, mean_tokens(final, valid), tokens=final)
 
 
-def preprocess(signals: np.ndarray) -> np.ndarray:
-    """Band-pass with zero phase and scale each lead to [-1, 1] (official utils.ecg_preprocessing), at 500 Hz."""
-    x = filter_band(signals)
+def preprocess(signals: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Band-pass with zero phase, resample to 500 Hz, scale each lead to [-1, 1] (official utils.ecg_preprocessing)."""
+    x = _dsp.resample_fft(filter_band(signals, rate_hz), int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6))
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     return 2 * (x - low) / (high - low + SMOOTH) - 1
 
 
 @cache
-def _kernel() -> np.ndarray:
-    taps = scipy.signal.firwin(FIR_TAPS, BAND_HZ, pass_zero=False, fs=FILTER_RATE_HZ)
+def fir_taps(rate_hz: float) -> np.ndarray:
+    """Return the band-pass at a rate: 0.3 s of taps, an odd number (official utils.apply_filter, biosppy).
+
+    Raises
+    ------
+    InputError
+        The band reaches beyond half of the rate.
+    """
+    if rate_hz <= 2 * BAND_HZ[1]:
+        raise InputError(
+            f"expert 'hubert': records of {rate_hz:g} Hz; its filter needs more than {2 * BAND_HZ[1]:g} Hz"
+        )
+    return np.asarray(
+        scipy.signal.firwin(int(FIR_SECONDS * rate_hz) // 2 * 2 + 1, BAND_HZ, pass_zero=False, fs=rate_hz)
+    )
+
+
+@cache
+def _kernel(rate_hz: float) -> np.ndarray:
+    taps = fir_taps(rate_hz)
     return np.correlate(taps, taps, "full")
 
 
-def filter_band(signals: np.ndarray) -> np.ndarray:
+def filter_band(signals: np.ndarray, rate_hz: float) -> np.ndarray:
     """Filter forth and back by the FIR band-pass, as `scipy.signal.filtfilt` does.
 
     There and back is one convolution with the taps' autocorrelation; filtfilt's odd extension is longer than its reach,
     so that nothing else of the ends shows.
     """
-    reach = FIR_TAPS - 1
+    kernel = _kernel(rate_hz)
+    reach = len(kernel) // 2
     left = 2 * signals[..., :1] - signals[..., reach:0:-1]
     right = 2 * signals[..., -1:] - signals[..., -2 : -reach - 2 : -1]
     extended = np.concatenate([left, signals, right], axis=-1)
-    kernel = _kernel().reshape((1,) * (signals.ndim - 1) + (-1,))
-    return scipy.signal.fftconvolve(extended, kernel, "valid", axes=-1)
+    return scipy.signal.fftconvolve(extended, kernel.reshape((1,) * (signals.ndim - 1) + (-1,)), "valid", axes=-1)
 
 
 def _current_spelling(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -237,18 +255,18 @@ def _spec(
     size = variant or "small"
     published = _SIZES[size][-1]
     blocks = tuple(f"block_{k + 1}" for k in range(options["num_hidden_layers"]))
-    rate_hz, seconds = FILTER_RATE_HZ / DECIMATION, WINDOW / FILTER_RATE_HZ
+    rate_hz, seconds = RATE_HZ / DECIMATION, WINDOW / RATE_HZ
     flattened = len(STANDARD_LEADS) * WINDOW // DECIMATION
     convolutions = zip(options["conv_kernel"], options["conv_stride"], strict=True)
     return ExpertSpec(
         name="hubert" if size == "small" else f"hubert-{size}",
         title=f"HuBERT-ECG {size}",
-        version="1",
+        version="2",
         source="Coppola et al., medRxiv 2024.11.14.24317328; Edoar-do/HuBERT-ECG affe1f9",
         sampling_rate_hz=rate_hz,
         seconds=seconds,
         leads=STANDARD_LEADS,
-        normalisation="FIR 0.05-47 Hz, each lead of the whole record to [-1, 1]",
+        normalisation="FIR 0.05-47 Hz at the record's own rate, each lead of the whole record to [-1, 1]",
         layer_names=("embed", *blocks),
         layer_dims=(options["hidden_size"],) * (1 + len(blocks)),
         embedding_dim=options["hidden_size"],
@@ -268,7 +286,7 @@ def _spec(
         windows="the first 5 s of the record, as the authors; the rest is not seen",
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros before the decimation, "
         "which lets its neighbours in the flattened signal leak in at its ends",
-        preprocessing={"path": preprocessing, "rate_hz": FILTER_RATE_HZ, "window": WINDOW, "decimation": DECIMATION},
+        preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "decimation": DECIMATION},
         tokens=convolved_token_times(options["hidden_size"], flattened, rate_hz, convolutions, turn_s=seconds),
         placement="consecutive",
     )
