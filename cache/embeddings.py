@@ -19,7 +19,7 @@ from cache.storage.locations import Place, name_within, place
 from cache.storage.objects import Entry, ObjectPath
 from cache.storage.writing import Guard, Part, write_all_durably
 from cache.zarr_io.groups import ZARR_ERRORS, get_array, open_group, shard_file
-from cache.zarr_io.shards import PlainShards
+from cache.zarr_io.shards import PlainShards, narrowed
 
 SCHEMA_VERSION = 1
 SHARD_RECORDS = 1024
@@ -95,6 +95,8 @@ class EmbeddingStore:
         zarr array [record, dim]: the authors' own pooled output.
     output
         zarr array [record, output_dim], or None.
+    has_vector
+        zarr array bool [record]: rows that have a vector; None in stores of other tools and of earlier versions.
     done
         zarr array bool [record]; written last, so that a row counts only when everything of it is on the disk.
     """
@@ -105,6 +107,7 @@ class EmbeddingStore:
         try:
             self.layers, self.embedding, self.done = (get_array(group, n) for n in ("layers", "embedding", "done"))
             self.output = get_array(group, "output") if "output" in group else None
+            self.has_vector = get_array(group, "has_vector") if "has_vector" in group else None
             self.attributes: dict[str, Any] = dict(group.attrs)
             self.records_digest = str(self.attributes["records_digest"])
         except KeyError as error:
@@ -120,7 +123,9 @@ class EmbeddingStore:
         n = len(self)
         if self.layers.ndim != 3 or self.embedding.ndim != 2 or (self.output is not None and self.output.ndim != 2):
             raise StoreError(f"{self.path}: an array has a wrong number of axes; see docs/store-format.md")
-        if any(array.shape[0] != n for array in self._data_arrays()) or self.done.shape != (n,):
+        if any(array.shape[0] != n for array in self._data_arrays()) or any(
+            a.shape != (n,) for a in self._flag_arrays()
+        ):
             raise StoreError(f"{self.path}: arrays disagree in length; see docs/store-format.md")
         names, dims = self.layer_names, self.layer_dims
         if len(names) != self.layers.shape[1] or len(dims) != len(names) or max(dims, default=0) > self.layers.shape[2]:
@@ -173,9 +178,12 @@ class EmbeddingStore:
     def _data_arrays(self) -> list[zarr.Array]:
         return [a for a in (self.layers, self.embedding, self.output) if a is not None]
 
+    def _flag_arrays(self) -> list[zarr.Array]:
+        return [a for a in (self.has_vector, self.done) if a is not None]
+
     def arrays(self) -> list[zarr.Array]:
         """Return every array; `done` last, which is the order of writing."""
-        return [*self._data_arrays(), self.done]
+        return [*self._data_arrays(), *self._flag_arrays()]
 
     @cached_property
     def _plain(self) -> dict[str, PlainShards]:
@@ -273,6 +281,8 @@ class EmbeddingStore:
                     f"{self.path}: {array.basename} of shard {shard} is {got}, expected {(n, *array.shape[1:])}"
                 )
             parts.append(self._part(array, shard, values))
+        if self.has_vector is not None:
+            parts.append(self._part(self.has_vector, shard, ~np.isnan(content.embedding).all(axis=1)))
         self._withdraw_flags(shard)
         write_all_durably(parts, guard)
         if guard is not None:
@@ -288,7 +298,7 @@ class EmbeddingStore:
     def _part(self, array: zarr.Array, shard: int, values: np.ndarray) -> Part:
         plain = self._plain[array.basename]
         grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
-        narrow = _narrow(self.path, grouped, plain.dtype)
+        narrow = narrowed(self.path, grouped, plain.dtype)
         return shard_file(self.path, array, shard), self.path / array.basename, plain.pieces(narrow)
 
     def read(self, name: str, rows: slice) -> np.ndarray:
@@ -370,22 +380,6 @@ class EmbeddingStore:
         if self.output is None:
             raise StoreError(f"{self.path}: expert '{self.attributes.get('expert')}' has no output of its own")
         return self._read(self.output, rows)
-
-
-def _narrow(path: Place, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Cast to the store's dtype in C order, if need be; refuses values that do not fit rather than writing infinity."""
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(dtype, order="C", copy=False)
-    if _has_infinity(narrowed):
-        raise StoreError(f"{path}: a value does not fit {dtype}; set `dtype: float32` for this expert in params.yaml")
-    return narrowed
-
-
-def _has_infinity(values: np.ndarray) -> bool:
-    if values.dtype != np.float16:
-        return bool(np.isinf(values).any())
-    # The largest magnitude's bits: several times faster than numpy's own test of halves. NaNs are above infinity.
-    return bool(((values.view(np.uint16) & 0x7FFF) == 0x7C00).any())
 
 
 def _first_line(error: BaseException) -> str:

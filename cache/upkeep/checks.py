@@ -120,6 +120,14 @@ def _signal_shard_faults(store: SignalStore, shard: int) -> Iterator[Fault]:
         yield Fault(store.path, shard, "the valid lengths are missing")
 
 
+def count_without_vector(store: EmbeddingStore) -> int:
+    """Count the rows whose expert gave no vector; reads one byte a row, all embeddings of an older store."""
+    if store.has_vector is not None:
+        return int((~store.read("has_vector", slice(0, len(store)))).sum())
+    parts = (store.read_embedding(store.rows_of(shard)) for shard in range(store.n_shards))
+    return sum(int(np.isnan(rows).all(axis=1).sum()) for rows in parts)
+
+
 def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards; gives one line for each thing done.
 

@@ -51,7 +51,7 @@ def create_embeddings(
     }
 
     def fill(group: zarr.Group, folder: Path) -> None:
-        _add_arrays(group, layout)
+        _add_arrays(group, layout, has_vector=kept is None or kept.has_vector is not None)
         if kept is not None and isinstance(path, Path):
             _link_whole_shards(kept, folder)
 
@@ -62,7 +62,7 @@ def create_embeddings(
     return open_embeddings(path, mode="r+")
 
 
-def _add_arrays(group: zarr.Group, layout: Layout) -> None:
+def _add_arrays(group: zarr.Group, layout: Layout, *, has_vector: bool) -> None:
     n, shard = layout.n_records, layout.shard_records
     rows, width = _chunk_rows(shard), max(layout.layer_dims)
     sizes = {"layers": (len(layout.layer_names), width), "embedding": (layout.embedding_dim,)}
@@ -72,7 +72,8 @@ def _add_arrays(group: zarr.Group, layout: Layout) -> None:
         # One layer a chunk: reading one layer of every record touches only its bytes.
         chunks = (rows, 1, width) if name == "layers" else (rows, *size)
         add_array(group, name, (n, *size), chunks, shard_rows=shard, dtype=layout.dtype, fill_value=np.nan)
-    add_array(group, "done", (n,), (shard,), shard_rows=shard, dtype="bool", fill_value=False)
+    for name in ("has_vector", "done") if has_vector else ("done",):
+        add_array(group, name, (n,), (shard,), shard_rows=shard, dtype="bool", fill_value=False)
 
 
 def _chunk_rows(shard_records: int) -> int:

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from cache.errors import StoreError
 from cache.storage.locations import Place
 from cache.storage.sources import Source, opened
 
@@ -167,3 +168,19 @@ def _is_plain(metadata: Any) -> bool:
         and [c["name"] for c in inner["index_codecs"]] == [c["name"] for c in _INNER]
         and all(c.get("configuration", {}).get("endian", "little") == "little" for c in inner["codecs"])
     )
+
+
+def narrowed(path: Place, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Cast to the store's dtype in C order, if need be; refuses values that do not fit rather than writing infinity."""
+    with np.errstate(over="ignore"):
+        narrowed = values.astype(dtype, order="C", copy=False)
+    if _has_infinity(narrowed):
+        raise StoreError(f"{path}: a value does not fit {dtype}; set `dtype: float32` for this expert in params.yaml")
+    return narrowed
+
+
+def _has_infinity(values: np.ndarray) -> bool:
+    if values.dtype != np.float16:
+        return bool(np.isinf(values).any())
+    # The largest magnitude's bits: several times faster than numpy's own test of halves. NaNs are above infinity.
+    return bool(((values.view(np.uint16) & 0x7FFF) == 0x7C00).any())

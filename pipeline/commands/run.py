@@ -327,6 +327,11 @@ def _print_summary(summary: EmbedSummary) -> None:
         f"{summary.expert}: {summary.n_embedded} records embedded ({rate:.1f}/s), {summary.n_resumed} done already, "
         f"{summary.n_without_vector} without a vector -> {summary.store}"
     )
+    if summary.n_short:
+        typer.echo(
+            f"  {summary.n_short} records are shorter than 10 s: what {summary.expert} makes of them, "
+            f"`ensemble experts {summary.expert}` says (windows)"
+        )
     typer.echo("  seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     for record, reason in list(summary.bad.items())[:MAX_SHOWN]:
         typer.echo(f"  no vector for {record}: {reason}")

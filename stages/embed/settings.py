@@ -62,6 +62,8 @@ class EmbedSummary:
     """record_id -> why this run could not embed it."""
     n_without_vector: int = 0
     """Records of the whole store that have no vector."""
+    n_short: int = 0
+    """Records of less than ten seconds: embedded as the expert's policy for short records says, if at all."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "compute", "write", "total"), 0.0))
 
     def add(self, part: EmbedSummary) -> None:
@@ -70,6 +72,7 @@ class EmbedSummary:
         self.n_resumed = self.n_records - self.n_embedded
         self.bad.update(part.bad)
         self.fresh_because = self.fresh_because or part.fresh_because
+        self.n_short = max(self.n_short, part.n_short)
         self.n_without_vector = max(self.n_without_vector, part.n_without_vector)
         for name, seconds in part.seconds.items():
             before = self.seconds[name]

@@ -21,6 +21,7 @@ from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
 from cache.errors import ClaimsLostError, MissingFileError, StoreError
 from cache.record_rows import RecordRows
 from cache.signals import open_signals
+from cache.upkeep.checks import count_without_vector
 from cache.upkeep.resume import difference, grew_from, resume_or_create
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
 from stages.embed.shard_pipeline import Line, Progress, size_of
@@ -30,6 +31,8 @@ from stages.experts.options import plain_options
 from stages.experts.run import set_precision, torch_threads
 
 _LOG = logging.getLogger(__name__)
+WHOLE_SECONDS = 10.0
+"""A shorter record is named as such: experts were made for as much."""
 
 
 def describe(settings: EmbedSettings) -> dict[str, Any]:
@@ -173,11 +176,15 @@ class Embedder:
         time.sleep(claims.pause_s * random.uniform(0.5, 1.5))  # rivals that met once should not meet again
 
     def finish(self, summary: EmbedSummary) -> EmbedSummary:
-        """Count the records of the finished store that have no vector."""
-        store = open_embeddings(self.paths.store)
-        parts = (store.read_embedding(store.rows_of(shard)) for shard in range(store.n_shards))
-        summary.n_without_vector = sum(int(np.isnan(rows).all(axis=1).sum()) for rows in parts)
+        """Count the records of the finished store that have no vector, and those that are short."""
+        summary.n_without_vector = count_without_vector(open_embeddings(self.paths.store))
+        summary.n_short = self._count_short()
         return summary
+
+    def _count_short(self) -> int:
+        """Count the records of less than ten seconds; reads twelve bytes a record."""
+        shards = (self.signals.rows_of(shard) for shard in range(self.signals.n_shards))
+        return sum(int(_short(self.signals.valid_of(rows), self.signals.rates_of(rows)).sum()) for rows in shards)
 
     def prepare_store(self) -> list[int]:
         """Make or resume the store, and return the shards that are pending."""
@@ -223,6 +230,10 @@ class Embedder:
 
 def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:
     return sum(size_of(store.rows_of(shard)) for shard in shards)
+
+
+def _short(valid: np.ndarray, rate_hz: np.ndarray) -> np.ndarray:
+    return (valid > 0) & (valid < np.floor(WHOLE_SECONDS * rate_hz))
 
 
 def _digest_once(spec: ExpertSpec, path: Path) -> str:

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ import zarr
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import StorageError, StoreError
 from cache.signals import MISSING, create_signals, open_signals
-from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
+from cache.upkeep.checks import (
+    count_without_vector,
+    embedding_faults,
+    repair_embeddings,
+    repair_signals,
+    signal_faults,
+)
 from cache.upkeep.resume import create_embeddings
+from cache.zarr_io.metadata import seal
 
 LAYOUT = Layout(
     n_records=10, layer_names=("embed", "block_1"), layer_dims=(3, 4), embedding_dim=4, output_dim=2, shard_records=4
@@ -154,3 +162,38 @@ def test_a_store_without_copies_of_its_metadata_is_judged_by_its_shapes(store):
     assert list(embedding_faults(store)) == []
     zarr.open_group(store, mode="r+").attrs["layer_names"] = ["embed"]
     assert [f.what for f in embedding_faults(store)] == ["layer_names or layer_dims do not fit the 2 layers"]
+
+
+def test_rows_without_a_vector_are_counted_by_one_byte_each_or_in_an_older_store_by_their_values(tmp_path):
+    path = tmp_path / "toy.zarr"
+    layout = Layout(10, ("a",), (3,), 3, shard_records=4)
+    embedding = np.ones((10, 3), dtype=np.float32)
+    embedding[[2, 9]] = np.nan
+    embedding[5, 0] = np.nan  # one missing feature is no missing vector
+    store = create_embeddings(path, layout, IDENTITY)
+    for shard in range(store.n_shards):
+        rows = store.rows_of(shard)
+        store.write(shard, Shard(embedding[rows, None], embedding[rows]))
+    assert count_without_vector(open_embeddings(path)) == 2
+    assert not list(embedding_faults(path))
+    shutil.rmtree(path / "embedding/c")
+    assert count_without_vector(open_embeddings(path)) == 2
+    shutil.rmtree(path)
+    group = zarr.create_group(path, attributes={"records_digest": "r"})
+    for name, values in (("layers", embedding[:, None]), ("embedding", embedding), ("done", np.ones(10, dtype=bool))):
+        group.create_array(name, data=values)
+    assert count_without_vector(open_embeddings(path)) == 2
+
+
+def test_an_older_store_grows_as_it_is(tmp_path):
+    path, layout = tmp_path / "toy.zarr", Layout(8, ("a",), (3,), 3, shard_records=4)
+    embedding = np.ones((4, 3), dtype=np.float32)
+    create_embeddings(path, layout, IDENTITY)
+    shutil.rmtree(path / "has_vector")
+    seal(path)
+    store = open_embeddings(path, mode="r+")
+    for shard in range(2):
+        store.write(shard, Shard(embedding[:, None], embedding))
+    grown = create_embeddings(path, replace(layout, n_records=12), IDENTITY, kept=store)
+    assert grown.has_vector is None
+    assert grown.pending() == [2]

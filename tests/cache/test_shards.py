@@ -61,7 +61,7 @@ def test_what_zarr_writes_is_read(tmp_path):
     layout = Layout(600, ("a", "b"), (8, 8), 8, shard_records=512)
     store = create_embeddings(tmp_path / "toy.zarr", layout, IDENTITY)
     whole = content(600, layout, 0)
-    store.layers[:], store.embedding[:], store.done[:] = whole.layers, whole.embedding, True
+    store.layers[:], store.embedding[:], store.done[:], store.has_vector[:] = whole.layers, whole.embedding, True, True
     store = open_embeddings(tmp_path / "toy.zarr")
     assert store.pending() == []
     np.testing.assert_array_equal(store.read_layers(), whole.layers)
