@@ -26,9 +26,12 @@ def experts_table() -> Table:
     from rich.table import Table
 
     from stages.experts import list_experts
+    from stages.experts.versions import is_version
 
     table = Table("expert", "input", "layers", "dim", "parameters", "licence", "weights")
-    for name in list_experts():
+    listed = list_experts()
+    given = [name for name in _experts_of_study() if is_version(name) and name not in listed]
+    for name in [*listed, *given]:
         spec = spec_of(name)
         table.add_row(
             name,
@@ -42,6 +45,16 @@ def experts_table() -> Table:
     return table
 
 
+def _experts_of_study() -> list[str]:
+    """Names under `experts` in params.yaml, none where there is no study."""
+    from cache.errors import EnsembleError
+
+    try:
+        return list(Study().params.experts)
+    except EnsembleError:
+        return []
+
+
 def _input(spec: ExpertSpec) -> str:
     leads = "1 lead" if len(spec.leads) == 1 else f"{len(spec.leads)} leads"
     return f"{leads}, {spec.sampling_rate_hz:g} Hz, {spec.seconds:g} s"
@@ -51,14 +64,15 @@ def weights_state(spec: ExpertSpec) -> str:
     """Say in a few words whether an expert's weights are here and where, or what has to be done."""
     from stages.experts.checkpoints import package_folder
     from stages.experts.hub import cached
+    from stages.experts.versions import is_made_here, is_version
 
     if not spec.needs_weights:
         return "none needed"
     named = _named_in_study(spec.name)
     if named is not None:
         return "here (params.yaml)" if named.exists() else f"missing: params.yaml names {named}"
-    if "+" in spec.name:
-        return "here (made here)"
+    if is_version(spec.name):
+        return "here (made here)" if is_made_here(spec.name) else TO_GIVE
     if spec.weights and spec.weights.packaged:
         return "here (in the package)" if package_folder(spec.weights) else f"to install ({spec.weights.package})"
     if cached(spec):
@@ -130,9 +144,9 @@ def _trainable(name: str) -> str:
 
 def _made_by(name: str) -> str:
     """Say what a version was made from; nothing for an expert."""
-    from stages.experts.versions import is_version, read_version
+    from stages.experts.versions import is_made_here, read_version
 
-    if not is_version(name):
+    if not is_made_here(name):
         return ""
     facts = read_version(name).facts
     cohort, curve = facts["cohort"], facts["curve"]
@@ -149,10 +163,12 @@ def _places(spec: ExpertSpec) -> list[str]:
     """Say where weights are looked for, in that order; nothing where none are needed."""
     from huggingface_hub import constants
 
+    from stages.experts.versions import is_made_here
+
     source = spec.weights
     if not spec.needs_weights:
         return []
-    if "+" in spec.name:
+    if is_made_here(spec.name):
         return [source.note if source else ""]
     places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
     if source and source.packaged:
@@ -161,10 +177,12 @@ def _places(spec: ExpertSpec) -> list[str]:
 
 
 def _how_to_get(spec: ExpertSpec) -> str:
+    from stages.experts.versions import is_made_here
+
     source = spec.weights
     if not spec.needs_weights:
         return "none needed"
-    if "+" in spec.name:
+    if is_made_here(spec.name):
         return ""
     if source and source.packaged:
         return f"pip install 'ecg-ensemble[{source.package}]'" if source.package else "nothing to do"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,7 @@ def _explained(error: WeightsError, name: str, content: Mapping[str, Any], path:
     if fitting:
         found = " and ".join(f"what is under {part}" for part in fitting)
         return f"{path} does not fit as it is ({_listed(content)}), but {found} would: {_recipe(fitting[0], path)}"
-    reason = str(error).removeprefix(f"expert '{name}': ")
+    reason = re.sub(r"^expert '[^']+': ", "", str(error))
     named = whose(max(unwrap(content), *(part.state for part in parts), key=len) if parts else unwrap(content))
     if named and named != name:
         return f"{path} looks like weights of expert '{named}' ({_listed(content)}); give that expert's ({reason})"

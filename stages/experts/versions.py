@@ -1,7 +1,9 @@
-"""Named expert versions made here: `stmem+ipastmem`, `ecgfm+ptbxl_super`. Each is a folder under weights/versions.
+"""Experts with other weights, named EXPERT+TAG: versions made here, and files that a study gives.
 
-A version is its base expert with other weights: model.safetensors under the official keys, and version.json, which says
-what it was made from. Lives here: finding and reading them. Not here: making them (`stages.training.versions`).
+A version made here (`stmem+ipastmem`, `ecgfm+ptbxl_super`) is a folder under weights/versions: model.safetensors under
+the official keys, and version.json, which says what it was made from. Any other EXPERT+TAG is the expert with weights
+that a study names: `ecgfm+mine: {weights: mine.pt}` beside `ecgfm`. Lives here: finding and reading them. Not here:
+making them (`stages.training.versions`).
 """
 
 from __future__ import annotations
@@ -54,8 +56,13 @@ class Version:
 
 
 def is_version(name: str) -> bool:
-    """Whether `name` means a version rather than an expert."""
+    """Whether `name` is EXPERT+TAG rather than an expert's own name."""
     return "+" in name
+
+
+def is_made_here(name: str) -> bool:
+    """Whether `name` is a version that lies under weights/versions, rather than weights that a study names."""
+    return is_version(name) and (version_folder(name) / FACTS_FILE).is_file()
 
 
 def version_folder(name: str) -> Path:
@@ -67,7 +74,7 @@ def version_folder(name: str) -> Path:
         A name that is none.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: a version is named EXPERT+TAG, such as stmem+ipastmem; write it so")
+        raise UsageError(f"'{name}': a version is named EXPERT+TAG, such as stmem+ipastmem")
     return VERSIONS / name
 
 
@@ -80,7 +87,8 @@ def check_version_name(name: str, expert: str) -> None:
         Not EXPERT+TAG, of another expert, or the name of the expert itself that is adapted.
     """
     base = expert.partition("+")[0]
-    version_folder(name)
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: a version is named EXPERT+TAG, such as {base}+mine")
     if name.partition("+")[0] != base:
         raise UsageError(f"--name {name}: a version of '{expert}' is named after it; write {base}+TAG")
     if name == expert:
@@ -93,8 +101,17 @@ def list_versions() -> list[str]:
     return sorted(path.parent.name for path in found if _NAME.fullmatch(path.parent.name))
 
 
+def no_such_version(name: str) -> UsageError:
+    """Return the error for an EXPERT+TAG that is neither made here nor given weights."""
+    made = ", ".join(list_versions()) or "none"
+    return UsageError(
+        f"no expert version '{name}' in {VERSIONS} (made here: {made}); make it with pretrain or posttrain, or name "
+        f"its weights: experts.{name}.weights in params.yaml, or --weights"
+    )
+
+
 def read_version(name: str) -> Version:
-    """Read a version's facts.
+    """Read the facts of a version that was made here.
 
     Raises
     ------
@@ -106,8 +123,7 @@ def read_version(name: str) -> Version:
     folder = version_folder(name)
     path = folder / FACTS_FILE
     if not path.is_file():
-        there = ", ".join(list_versions()) or "none"
-        raise UsageError(f"no expert version '{name}' in {VERSIONS} (there: {there}); make it with pretrain/posttrain")
+        raise no_such_version(name)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["schema_version"] != SCHEMA_VERSION:
@@ -120,12 +136,50 @@ def read_version(name: str) -> Version:
 def version_class(
     name: str, base_of: Callable[[str], tuple[type[Expert], str | None]]
 ) -> tuple[type[Expert], str | None]:
-    """Return the class of a version, and the size of its base."""
+    """Return the class of an EXPERT+TAG, and the size of its base."""
+    if not is_made_here(name):
+        version_folder(name)
+        base, variant = base_of(name.partition("+")[0])
+        return _with_given_weights(base, name), variant
     version = read_version(name)
     if is_version(version.base):
         raise StoreError(f"{version.folder / FACTS_FILE}: its base '{version.base}' is a version itself; make it again")
     base, variant = base_of(version.base)
     return _subclass(base, version), variant
+
+
+def _with_given_weights(base: type[Expert], name: str) -> type[Expert]:
+    """Return an expert under another name, whose weights a study names."""
+
+    class GivenWeights(base):  # type: ignore[misc, valid-type]
+        @classmethod
+        def published_spec(cls, variant: str | None = None) -> ExpertSpec:
+            return _given(super().published_spec(variant), name)
+
+        @classmethod
+        def build(
+            cls,
+            config: Mapping[str, Any] | None,
+            state: Mapping[str, Tensor] | None,
+            *,
+            variant: str | None = None,
+            preprocessing: str | None = None,
+        ) -> Expert:
+            expert = super().build(config, state, variant=variant, preprocessing=preprocessing)
+            expert.spec = _given(expert.spec, name)
+            return expert
+
+    GivenWeights.__name__ = GivenWeights.__qualname__ = base.__name__
+    return GivenWeights
+
+
+def _given(spec: ExpertSpec, name: str) -> ExpertSpec:
+    """Return a spec under another name; licence and records seen stay the base's, which is the cautious reading."""
+    source = spec.weights
+    if source is not None:
+        note = f"a file of your own: experts.{name}.weights in params.yaml"
+        source = WeightsSource("", source.filename, "", note=note, companions=source.companions)
+    return dataclasses.replace(spec, name=name, title=f"{spec.title} (weights of this study)", weights=source)
 
 
 def _subclass(base: type[Expert], version: Version) -> type[Expert]:
@@ -137,8 +191,8 @@ def _subclass(base: type[Expert], version: Version) -> type[Expert]:
         @classmethod
         def published_spec(cls, variant: str | None = None) -> ExpertSpec:
             spec = super().published_spec(variant)
-            told = {n: _tuples(v) for n, v in version.facts["spec"].items() if n in SPEC_FACTS}
-            return _renamed(dataclasses.replace(spec, **told), version)
+            facts = {n: _tuples(v) for n, v in version.facts["spec"].items() if n in SPEC_FACTS}
+            return _renamed(dataclasses.replace(spec, **facts), version)
 
         @classmethod
         def build(

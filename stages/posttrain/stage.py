@@ -21,7 +21,7 @@ from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
 from cache.storage.locations import Place
 from stages.experts import Expert, load_expert
-from stages.experts.versions import check_version_name, is_version, read_version
+from stages.experts.versions import check_version_name, is_made_here, read_version
 from stages.heads.targets.tasks import layout
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
@@ -287,7 +287,7 @@ class _Run:
 
 def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, entry: dict[str, Any]) -> Path:
     expert = tuned.expert
-    version = read_version(s.expert) if is_version(s.expert) else None
+    version = read_version(s.expert) if is_made_here(s.expert) else None
     seen = data.rows[np.concatenate([run.train, run.val])]
     loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
     strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
@@ -305,7 +305,7 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
     }
     return write_version(
         s.name,
-        base=version.base if version else s.expert,
+        base=version.base if version else s.expert.partition("+")[0],
         spec=expert.spec,
         config={**(version.config if version else {}), **s.config},
         preprocessing=expert.preprocessing,
