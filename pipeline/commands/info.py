@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cache.errors import UsageError
+
 
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
@@ -20,17 +22,43 @@ cache_app = typer.Typer(help="What the embedding stores hold.", no_args_is_help=
 weights_app = typer.Typer(help="The experts' published weights.", no_args_is_help=True)
 
 
-def experts(name: Annotated[str | None, typer.Argument(help="One expert, in full.")] = None) -> None:
-    """List the experts, or say everything about one.
+def experts(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME | check NAME]", help="One expert, in full; or check one.")
+    ] = None,
+    checked: Annotated[str | None, typer.Argument(metavar="", hidden=True)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="check: with this checkpoint, in place of a small network of drawn numbers.")
+    ] = None,
+) -> None:
+    """List the experts, say everything about one, or check that one keeps the contract, an installed package's too.
 
-    Example: `ensemble experts ecgfm`
+    Examples: `ensemble experts ecgfm`, `ensemble experts check band-power`
     """
     from pipeline.views.catalogue import expert_details, experts_table
 
-    if name is None:
+    if name == "check":
+        _check_expert(checked, weights)
+    elif checked is not None or weights is not None:
+        raise UsageError(f"ensemble experts {name} {checked or '--weights'}: expected [NAME] or check NAME")
+    elif name is None:
         _print(experts_table())
     else:
         typer.echo(expert_details(name))
+
+
+def _check_expert(name: str | None, weights: Path | None) -> None:
+    """Print one line a check; exit with 1 where one failed."""
+    from stages.experts.contract_checks import check_expert
+
+    if name is None:
+        raise UsageError("ensemble experts check: which expert? Say its name")
+    failed = 0
+    for words, wrong in check_expert(name, weights):
+        typer.echo(f"{'FAIL' if wrong else 'PASS'}  {words}" + (f": {wrong}" if wrong else ""))
+        failed += bool(wrong)
+    if failed:
+        raise typer.Exit(1)
 
 
 def doctor(offline: Annotated[bool, typer.Option("--offline", help="Do not ask the model hub.")] = False) -> None:

@@ -20,14 +20,24 @@ from stages.experts.contract import Expert, ExpertSpec
 from stages.experts.versions import is_version, list_versions, version_class
 
 ENTRY_POINT_GROUP = "ensemble.experts"
+MODELS = "stages.experts.models"
+"""Where the experts' files lie, each named as its expert (an underscore for a hyphen)."""
 _REGISTRY: dict[str, type[Expert]] = {}
 _LOG = logging.getLogger(__name__)
 
 
 def register(name: str) -> Callable[[type[Expert]], type[Expert]]:
-    """Class decorator: make an expert known under `name` (and `name-variant` for each of its variants)."""
+    """Class decorator: make an expert known under `name` (and `name-variant` for each of its variants).
+
+    Raises
+    ------
+    UsageError
+        Another package takes the name of an expert of this one.
+    """
 
     def wrap(cls: type[Expert]) -> type[Expert]:
+        if not cls.__module__.startswith(MODELS) and name in _built_in():
+            raise UsageError(f"{cls.__module__} registers expert '{name}', which exists already; choose another name")
         _REGISTRY[name] = cls
         return cls
 
@@ -35,10 +45,10 @@ def register(name: str) -> Callable[[type[Expert]], type[Expert]]:
 
 
 def _built_in() -> dict[str, str]:
-    """Map expert file name -> module path, without importing any of them."""
-    package = importlib.import_module("stages.experts.models")
-    found = pkgutil.walk_packages(package.__path__, "stages.experts.models.")
-    return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
+    """Map the name that an expert's file has -> module path, without importing any of them."""
+    package = importlib.import_module(MODELS)
+    found = pkgutil.walk_packages(package.__path__, f"{MODELS}.")
+    return {module.name.rpartition(".")[2].replace("_", "-"): module.name for module in found if not module.ispkg}
 
 
 def _third_party() -> dict[str, EntryPoint]:
@@ -97,7 +107,11 @@ def _readings(name: str) -> list[tuple[str, str]]:
 def _class_of(name: str) -> type[Expert]:
     path = _built_in().get(name)
     if path is not None:
-        importlib.import_module(path)
+        module = importlib.import_module(path)
+        if name not in _REGISTRY:
+            raise UsageError(
+                f"{module.__file__} registers no expert '{name}': write @register('{name}') before its class"
+            )
         return _REGISTRY[name]
     return _load_third_party(_third_party()[name])
 
