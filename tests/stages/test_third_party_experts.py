@@ -5,8 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.stages.third_party import example_files
+from cache.errors import UsageError, WeightsError
+from stages.embed import EmbedSettings, describe
+from stages.experts import Expert, list_experts, load_expert, models, registry
+from stages.experts.contract_checks import CHECKS, check_expert
+from tests.stages.third_party import FOLDER_EXPERT, PARTS, example_code, example_files, install
 
 RUN = """
 import numpy, torch
@@ -23,7 +29,7 @@ BROKEN = {
 }
 
 
-def install(files, project, target):
+def install_by_pip(files, project, target):
     for name, content in files.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(content)
@@ -44,7 +50,7 @@ def python(tmp_path, monkeypatch):
 
 
 def test_the_worked_example_is_installed_listed_and_run(tmp_path, python):
-    install(example_files(), tmp_path / "project", tmp_path / "site")
+    install_by_pip(example_files(), tmp_path / "project", tmp_path / "site")
     done = python("-c", RUN)
     assert done.stdout.split("\n")[0] == "ensemble_band_power (2, 48) band-power", done.stderr
     table = python("-m", "pipeline.cli", "experts")
@@ -54,11 +60,82 @@ def test_the_worked_example_is_installed_listed_and_run(tmp_path, python):
     assert "band powers" in python("-m", "pipeline.cli", "experts", "band-power").stdout
 
 
+def test_the_example_is_an_expert_of_the_repository_as_it_stands(tmp_path, monkeypatch):
+    (tmp_path / "band_power.py").write_text(example_files()["ensemble_band_power.py"])
+    (tmp_path / "unnamed.py").write_text("NOTHING = 1\n")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    expert = load_expert("band-power")
+    assert type(expert).__module__ == "stages.experts.models.band_power"
+    assert "band-power" in list_experts()
+    assert "unnamed" not in list_experts()
+    with pytest.raises(UsageError, match=r"unnamed.py registers no expert 'unnamed': write @register\('unnamed'\)"):
+        load_expert("unnamed")
+    for module in ("band_power", "unnamed"):
+        monkeypatch.delitem(sys.modules, f"stages.experts.models.{module}")
+    monkeypatch.delitem(registry._REGISTRY, "band-power")
+
+
+def test_the_example_keeps_the_contract(tmp_path, monkeypatch, ensemble):
+    install(tmp_path / "site", example_code(), monkeypatch)
+    ended = ensemble("experts", "check", "band-power")
+    assert ended.returncode == 0, ended.stdout
+    assert {line.split("  ")[0] for line in ended.stdout.splitlines()} == {"PASS"}
+    assert len(ended.stdout.splitlines()) == len(CHECKS)
+    assert ensemble("experts", "check").returncode == ensemble("experts", "rocket", "morphology").returncode == 2
+
+
+FAULTS = {
+    "outputs fit the spec": {"widths": "            layer_dims=(24,), embedding_dim=WIDTH,\n"},
+    "two passes are equal": {"encode": PARTS["encode"] + "        features = features + torch.rand(1)\n"},
+    "records are independent": {"prepare": PARTS["prepare"] + "        signals = signals - signals.mean(0)\n"},
+    "records differ": {"encode": PARTS["encode"] + "        features = features * 0\n"},
+    "leads go by name": {"prepare": PARTS["prepare"] + "        signals = signals[:, ::-1]\n"},
+    "awkward records have vectors": {"prepare": "        signals = np.asarray(signals_mv, dtype=np.float64)\n"},
+    "lengths are used or refused": {
+        "prepare": PARTS["prepare"] + "        if signals.shape[-1] < 5000: raise InputError('too short')\n"
+    },
+    "arrays and tensors are alike": {"prepare": "        signals = np.nan_to_num(signals_mv * 1.0 + 0)\n"},
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_each_fault_is_found_and_named(tmp_path, monkeypatch, ensemble, check):
+    install(tmp_path / "site", example_code(**FAULTS[check]), monkeypatch)
+    ended = ensemble("experts", "check", "band-power")
+    assert ended.returncode == 1
+    assert f"FAIL  {check}: " in ended.stdout, ended.stdout
+
+
+def test_weights_of_several_files_reach_the_expert_by_their_path(tmp_path, monkeypatch):
+    install(tmp_path / "site", FOLDER_EXPERT, monkeypatch, name="folder")
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    linear = torch.nn.Linear(8, 4)
+    save_file(dict(linear.state_dict()), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"n_in": 8}')
+    expert = load_expert("folder", folder)
+    assert torch.equal(expert.module.weight, linear.weight)
+    digest = describe(EmbedSettings("folder", folder))["weights_sha256"]
+    (folder / "config.json").write_text('{"n_in":  8}')
+    assert describe(EmbedSettings("folder", folder))["weights_sha256"] != digest
+    assert {part for part, wrong in check_expert("folder", folder) if wrong} >= {"published spec is true"}
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"lacks config.json"):
+        describe(EmbedSettings("folder", folder))
+
+
+def test_a_package_cannot_register_the_name_of_an_expert_that_exists():
+    with pytest.raises(UsageError, match="expert 'rocket', which exists already"):
+        registry.register("rocket")(type("Mine", (Expert,), {}))
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_package_is_named_in_one_line_and_breaks_nothing_else(tmp_path, python, kind):
     project = '[project]\nname = "broken-package"\nversion = "1"\n[tool.setuptools]\npy-modules = ["broken_module"]\n'
     project += '[project.entry-points."ensemble.experts"]\nbroken = "broken_module:Expert"\n'
-    install({"pyproject.toml": project, "broken_module.py": BROKEN[kind]}, tmp_path / "project", tmp_path / "site")
+    install_by_pip(
+        {"pyproject.toml": project, "broken_module.py": BROKEN[kind]}, tmp_path / "project", tmp_path / "site"
+    )
     table = python("-m", "pipeline.cli", "experts")
     assert table.returncode == 0, table.stderr
     assert "ecgfounder" in table.stdout
@@ -73,6 +150,6 @@ def test_a_broken_package_is_named_in_one_line_and_breaks_nothing_else(tmp_path,
 def test_a_package_cannot_take_the_name_of_an_expert_that_exists(tmp_path, python):
     project = '[project]\nname = "other-rocket"\nversion = "1"\n[tool.setuptools]\npy-modules = ["broken_module"]\n'
     project += '[project.entry-points."ensemble.experts"]\nrocket = "broken_module:Expert"\n'
-    install({"pyproject.toml": project, "broken_module.py": ""}, tmp_path / "project", tmp_path / "site")
+    install_by_pip({"pyproject.toml": project, "broken_module.py": ""}, tmp_path / "project", tmp_path / "site")
     done = python("-c", "from stages.experts import expert_class; print(expert_class('rocket')[0].__module__)")
     assert done.stdout.strip() == "stages.experts.models.signal_features.rocket", done.stderr

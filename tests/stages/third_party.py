@@ -43,3 +43,43 @@ def install(site: Path, code: str, monkeypatch: pytest.MonkeyPatch, *, name: str
     (site / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+FOLDER_EXPERT = """
+import json
+import torch
+from safetensors.torch import load_file
+from stages.experts import Encoding, Expert, ExpertSpec, WeightsSource
+from stages.experts.checkpoints import load_strict
+
+class Folder(Expert):
+    @classmethod
+    def published_spec(cls, variant=None):
+        return ExpertSpec(
+            name="folder", title="A linear map", version="1", source="a test", sampling_rate_hz=500.0, seconds=10.0,
+            leads=("I",), normalisation="none", layer_names=("map",), layer_dims=(4,), embedding_dim=4, licence="MIT",
+            parameters=0, weights=WeightsSource("lab/folder", "model.safetensors", "main", companions=("config.json",)),
+        )
+
+    @classmethod
+    def build(cls, config, state, *, variant=None, preprocessing=None):
+        raise NotImplementedError
+
+    @classmethod
+    def build_from_path(cls, path, config, *, variant=None, preprocessing=None):
+        options = json.loads((path.parent / "config.json").read_text())
+        expert = cls(preprocessing=preprocessing)
+        expert.module = torch.nn.Linear(options["n_in"], 4)
+        load_strict(expert.module, load_file(path), expert="folder")
+        expert.spec = cls.published_spec(variant)
+        return expert
+
+    def prepare(self, signals_mv, rate_hz):
+        n = self.module.in_features
+        return torch.nan_to_num(torch.as_tensor(signals_mv)[:, 0, :n].float())[:, None]
+
+    def encode(self, x, mask=None):
+        y = self.module(x)
+        return Encoding(y[:, None], y)
+"""
+"""An expert whose network is described by a second file of its hub repository."""
