@@ -40,17 +40,33 @@ class Claims:
     def __init__(self, store: Path, state_folder: Path) -> None:
         name = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:16]
         folder = state_folder / "claims"
-        file = folder / f"{store.stem}-{name}.lock"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise StoreError(f"{file}: cannot be opened for claims ({error.strerror}); give write access") from error
-        self._folder = folder
+        self._folder, self._path = folder, folder / f"{store.stem}-{name}.lock"
+        self._file = self._opened()
+
+    def _opened(self) -> int:
+        while True:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                continue  # another process has just removed its file and the folder
+            except OSError as error:
+                reason = f"cannot be opened for claims ({error.strerror}); give write access"
+                raise StoreError(f"{self._path}: {reason}") from error
 
     def close(self) -> None:
         """Give back every claim of this process."""
         os.close(self._file)
+
+    def remove(self) -> None:
+        """Remove the file, and its folders where they are empty; whoever waits for it opens a new one.
+
+        Only its owner may: one who has a claim on everything that is claimed with it.
+        """
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process has a file there
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
@@ -79,13 +95,31 @@ class Claims:
         """Do nothing: a kernel lock is there as long as its owner."""
 
     def _lock(self, kind: int, byte: int) -> bool:
-        """Take or give back one byte; False where another process holds it.
+        """Take or give back one byte of the file that is there now; False where another process holds it.
+
+        A file that was removed while we waited for it excludes nobody any more.
 
         Raises
         ------
         StoreError
             The file system has no record locks: claims there would never exclude anybody.
         """
+        while self._lock_opened(kind, byte):
+            if kind == fcntl.LOCK_UN or self._is_there():
+                return True
+            os.close(self._file)
+            self._file = self._opened()
+        return False
+
+    def _is_there(self) -> bool:
+        opened = os.fstat(self._file)
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        return (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)
+
+    def _lock_opened(self, kind: int, byte: int) -> bool:
         try:
             fcntl.lockf(self._file, kind, 1, byte)
         except OSError as error:

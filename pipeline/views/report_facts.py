@@ -11,7 +11,7 @@ from cache.errors import UsageError
 from cache.records import open_records
 from pipeline.study.folder import Study
 from pipeline.study.runs import versions
-from stages.cohorts._overlaps import shared
+from stages.cohorts import shared_collections
 
 
 def report_facts(study: Study) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _overlaps(study: Study, experts: list[dict[str, Any]]) -> list[str]:
         overlap_warning(expert["name"], source, seen)
         for expert in experts
         for source in sources
-        if (seen := shared(source, expert["pretrained_on"]))
+        if (seen := shared_collections(source, expert["pretrained_on"]))
     ]
 
 

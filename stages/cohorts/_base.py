@@ -1,36 +1,52 @@
 """What every data source is: strict options, a table of entries with their targets, and a reader of single records.
 
-Lives here: the contract, the registry that finds one file per source. Not here: file formats (stages/readers), what is
-made of entries and recordings (stages/ingest).
+Not here: which sources there are (_registry.py), file formats (stages/readers), what is made of entries and recordings
+(stages/ingest).
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cache.errors import InputError, MissingFileError, UsageError
+from cache.errors import InputError, MissingFileError
 from cache.records import Target
-from stages.readers import Counts, Recording, read_wfdb
+from stages.readers import Counts, DataFolder, Recording, read_wfdb
+from stages.readers.lead_names import OwnNames, standard_lead
 from stages.readers.recording import SECONDS_KEPT
-
-ENTRY_POINT_GROUP = "ensemble.cohorts"
-_REGISTRY: dict[str, type[Cohort]] = {}
 
 
 class Options(BaseModel):
-    """Options of one source; unknown ones are refused by name."""
+    """Options of one source; unknown ones are refused by name. Those below every source has.
+
+    Attributes
+    ----------
+    lead_names
+        The files' own name of a lead -> standard lead, e.g. `{CH1: I}`.
+    scale
+        What amplitudes are multiplied by, where files state a wrong unit or gain.
+    follow_links
+        Links in the cohort's folder may lead out of it (subsets made of links, DVC's cache, git-annex).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lead_names: dict[str, str] = Field(default_factory=dict)
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    follow_links: bool = False
+
+    @field_validator("lead_names")
+    @classmethod
+    def _standard(cls, given: dict[str, str]) -> dict[str, str]:
+        for name, lead in given.items():
+            if standard_lead(lead) is None:
+                raise ValueError(f"'{name}' is said to be '{lead}', which is none of the twelve standard leads")
+        return {name: standard_lead(lead) or lead for name, lead in given.items()}
 
 
 @dataclass(frozen=True)
@@ -75,12 +91,24 @@ class Cohort(ABC):
     manifests: ClassVar[tuple[str, ...]] = ()
     """Lists and labels within the folder; a pipeline watches these, not every record."""
     options_type: ClassVar[type[Options]] = Options
+    holds: ClassVar[tuple[str, ...] | None] = None
+    """Published collections whose records these are, or may be; None: one that has the source's own name."""
 
     seconds: float | None = SECONDS_KEPT
     """What is kept of a record from its beginning, so that no more need be read; None: all."""
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options = folder, options
+
+    @property
+    def data(self) -> DataFolder:
+        """The folder as files are opened in it."""
+        return DataFolder(str(self.folder), self.options.follow_links)
+
+    @property
+    def lead_names(self) -> OwnNames:
+        """The study's own spellings of leads."""
+        return tuple(self.options.lead_names.items())
 
     @abstractmethod
     def entries(self) -> Entries:
@@ -100,7 +128,7 @@ class Cohort(ABC):
         InputError
             The record cannot be used; the message says why, without naming it.
         """
-        return read_wfdb(self.folder, path, self.seconds)
+        return read_wfdb(self.data, path, self.seconds, self.lead_names)
 
     def require(self, name: str) -> Path:
         """Return the path of a file that this source cannot do without."""
@@ -108,60 +136,6 @@ class Cohort(ABC):
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist; --path must name the folder of {self.title}")
         return path
-
-
-def register(name: str) -> Callable[[type[Cohort]], type[Cohort]]:
-    """Class decorator: make a source known under `name`."""
-
-    def wrap(cls: type[Cohort]) -> type[Cohort]:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return wrap
-
-
-def list_cohorts() -> list[str]:
-    """Names of every source."""
-    package = importlib.import_module("stages.cohorts")
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name[0] != "_":
-            importlib.import_module(f"stages.cohorts.{module.name}")
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        point.load()
-    return sorted(_REGISTRY)
-
-
-def open_cohort(source: str, path: str | Path, options: Mapping[str, Any] | None = None) -> Cohort:
-    """Open a source at a folder.
-
-    Raises
-    ------
-    UsageError
-        No such source, or an option it does not have; the message lists those that exist.
-    MissingFileError
-        The folder does not exist.
-    """
-    if source not in list_cohorts():
-        raise UsageError(f"unknown source '{source}'; there are: {', '.join(list_cohorts())}")
-    cls = _REGISTRY[source]
-    folder = Path(path)
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder; --path must name the folder of {cls.title}")
-    try:
-        return cls(folder.resolve(), cls.options_type.model_validate(dict(options or {})))
-    except ValidationError as error:
-        raise UsageError(_one_line(source, cls, error)) from error
-
-
-def _one_line(source: str, cls: type[Cohort], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(cls.options_type.model_fields) or "none"
-        return f"source '{source}' has no option '{where}'; its options: {known}"
-    value = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"source '{source}', option '{where}': {first['msg'].lower()}{value}"
 
 
 def is_file(path: Path) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cache.errors import InputError
 from cache.records import Target
+from stages.readers.paths import DataFolder
 from stages.readers.wfdb.header import read_header
 
 OLDEST_YEARS = 130
@@ -64,7 +64,7 @@ class Comments:
     codes: tuple[str, ...] | None
 
 
-def read_comments(folder: Path, path: str) -> Comments:
+def read_comments(folder: DataFolder, path: str) -> Comments:
     """Read the comments of `path`.hea; of a header that cannot be read, nothing (the record will be bad then)."""
     try:
         header = read_header(folder, path)
@@ -89,7 +89,7 @@ def age_of(text: str | None) -> float:
 
 
 def add_comments(
-    frame: pd.DataFrame, folder: Path, notes: list[str]
+    frame: pd.DataFrame, folder: DataFolder, notes: list[str]
 ) -> tuple[list[tuple[str, ...] | None], list[Target]]:
     """Add age and sex from the headers to `frame`; returns each record's codes and the two targets."""
     read = [read_comments(folder, path) for path in frame["path"]]

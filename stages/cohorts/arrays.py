@@ -19,8 +19,9 @@ from pydantic import Field
 from cache.errors import InputError, UsageError
 from cache.records import Target
 from cache.signals import LEADS
-from stages.cohorts._base import Cohort, Entries, register
+from stages.cohorts._base import Cohort, Entries
 from stages.cohorts._hdf5 import Stamp, check_size, dataset, stamp_of
+from stages.cohorts._registry import register
 from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, read_labels
 from stages.readers import Recording, inside
 from stages.readers.wfdb.limits import MAX_SAMPLES
@@ -50,6 +51,7 @@ class Arrays(Cohort):
 
     title = "arrays (a .npy, .h5 or .parquet file, and a CSV of labels)"
     options_type = ArrayOptions
+    holds = ()
     options: ArrayOptions
 
     def entries(self) -> Entries:
@@ -85,7 +87,7 @@ class Arrays(Cohort):
         return Recording(signals_mv, self.options.leads, self.options.rate_hz, signals_mv.shape[1])
 
     def _rows(self) -> Any:
-        path = inside(self.folder, self.options.file)
+        path = inside(self.data, self.options.file)
         if path.endswith(".npy"):
             return _npy(path, stamp_of(path))
         if path.endswith((".h5", ".hdf5")):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cache.errors import InputError
-from stages.cohorts._base import Cohort, Entries, register
+from stages.cohorts._base import Cohort, Entries
+from stages.cohorts._registry import register
 from stages.cohorts._snomed import SCORED, add_classes, add_comments
-from stages.cohorts.wfdb_folder import find_records
+from stages.readers.record_search import find_records, no_record
 
 
 @register("challenge")
@@ -20,16 +20,17 @@ class Challenge(Cohort):
 
     title = "PhysioNet Challenge 2020 or 2021 (.hea with #Dx, .mat)"
     licence = "CC BY 4.0"
+    holds = ("challenge2021",)
 
     def entries(self) -> Entries:
         """Read the comments of every header."""
         notes: list[str] = []
-        paths = find_records(self.folder, notes)
+        paths = find_records(self.data, notes)
         if not paths:
-            raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
+            raise no_record(self.data)
         names = [path.rsplit("/", 1)[-1] for path in paths]
         frame = pd.DataFrame({"record_id": names, "patient_id": None, "path": paths})
         notes.append("no patients are known: every record counts as one of its own")
-        codes, targets = add_comments(frame, self.folder, notes)
+        codes, targets = add_comments(frame, self.data, notes)
         dx = add_classes(frame, "dx", codes, SCORED, "scored diagnoses of the Challenge 2021, equivalent ones merged")
         return Entries(frame, [dx, *targets], notes)

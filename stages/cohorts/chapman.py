@@ -9,9 +9,10 @@ import pandas as pd
 
 from cache.errors import InputError, MissingFileError
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries, register
+from stages.cohorts._base import Cohort, Entries
+from stages.cohorts._registry import register
 from stages.cohorts._snomed import add_classes, add_comments
-from stages.cohorts.wfdb_folder import find_records
+from stages.readers.record_search import find_records
 from stages.readers.tables import find_table, read_table
 
 # The eleven rhythms of the collection's paper under its own acronyms (AF is flutter there).
@@ -41,12 +42,12 @@ class Chapman(Cohort):
     def entries(self) -> Entries:
         """Read the comments of every header, and the names of conditions."""
         notes: list[str] = []
-        paths = [p for p in find_records(self.folder, notes) if p.startswith("WFDBRecords/")]
+        paths = [p for p in find_records(self.data, notes) if p.startswith("WFDBRecords/")]
         if not paths:
             raise MissingFileError(f"{self.folder / 'WFDBRecords'} holds no header; --path must name {self.title}")
         names = [path.rsplit("/", 1)[-1] for path in paths]
         frame = pd.DataFrame({"record_id": names, "patient_id": names, "path": paths})
-        codes, targets = add_comments(frame, self.folder, notes)
+        codes, targets = add_comments(frame, self.data, notes)
         rhythm = add_classes(frame, "rhythm", codes, RHYTHMS, "eleven rhythms; SR sinus, AFIB fibrillation, AF flutter")
         return Entries(frame, [rhythm, *self._add_conditions(frame, codes, notes), *targets], notes)
 

@@ -14,8 +14,9 @@ import pandas as pd
 from cache.errors import InputError
 from cache.records import Target
 from cache.signals import LEADS
-from stages.cohorts._base import Cohort, Entries, check_not_empty, is_file, register
+from stages.cohorts._base import Cohort, Entries, check_not_empty, is_file
 from stages.cohorts._hdf5 import check_size, dataset
+from stages.cohorts._registry import register
 from stages.cohorts._snomed import age_of
 from stages.readers import Recording, inside
 from stages.readers.tables import read_table
@@ -33,6 +34,7 @@ class Code15(Cohort):
 
     title = "CODE-15% (exams.csv, exams_part*.hdf5)"
     licence = "CC BY 4.0"
+    holds = ("code",)
 
     def entries(self) -> Entries:
         """Read exams.csv and the exam ids of every shard."""
@@ -55,14 +57,14 @@ class Code15(Cohort):
     def _may_be_read(self, name: str) -> bool:
         """Whether a shard is there, or its name leaves the folder: reading says so of every exam then."""
         try:
-            return is_file(Path(inside(self.folder, name)))
+            return is_file(Path(inside(self.data, name)))
         except InputError:
             return True
 
     def _exams(self, name: str, notes: list[str]) -> list[str]:
         """Return the exam ids of a shard; none, with a note, where it is damaged: its exams are bad then."""
         try:
-            exams = dataset(inside(self.folder, name), "exam_id", 1)
+            exams = dataset(inside(self.data, name), "exam_id", 1)
             if len(exams) > MAX_EXAMS:
                 raise InputError(f"{len(exams)} exams are more than {MAX_EXAMS}")
             values = exams[:]
@@ -75,7 +77,7 @@ class Code15(Cohort):
     def read(self, path: str) -> Recording:
         """Read one exam; `path` is SHARD#ROW."""
         name, _, row = path.rpartition("#")
-        tracings = dataset(inside(self.folder, name), "tracings", 3)
+        tracings = dataset(inside(self.data, name), "tracings", 3)
         if not row.isdigit():
             raise InputError(f"{name} has no such exam")
         if int(row) >= len(tracings) or tracings.shape[2] != len(LEADS):

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from cache.errors import InputError, MissingFileError
-from stages.cohorts._base import Cohort, Entries, Options, register
-from stages.cohorts._reports import OTHER
+from stages.cohorts._base import Cohort, Entries, Options
+from stages.cohorts._registry import register
 from stages.cohorts._snomed import OLDEST_YEARS
 from stages.cohorts.mimic_iv_ecg import RR_LONGEST_MS, TARGETS
+from stages.cohorts.mimic_labels.reports import OTHER
 
 LONGEST_LINE = 1 << 20
 FILES = "files/"
@@ -39,6 +40,7 @@ class EnecgJsonl(Cohort):
     title = "EnECG's subset (a .jsonl file, and MIMIC-IV-ECG's files/)"
     licence = "that of MIMIC-IV-ECG and MIMIC-IV"
     options_type = JsonlOptions
+    holds = ("mimic-iv-ecg",)
     options: JsonlOptions
 
     def entries(self) -> Entries:

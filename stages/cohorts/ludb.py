@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries, check_not_empty, is_file, register
+from stages.cohorts._base import Cohort, Entries, check_not_empty, is_file
+from stages.cohorts._registry import register
 from stages.cohorts._snomed import age_of
 from stages.readers.tables import read_table
 

@@ -1,7 +1,7 @@
 """MIMIC-IV-ECG (Gow et al., PhysioNet 1.0) with the five labels of EnECG (docs/cohorts.md says how each is made).
 
 age, gender and flag need the tables of MIMIC-IV's `hosp` module; without them these labels are null. Potassium is in
-_potassium.py, the report classes in _reports.py.
+mimic_labels/potassium.py, the report classes in mimic_labels/reports.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pydantic import Field
 
 from cache.errors import MissingFileError
 from cache.records import Target
-from stages.cohorts import _reports
-from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
-from stages.cohorts._potassium import nearest_flag, read_results, seconds
+from stages.cohorts._base import Cohort, Entries, Options, check_not_empty
+from stages.cohorts._registry import register
+from stages.cohorts.mimic_labels import reports
+from stages.cohorts.mimic_labels.potassium import nearest_flag, read_results, seconds
 from stages.readers.tables import find_table, numbers, read_table
 
 RR_MISSING_MS = 29999
@@ -29,7 +30,7 @@ TARGETS = [
     Target("age", "regression", unit="years", description="anchor_age + (year of the ECG - anchor_year)"),
     Target("gender", "binary", classes=("male", "female"), description="0 male, 1 female"),
     Target("flag", "binary", classes=("normal", "abnormal"), description="potassium nearest to the ECG: 1 abnormal"),
-    Target("report_label", "multiclass", classes=_reports.CLASSES, description="first line of the machine report"),
+    Target("report_label", "multiclass", classes=reports.CLASSES, description="first line of the machine report"),
 ]
 
 
@@ -79,7 +80,7 @@ class MimicIvEcg(Cohort):
         rr_ms = numbers(table["rr_interval"])
         sentinel, outside = rr_ms == RR_MISSING_MS, (rr_ms <= 0) | (rr_ms > RR_LONGEST_MS)
         frame["rr_interval"] = np.where(outside, np.nan, rr_ms)
-        frame["report_label"] = pd.array([_reports.report_class(x) for x in table[lines[0]]], dtype="Int16")
+        frame["report_label"] = pd.array([reports.report_class(x) for x in table[lines[0]]], dtype="Int16")
         notes += _counted(
             "rr_interval",
             {

@@ -6,8 +6,6 @@ numbers regression, more words multiclass, words joined by ";" multilabel.
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,18 +15,16 @@ from pydantic import Field
 
 from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import BASE_COLUMNS, Kind, Target
-from stages.cohorts._base import Cohort, Entries, Options, check_not_empty, register
-from stages.readers.paths import open_file
+from stages.cohorts._base import Cohort, Entries, Options, check_not_empty
+from stages.cohorts._registry import register
+from stages.readers.record_search import find_records, no_record
 from stages.readers.tables import numbers, read_table
-from stages.readers.wfdb.header import MAX_HEADER_BYTES, parse_header
 
 MAX_CLASSES = 1000
 SEPARATOR = ";"
 NULLS = frozenset({"NaN", "nan", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "Null", "None"})
 """Cells that say "not known" as spreadsheets and other programs write it."""
 PATIENT_COLUMNS = ("patient_id", "subject_id")
-_SEGMENTED = re.compile(rb"^[ \t]*[^\s/#]+/[0-9]", re.MULTILINE)
-"""What the header of a record of segments has; other headers need not be parsed to know that they are none."""
 
 
 class LabelOptions(Options):
@@ -49,55 +45,15 @@ class WfdbFolder(Cohort):
     title = "WFDB records (.hea beside .dat or .mat)"
     options_type = LabelOptions
     options: LabelOptions
+    holds = ()
 
     def entries(self) -> Entries:
         """List the headers in order of their paths and join the labels."""
         notes: list[str] = []
-        paths = find_records(self.folder, notes)
+        paths = find_records(self.data, notes)
         if not paths:
-            raise InputError(f"{self.folder}: holds no WFDB header (*.hea), nor does any folder below it")
+            raise no_record(self.data)
         return labelled_entries(paths, self.folder, self.options, notes)
-
-
-def find_records(folder: Path, notes: list[str]) -> list[str]:
-    """Return the paths of all records below `folder`, without suffix, sorted; links to folders are not followed.
-
-    A header that another one names as its segment is no record of its own: one ECG would count several times, and as
-    several patients. `notes` gets a line where there are such.
-    """
-    found = []
-    for above, folders, files in os.walk(folder):
-        folders.sort()
-        relative = os.path.relpath(above, folder)
-        found += [
-            name[:-4] if relative == "." else f"{Path(relative).as_posix()}/{name[:-4]}"
-            for name in files
-            if name.endswith(".hea")
-        ]
-    segments = _segments(folder, found)
-    if segments:
-        notes.append(f"{len(segments)} headers are segments of other records and not listed by themselves")
-    return sorted(set(found) - segments)
-
-
-def _segments(folder: Path, paths: list[str]) -> set[str]:
-    """Return those of `paths` that others name as their segments, and that have none themselves."""
-    named = {path: names for path in paths if (names := _named_segments(folder, path))}
-    return {name for names in named.values() for name in names if name not in named}.intersection(paths)
-
-
-def _named_segments(folder: Path, path: str) -> list[str]:
-    """Return the paths of a record's segments; none where it has none, or its header cannot be read."""
-    try:
-        descriptor, size = open_file(folder, f"{path}.hea")
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read(min(size, MAX_HEADER_BYTES + 1))
-        header = parse_header(content) if _SEGMENTED.search(content) else None
-    except (InputError, OSError):
-        return []
-    lines = header.signal_lines if header is not None and header.n_segments else ()
-    above = path[: path.rfind("/") + 1]
-    return [above + line.split()[0] for line in lines]
 
 
 def labelled_entries(paths: list[str], folder: Path, options: LabelOptions, notes: list[str]) -> Entries:

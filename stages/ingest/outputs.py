@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ import pandas as pd
 
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
+from stages.ingest.label_lines import label_lines
+from stages.ingest.record_notes import counted_kinds, notes_on
 from stages.ingest.record_table import EXTRA, Rows
 from stages.readers.pacing import SEVERAL
 from stages.readers.rows import QUALITY, RowOptions
-
-_PARTICULAR = re.compile(r"'[^']*'|\S*\d\S*|\S+\.(?:hea|dat|mat)\b")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class IngestSummary:
     Attributes
     ----------
     reasons
-        Kind of reason -> bad records, most frequent first; bad_records.csv names each record.
+        First reason of a kind -> bad records of that kind, most frequent first; bad_records.csv names each.
     labels
         Target -> records that have it.
     splits
@@ -79,17 +78,15 @@ def summary_of(rows: Rows) -> IngestSummary:
     """Count what a person wants to know."""
     frame = rows.frame
     bad = frame.loc[frame["status"] == "bad", "reason"]
-    # What differs from record to record (names, numbers) does not make another kind of reason.
-    kinds = Counter(_PARTICULAR.sub("*", reason) for reason in bad)
     counts = frame["split"].value_counts()
     return IngestSummary(
         n_records=len(frame),
         n_bad=len(bad),
         n_patients=int(frame["patient_id"].nunique()),
-        reasons=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        reasons=counted_kinds(bad),
         labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
         splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
-        notes=[*rows.notes, *_of_limbs(frame), *_of_pacing(frame)],
+        notes=[*rows.notes, *notes_on(frame), *_of_limbs(frame), *_of_pacing(frame), *label_lines(rows)],
         n_new=len(frame) - rows.n_kept,
     )
 

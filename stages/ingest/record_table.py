@@ -21,8 +21,14 @@ from stages.cohorts import Entries, Published
 from stages.ingest.folds import N_FOLDS, assign_folds, split_names, strata_of
 
 IDENTITY = ("record_id", "patient_id", "source", "path")
-EXTRA = {"derived_leads": pa.list_(pa.string()), "limb_swap": pa.string(), "pace_spikes": pa.int16()}
-"""Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing."""
+EXTRA = {
+    "derived_leads": pa.list_(pa.string()),
+    "limb_swap": pa.string(),
+    "pace_spikes": pa.int16(),
+    "notes": pa.list_(pa.string()),
+}
+"""Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing, what
+was left out or assumed of the file."""
 LONGEST_NAME = 500
 """Characters of an id, a target or a class: arrays of texts give each the room of the longest one."""
 

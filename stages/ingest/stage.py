@@ -6,7 +6,6 @@ the same bytes as one. Not here: what a source is (stages/cohorts), how a record
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -98,13 +97,22 @@ def ingest(
             else new_rows(entries, source, limit, seed)
         )
         del entries
-        row_options = RowOptions(derive_leads=derive_leads, pace_spikes=pace_spikes, seconds=seconds)
+        row_options = RowOptions(
+            derive_leads=derive_leads,
+            pace_spikes=pace_spikes,
+            seconds=seconds,
+            lead_names=cohort.lead_names,
+            scale=cohort.options.scale,
+        )
         store = _store(signals_path, work, rows, _identity(cohort, rows, row_options))
         run(pending_tasks(cohort, store, rows, work, row_options), work, workers, len(rows.frame), progress)
         lengthen_signals(signals_path)
         add_quality(rows, quality_of_new(work, store, rows.n_kept))
         write_tables(records_path, rows, row_options)
-        shutil.rmtree(work)
+        for left in work.glob("*"):
+            if left.is_file():
+                left.unlink()
+        claims.remove()
     return summary_of(rows)
 
 

@@ -14,7 +14,6 @@ from cache.signals import to_millivolts
 from stages.readers import read_wfdb
 from stages.readers.limbs import suspicions
 from stages.readers.pacing import SEVERAL
-from stages.readers.quality import PLAUSIBLE_MV, typical_height_mv
 from stages.readers.recording import SECONDS_KEPT
 from stages.readers.rows import QUALITY, RowMaker, RowOptions
 from stages.readers.wfdb.header import read_header
@@ -111,7 +110,7 @@ def read_record(path: str | Path, options: RowOptions | None = None) -> Recorded
     maker = RowMaker(1)
     made = maker.make(
         0,
-        [lambda: read_wfdb(header.parent.resolve(), header.stem, options.seconds)],
+        [lambda: read_wfdb(header.parent.resolve(), header.stem, options.seconds, options.lead_names)],
         replace(options, pace_spikes=True),
     )
     facts = dict(zip(QUALITY, made.columns[0], strict=True))
@@ -119,14 +118,12 @@ def read_record(path: str | Path, options: RowOptions | None = None) -> Recorded
         raise InputError(f"{path}: {facts['reason']}")
     signals_uv, rate_hz = maker.rows[0, :, : made.valid[0]], float(made.rate_hz[0])
     facts["limb_swap"] = suspicions(made.products)[0]
-    height_mv = typical_height_mv(signals_uv, rate_hz)
-    warnings = _warnings(facts, signals_uv.shape[1] / rate_hz, height_mv)
+    warnings = _warnings(facts, signals_uv.shape[1] / rate_hz)
     return Recorded(str(path), to_millivolts(signals_uv), rate_hz, tuple(warnings))
 
 
-def _warnings(facts: dict[str, Any], seconds: float, height_mv: float) -> list[str]:
+def _warnings(facts: dict[str, Any], seconds: float) -> list[str]:
     missing, flat, derived = (facts[name] or () for name in ("missing_leads", "flat_leads", "derived_leads"))
-    low, high = PLAUSIBLE_MV
     found = {
         f"missing leads: {_names(missing)}": missing,
         f"leads computed from I and II: {_names(derived)}": derived,
@@ -136,10 +133,8 @@ def _warnings(facts: dict[str, Any], seconds: float, height_mv: float) -> list[s
         f"clipped samples: {facts['clipped_fraction']:.1%}": facts["clipped_fraction"] > 0,
         f"limb leads look exchanged: {facts['limb_swap']}": facts["limb_swap"],
         f"pacemaker spikes: {facts['pace_spikes']}": facts["pace_spikes"] >= SEVERAL,
-        f"amplitude: waves of {height_mv:.3g} mV, ECGs have {low:g} to {high:g}; is its unit right?": height_mv > high
-        or height_mv < low,
     }
-    return [text for text, applies in found.items() if applies]
+    return [text for text, applies in found.items() if applies] + list(facts["notes"] or ())
 
 
 def _names(leads: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ class Prediction:
 def row_options(heads: EnsembleHeads) -> RowOptions:
     """Return how the rows were made that a fit learnt from."""
     kept = heads.provenance_.get("rows") or {}
-    return RowOptions(**{name: value for name, value in kept.items() if name in ("derive_leads", "seconds")})
+    return RowOptions.from_json({**kept, "pace_spikes": False})
 
 
 def predict(

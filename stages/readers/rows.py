@@ -7,7 +7,7 @@ whole_microvolts.py), which records a cohort has, how rows are packed and writte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +15,14 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING, N_SAMPLES, RATE_HZ
+from stages.readers.amplitude import amplitude_note
 from stages.readers.at_500_hz import row_at_500_hz
+from stages.readers.lead_names import OwnNames
 from stages.readers.limbs import SHOWN, SlopeProducts, derive_limb_leads
 from stages.readers.pacing import count_pace_spikes
 from stages.readers.quality import Quality
 from stages.readers.recording import SECONDS_KEPT, Counts, Recording
+from stages.readers.standard_leads import keep_standard, scaled
 from stages.readers.standardise import standardise
 from stages.readers.whole_microvolts import Placed, finish, place
 
@@ -35,6 +38,7 @@ QUALITY = {
     "derived_leads": "object",
     "limb_swap": "object",
     "pace_spikes": "Int64",
+    "notes": "object",
 }
 """Columns that reading a record gives, and their dtypes."""
 LONGEST_REASON = 300
@@ -52,11 +56,24 @@ class RowOptions:
         Count pacemaker spikes.
     seconds
         What is kept of a record from its beginning; None: all.
+    lead_names
+        The study's own spellings: (name in the files, standard lead).
+    scale
+        What amplitudes are multiplied by.
     """
 
     derive_leads: bool = False
     pace_spikes: bool = False
     seconds: float | None = SECONDS_KEPT
+    lead_names: OwnNames = ()
+    scale: float = 1.0
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> RowOptions:
+        """Return the options that a table or a fit has kept; what they do not know is as usual."""
+        known = {name: kept[name] for name in cls.__dataclass_fields__ if name in kept}
+        known["lead_names"] = tuple((name, lead) for name, lead in known.get("lead_names", ()))
+        return cls(**known)
 
 
 class MadeRows(NamedTuple):
@@ -107,7 +124,8 @@ class RowMaker:
 
     def make(self, first: int, reads: Sequence[Read], options: RowOptions) -> MadeRows:
         """Read records into the rows from `first` on, and judge them."""
-        taken = [self._take(first + k, read, options.seconds) for k, read in enumerate(reads)]
+        notes: list[tuple[str, ...]] = [()] * len(reads)
+        taken = [self._take(first + k, read, options, notes, k) for k, read in enumerate(reads)]
         judged = list(self._judged(first, taken))
         rows = self.rows[first : first + len(reads)]
         facts = [_facts(row, one, derive_leads=options.derive_leads) for row, one in zip(rows, judged, strict=True)]
@@ -115,19 +133,29 @@ class RowMaker:
         rates = np.array([one.get("sampling_rate_hz", 0.0) for one in facts], dtype=np.float64)
         shown = _at_500_hz(rows, valid, rates)
         n_spikes = count_pace_spikes(shown) if options.pace_spikes else [None] * len(facts)
+        for row, one, noted in zip(rows, facts, notes, strict=True):
+            if one["status"] == "ok":
+                odd = amplitude_note(row[:, : one["valid"]], one["sampling_rate_hz"])
+                one["notes"] = noted if odd is None else (*noted, odd)
         columns = list(map(_in_order, facts, n_spikes))
         return MadeRows(valid, rates, columns, self._slope_products(shown))
 
-    def _take(self, k: int, read: Read, seconds: float | None) -> Placed | Quality | Exception:
-        """Read a record into row `k`; if it is of the usual kind its counts lie there then, and are not finished."""
+    def _take(
+        self, k: int, read: Read, options: RowOptions, notes: list[tuple[str, ...]], n: int
+    ) -> Placed | Quality | Exception:
+        """Read a record into row `k`; if it is of the usual kind its counts lie there then, and are not finished.
+
+        What was left out or assumed of it becomes the `n`-th of `notes`.
+        """
         try:
-            recording = read()
+            recording = scaled(keep_standard(read(), options.lead_names), options.scale)
+            notes[n] = recording.notes
             if isinstance(recording, Counts):
-                placed = place(recording, self.rows[k, :, :N_SAMPLES], seconds)
+                placed = place(recording, self.rows[k, :, :N_SAMPLES], options.seconds)
                 if placed is not None:
                     self.rows[k, :, N_SAMPLES:] = MISSING
                     return placed
-            signals_uv, quality = standardise(recording, seconds)
+            signals_uv, quality = standardise(recording, options.seconds)
         # One record must not stop the run, whatever is wrong with it; the reason names what happened.
         except Exception as error:
             return error

@@ -51,6 +51,15 @@ def keep_standard(recording: Recording | Counts, own: OwnNames = ()) -> Recordin
     return dataclasses.replace(recording, signals_mv=signals_mv, leads=names, clipped=clipped, notes=notes)
 
 
+def scaled(recording: Recording | Counts, scale: float) -> Recording | Counts:
+    """Return a recording with its amplitudes multiplied by `scale`."""
+    if scale == 1.0:
+        return recording
+    if isinstance(recording, Counts):
+        return recording._replace(gains_per_mv=tuple(gain / scale for gain in recording.gains_per_mv))
+    return dataclasses.replace(recording, signals_mv=recording.signals_mv * scale)
+
+
 def left_out(names: Sequence[str]) -> tuple[str, ...]:
     """Return the note that names leads which were left out; nothing where there are none."""
     return (f"{LEFT_OUT}{', '.join(dict.fromkeys(names))[:LONGEST_NOTE]}",) if names else ()

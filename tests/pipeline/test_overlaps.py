@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.views.report_facts import overlap_warning
-from stages.cohorts import list_cohorts
-from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, shared
+from stages.cohorts import list_cohorts, shared_collections
+from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, parts_of_source
 from stages.experts import expert_class, list_experts
 
 SEEN = {
@@ -22,19 +22,24 @@ WARNED = {  # docs/experts.md says what each has seen
 
 
 def test_every_source_and_every_collection_is_known():
-    named = {collection for seen in SEEN.values() for collection in seen} | set(list_cohorts())
+    named = {collection for seen in SEEN.values() for collection in seen}
     assert named - set(PARTS) - SINGLE == set()
-    assert {part for name in named for part in parts_of(name)} <= SINGLE | {"chapman"}
+    parts = {part for name in named for part in parts_of(name)}
+    parts |= {part for source in list_cohorts() for part in parts_of_source(source)}
+    assert parts <= SINGLE | {"chapman", "qtdb"}
 
 
 @pytest.mark.parametrize("expert", sorted(SEEN))
 def test_an_expert_is_warned_of_on_every_cohort_that_it_has_seen(expert):
-    warned = {source for source in list_cohorts() if shared(source, SEEN[expert])}
+    warned = {source for source in list_cohorts() if shared_collections(source, SEEN[expert])}
     assert warned == WARNED.get(expert.split("-")[0], set())
 
 
 def test_a_warning_names_the_collections():
-    told = {source: overlap_warning("ecgfm", source, shared(source, SEEN["ecgfm"])) for source in WARNED["ecgfm"]}
+    told = {
+        source: overlap_warning("ecgfm", source, shared_collections(source, SEEN["ecgfm"]))
+        for source in WARNED["ecgfm"]
+    }
     assert told["mimic-iv-ecg"] == "ecgfm was pretrained on mimic-iv-ecg: its numbers here may be too good"
     assert told["ptbxl"].startswith("ecgfm was pretrained on challenge2021, ptbxl, which hold records of ptbxl:")
     assert told["enecg-jsonl"].startswith("ecgfm was pretrained on mimic-iv-ecg, which holds records of enecg-jsonl:")
@@ -42,7 +47,7 @@ def test_a_warning_names_the_collections():
 
 
 def test_parts_of_one_collection_do_not_overlap():
-    assert shared("ptbxl", ["chapman", "georgia", "code"]) == []
-    assert shared("ludb", ["challenge2021"]) == []
-    assert shared("challenge", ["challenge2020"]) == ["challenge2020"]
-    assert shared("a source of a package", ["a source of a package"]) == ["a source of a package"]
+    assert shared_collections("ptbxl", ["chapman", "georgia", "code"]) == []
+    assert shared_collections("ludb", ["challenge2021"]) == []
+    assert shared_collections("challenge", ["challenge2020"]) == ["challenge2020"]
+    assert shared_collections("a source of a package", ["a source of a package"]) == ["a source of a package"]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stages.cohorts import open_cohort
-from stages.cohorts._reports import CLASSES, report_class
+from stages.cohorts.mimic_labels.reports import CLASSES, report_class
 from stages.synthetic import generate
 
 LAB_HEAD = (
@@ -220,7 +220,7 @@ STREAM = """
 import re, sys
 import numpy as np
 from pathlib import Path
-from stages.cohorts._potassium import read_results
+from stages.cohorts.mimic_labels.potassium import read_results
 def peak_kb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak_kb()

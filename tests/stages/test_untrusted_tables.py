@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cache.errors import EnsembleError, InputError
 from stages.cohorts import open_cohort
-from stages.cohorts._potassium import read_results
+from stages.cohorts.mimic_labels.potassium import read_results
 from stages.readers.tables import Table, read_table
 
 HEADS = {
@@ -165,7 +165,7 @@ def test_bytes_that_are_no_text_cost_no_row_but_theirs_where_they_may_be(tmp_pat
 
 
 def test_more_potassium_than_any_hospital_has_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.cohorts._potassium.MAX_RESULTS", 1000)
+    monkeypatch.setattr("stages.cohorts.mimic_labels.potassium.MAX_RESULTS", 1000)
     path = tmp_path / "labevents.csv"
     path.write_text(HEADS["hosp/labevents.csv"] + "\n" + "1,50971,2150-06-01 12:00:00,4,3,5,\n" * 2000)
     with pytest.raises(InputError, match="more than 1000 potassium results"):
