@@ -2,7 +2,7 @@
 
 Every column is read as text; what it means is the cohort's business. A row with too many or too few cells is passed
 over and counted. A cell that does not fit a block (or a packed file that unpacks to one endless line) is an error, and
-so is a cell that is no UTF-8 text.
+so is a cell that is no text in the table's encoding.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from cache.errors import InputError, MissingFileError
+from stages.readers.tables.dialect import Dialect, dialect_of
 
 BLOCK_BYTES = 2 << 20
-MAX_CELLS, MAX_BYTES, MAX_COLUMNS = 50_000_000, 1 << 30, 10_000
-"""What is held of a table: enough for ten million records. A packed file may unpack to any size."""
+SNIFFED_BYTES = 1 << 16
+MAX_COLUMNS = 10_000
 _NOT_TEXT = re.compile(r"invalid UTF8|Expected \d+ columns")
 """What Arrow says of a cell that is none, and of a malformed row that is none: others are passed over."""
-_CELL = re.compile(rb'(?:"(?:[^"]++|"")*+"?+)?+[^,\r\n]*+(,)?')
-"""A cell of the head, with the comma behind it."""
+_CELL = r'(?:"(?:[^"]++|"")*+"?+)?+[^{0}\r\n]*+({0})?'
+"""A cell of the head, with the delimiter behind it."""
 _SAVE_AS = "save it as UTF-8 (in Excel: CSV UTF-8)"
 
 
@@ -47,12 +45,18 @@ class Table:
         Rows passed over so far because they have another number of cells than the head.
     lenient
         Bytes that are no UTF-8 text are no error: question marks are given in their place.
+    encoding
+        That of the table; None: told by its beginning.
+    dialect
+        How the table is written, known once rows were asked for.
     """
 
     path: Path
     malformed: int = 0
     lenient: bool = False
+    encoding: str | None = None
     columns: tuple[str, ...] = field(default=())
+    dialect: Dialect = field(default=Dialect(), init=False)
     _copy: Path | None = field(default=None, init=False)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -72,9 +76,9 @@ class Table:
             for batch in self._rows(columns):
                 n_given += 1
                 yield batch
-        except _NotTextError as error:
+        except _BytesError as error:
             if not self.lenient:
-                raise InputError(f"{self.path}: has a cell that is not UTF-8 text; {_SAVE_AS}") from error
+                raise NotTextError(f"{self.path}: has a cell that is not UTF-8 text; {_SAVE_AS}") from error
             with tempfile.TemporaryDirectory() as folder:
                 self._copy = Path(folder) / "table.csv.gz"
                 try:
@@ -98,10 +102,10 @@ class Table:
             with _quiet(self._skip), self._open(wanted) as reader:
                 yield from reader
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.path}: its head is not UTF-8 text; {_SAVE_AS}") from error
+            raise NotTextError(f"{self.path}: its head is not UTF-8 text; {_SAVE_AS}") from error
         except (pa.ArrowInvalid, OSError) as error:
             if _NOT_TEXT.search(str(error)):
-                raise _NotTextError from error
+                raise _BytesError from error
             what = "not a readable CSV file" if wanted is None else "damaged"
             raise InputError(f"{self.path}: {what} ({_line(error)})") from error
 
@@ -110,12 +114,16 @@ class Table:
         return "skip"
 
     def _check_width(self) -> None:
-        """Refuse a head of too many columns, before Arrow makes 8 kB of each."""
+        """Tell the dialect, and refuse a head of too many columns, before Arrow makes 8 kB of each."""
         with self._stream(self._copy or self.path) as stream:
-            head = stream.read(BLOCK_BYTES).lstrip(b"\xef\xbb\xbf\r\n")
+            beginning = stream.read(BLOCK_BYTES)
+        told = dialect_of(beginning[:SNIFFED_BYTES])
+        self.dialect = told if self.encoding is None else told._replace(encoding=self.encoding)
+        head = beginning.decode(self.dialect.encoding, errors="replace").lstrip("\ufeff\r\n")
+        pattern = re.compile(_CELL.format(re.escape(self.dialect.delimiter)))
         place = 0
         for _ in range(MAX_COLUMNS):
-            cell = _CELL.match(head, place)
+            cell = pattern.match(head, place)
             if cell is None or cell[1] is None:
                 return
             place = cell.end()
@@ -133,8 +141,11 @@ class Table:
                 raise InputError(f"{self.path}: the column name {name[:80]!r} is not printable; rename it")
 
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
-        reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        parsing = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=self._skip)
+        encoding = "utf8" if self.dialect.encoding == "utf-8" else self.dialect.encoding
+        reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding=encoding)
+        parsing = pacsv.ParseOptions(
+            delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=self._skip
+        )
         if wanted is None:
             convert = pacsv.ConvertOptions(check_utf8=False)
             return pacsv.open_csv(self._stream(self._copy or self.path), reading, parsing, convert)
@@ -147,11 +158,19 @@ class Table:
         )
         return pacsv.open_csv(self._stream(self._copy or self.path), reading, parsing, convert)
 
+    def stream(self) -> pa.NativeFile:
+        """Return the bytes of the file, unpacked."""
+        return self._stream(self.path)
+
     def _stream(self, path: Path) -> pa.NativeFile:
         return pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None)
 
 
-class _NotTextError(Exception):
+class NotTextError(InputError):
+    """A table has a cell that is no text in its encoding."""
+
+
+class _BytesError(Exception):
     """Bytes that are no UTF-8 stand in a cell that is wanted, or in a malformed row."""
 
 
@@ -184,58 +203,6 @@ def _line(error: Exception) -> str:
     if "straddling" in str(error):
         return "a line of more than 2 MB"
     return " ".join(str(error).split())[:160]
-
-
-def read_table(
-    path: Path,
-    columns: Sequence[str] | None = None,
-    keep: Callable[[pd.DataFrame], np.ndarray | pd.Series] | None = None,
-    *,
-    strict: bool = False,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Read a table as text columns; `keep` says of each block which rows to keep, so that memory holds only those.
-
-    Returns
-    -------
-    The rows, stripped of blanks around their cells, and notes (rows passed over).
-
-    Raises
-    ------
-    InputError
-        As `Table.batches`, more than can be held, or with `strict` a row with a wrong number of cells.
-    """
-    table, blocks, n_cells, n_bytes = Table(path), [], 0, 0
-    for batch in table.batches(columns):
-        cells = [_stripped(column) for column in batch.columns]
-        block = pa.RecordBatch.from_arrays(cells, batch.schema.names).to_pandas()
-        chosen = np.ones(len(block), dtype=bool) if keep is None else np.asarray(keep(block), dtype=bool)
-        blocks.append(block[chosen])
-        n_cells += int(chosen.sum()) * len(cells)
-        n_bytes += batch.nbytes * int(chosen.sum()) // max(len(chosen), 1)
-        if n_cells > MAX_CELLS or n_bytes > MAX_BYTES:
-            raise InputError(f"{path}: more than {MAX_CELLS} cells or {MAX_BYTES >> 20} MB; is it a list of records?")
-    if strict and table.malformed:
-        raise InputError(
-            f"{path}: {table.malformed} rows have a wrong number of cells; mend them, no row may be missing"
-        )
-    names = list(columns or table.columns)
-    frame = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({name: [] for name in names}, dtype=str)
-    for name in frame:
-        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
-    notes = [f"{path.name}: {table.malformed} rows with a wrong number of cells were passed over"]
-    return frame, notes if table.malformed else []
-
-
-def _stripped(cells: pa.Array) -> pa.Array:
-    """Take blanks off both ends of texts; what is empty then is null."""
-    plain = pc.utf8_trim_whitespace(cells)
-    return pc.if_else(pc.equal(plain, ""), None, plain)
-
-
-def numbers(column: pd.Series) -> np.ndarray:
-    """Turn text into float64 [n]; what is no finite number is NaN."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def find_table(folders: Sequence[Path], name: str) -> Path | None:
