@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from cache.embedding_layout import VIEWS, Identity, Layout, Shard
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
 from cache.storage.locations import Place, name_within, place
@@ -21,67 +21,13 @@ from cache.storage.writing import Guard, Part, write_all_durably
 from cache.zarr_io.groups import ZARR_ERRORS, get_array, open_group, shard_file
 from cache.zarr_io.shards import PlainShards, narrowed
 
+__all__ = ["EmbeddingStore", "Identity", "Layout", "Shard", "open_embeddings"]
+
 SCHEMA_VERSION = 1
-SHARD_RECORDS = 1024
 FEW = 4
 """Shards of objects that are asked for one by one; of more, the objects are listed."""
 REQUESTS_AT_ONCE = 8
 """Shards of objects that are read at a time, each held in memory meanwhile."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shapes of one expert's store.
-
-    Attributes
-    ----------
-    layer_names, layer_dims
-        One entry a layer; narrower layers are padded with NaN up to the widest.
-    output_dim
-        Width of the expert's own head output; 0 where it has none.
-    """
-
-    n_records: int
-    layer_names: tuple[str, ...]
-    layer_dims: tuple[int, ...]
-    embedding_dim: int
-    output_dim: int = 0
-    dtype: str = "float16"
-    shard_records: int = SHARD_RECORDS
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard's worth of rows in memory; a row of NaN is a record the expert could not embed."""
-
-    layers: np.ndarray
-    embedding: np.ndarray
-    output: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What the vectors were made from.
-
-    Attributes
-    ----------
-    expert
-        Everything that changes the numbers but the records: expert, version, weights, preprocessing, precision.
-    signals_digest, records_digest
-        Content of signals.zarr and row order of records.parquet, over the store's own rows.
-    facts
-        Kept for the reader, without effect on reuse (licence, where the weights came from, ...).
-    """
-
-    expert: dict[str, Any]
-    signals_digest: str
-    records_digest: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over everything that changes the numbers, rows included."""
-        return fingerprint({**self.expert, "signals": self.signals_digest, "records": self.records_digest})
 
 
 class EmbeddingStore:
@@ -95,6 +41,8 @@ class EmbeddingStore:
         zarr array [record, dim]: the authors' own pooled output.
     output
         zarr array [record, output_dim], or None.
+    views
+        Name of each view that the store has (of `VIEWS`) -> zarr array.
     has_vector
         zarr array bool [record]: rows that have a vector; None in stores of other tools and of earlier versions.
     done
@@ -107,6 +55,7 @@ class EmbeddingStore:
         try:
             self.layers, self.embedding, self.done = (get_array(group, n) for n in ("layers", "embedding", "done"))
             self.output = get_array(group, "output") if "output" in group else None
+            self.views = {name: get_array(group, name) for name in VIEWS if name in group}
             self.has_vector = get_array(group, "has_vector") if "has_vector" in group else None
             self.attributes: dict[str, Any] = dict(group.attrs)
             self.records_digest = str(self.attributes["records_digest"])
@@ -121,9 +70,11 @@ class EmbeddingStore:
         if version != SCHEMA_VERSION:
             raise StoreError(f"{self.path}: has schema_version {version}; this program reads {SCHEMA_VERSION}")
         n = len(self)
-        if self.layers.ndim != 3 or self.embedding.ndim != 2 or (self.output is not None and self.output.ndim != 2):
+        matrices = [array for array in self.data_arrays() if array.basename not in ("layers", "segments")]
+        threefold = [self.layers, *(array for name, array in self.views.items() if name == "segments")]
+        if any(array.ndim != 2 for array in matrices) or any(array.ndim != 3 for array in threefold):
             raise StoreError(f"{self.path}: an array has a wrong number of axes; see docs/store-format.md")
-        if any(array.shape[0] != n for array in self._data_arrays()) or any(
+        if any(array.shape[0] != n for array in self.data_arrays()) or any(
             a.shape != (n,) for a in self._flag_arrays()
         ):
             raise StoreError(f"{self.path}: arrays disagree in length; see docs/store-format.md")
@@ -149,7 +100,7 @@ class EmbeddingStore:
     def _content_fingerprint(self) -> str:
         """Return the digest of attributes and values, however they are cut and packed; an outer chunk at a time."""
         digests = {}
-        for array in self._data_arrays():
+        for array in self.data_arrays():
             digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
             rows = (array.shards or array.chunks)[0]
             for start in range(0, len(self), rows):
@@ -175,15 +126,16 @@ class EmbeddingStore:
         start = shard * self.shard_records
         return slice(start, min(start + self.shard_records, len(self)))
 
-    def _data_arrays(self) -> list[zarr.Array]:
-        return [a for a in (self.layers, self.embedding, self.output) if a is not None]
+    def data_arrays(self) -> list[zarr.Array]:
+        """Return the arrays of vectors, without flags."""
+        return [a for a in (self.layers, self.embedding, self.output, *self.views.values()) if a is not None]
 
     def _flag_arrays(self) -> list[zarr.Array]:
         return [a for a in (self.has_vector, self.done) if a is not None]
 
     def arrays(self) -> list[zarr.Array]:
         """Return every array; `done` last, which is the order of writing."""
-        return [*self._data_arrays(), *self._flag_arrays()]
+        return [*self.data_arrays(), *self._flag_arrays()]
 
     @cached_property
     def _plain(self) -> dict[str, PlainShards]:
@@ -271,10 +223,10 @@ class EmbeddingStore:
         n = rows.stop - rows.start
         if not self._plain:
             raise StoreError(f"{self.path}: was written by another tool and can only be read")
-        given = {"layers": content.layers, "embedding": content.embedding, "output": content.output}
+        given = content.arrays()
         parts = []
-        for array in self._data_arrays():
-            values = given[array.basename]
+        for array in self.data_arrays():
+            values = given.get(array.basename)
             if values is None or values.shape != (n, *array.shape[1:]):
                 got = None if values is None else values.shape
                 raise StoreError(
@@ -302,7 +254,7 @@ class EmbeddingStore:
         return shard_file(self.path, array, shard), self.path / array.basename, plain.pieces(narrow)
 
     def read(self, name: str, rows: slice) -> np.ndarray:
-        """Read contiguous rows of `layers`, `embedding`, `output` or `done`, whole."""
+        """Read contiguous rows of `layers`, `embedding`, `output`, a view or `done`, whole."""
         return self._read(get_array(self.group, name), rows)
 
     def drop(self, shard: int) -> None:
@@ -374,6 +326,13 @@ class EmbeddingStore:
             raise StoreError(f"{self.path}: has no layer '{name}'; it has: {', '.join(self.layer_names)}")
         index = self.layer_names.index(name)
         return self._read(self.layers, rows, index)[:, : self.layer_dims[index]]
+
+    def read_view(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Read a view of contiguous rows: `segments` [rows, second, dim], the others [rows, dim]."""
+        if name not in self.views:
+            has = ", ".join(self.views) or "none"
+            raise StoreError(f"{self.path}: has no view '{name}' (it has: {has}); name it in experts.NAME.views")
+        return self._read(self.views[name], rows)
 
     def read_output(self, rows: slice = slice(None)) -> np.ndarray:
         """Read the expert's own head output, [rows, output_dim]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 
 from cache.errors import InputError, UsageError
 from ensemble.embeddings import ArraysInMemory, Embeddings
-from stages.embed.shard_pipeline import AUTO_BATCH
-from stages.experts import Expert, load_expert
+from stages.experts import load_expert
 from stages.experts.contract import STANDARD_LEADS
-from stages.experts.run import Vectors, run_expert
+from stages.experts.run import RunSettings, Signal, embed_records
+from stages.experts.views import checked_views
 from stages.readers.lead_names import lead_columns
 
+_LOG = logging.getLogger(__name__)
 LARGEST_MV = 100.0
 """No ECG reaches this; values beyond it are microvolts or a converter's counts."""
 
@@ -28,6 +30,7 @@ def embed(
     weights: str | Path | None = None,
     device: str = "auto",
     record_ids: Sequence[str] | None = None,
+    views: Sequence[str] = (),
 ) -> Embeddings:
     """Run one expert over ECGs in memory. Needs no study and writes nothing.
 
@@ -48,15 +51,18 @@ def embed(
         auto (a CUDA device where there is one), cpu, cuda or cuda:0.
     record_ids
         Names of the records. None: "0", "1" ...
+    views
+        What is wanted of the last layer's tokens besides their means, of `ensemble.load_expert(...).spec.views`:
+        `segments` (mean over each of the first ten seconds), `std`, `max`, `last`.
 
     Returns
     -------
-    float32 vectors; a row of NaN is a record that the expert could not embed.
+    float32 vectors; a row of NaN is a record that the expert could not embed, which a warning names with the reason.
 
     Raises
     ------
     InputError
-        Signals of another shape, or not in mV; a record that is too short.
+        Signals of another shape, or not in mV.
     UsageError
         An expert, lead or device that does not exist.
     WeightsError
@@ -76,8 +82,11 @@ def embed(
     if len(ids) != len(signals):
         raise UsageError(f"record_ids names {len(ids)} records, signals_mv has {len(signals)}; give as many")
     loaded = load_expert(expert, weights, device=_device(device))
-    vectors = _run(loaded, signals, rate_hz)
     spec = loaded.spec
+    settings = RunSettings(dtype="float32", threads=torch.get_num_threads(), views=checked_views(spec, views))
+    found = embed_records(loaded, [Signal(record, float(rate_hz)) for record in signals], settings)
+    for position, reason in found.reasons.items():
+        _LOG.warning("record '%s' has no vector: %s", ids[position], reason)
     attributes = {
         "expert": expert,
         "version": spec.version,
@@ -87,13 +96,7 @@ def embed(
         "layer_names": list(spec.layer_names),
         "layer_dims": list(spec.layer_dims),
     }
-    content = {"layers": vectors.layers, "embedding": vectors.embedding}
-    if vectors.output is not None:
-        content["output"] = vectors.output
-    failed = vectors.failed(spec.nan_features)
-    for array in content.values():
-        array[failed] = np.nan
-    return Embeddings(ArraysInMemory(attributes, content), ids)
+    return Embeddings(ArraysInMemory(attributes, found.arrays()), ids)
 
 
 def _standard(signals_mv: np.ndarray, leads: Sequence[str] | None) -> np.ndarray:
@@ -122,17 +125,3 @@ def _device(wanted: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device '{wanted}': this machine has {torch.cuda.device_count()} CUDA devices; give cpu")
     return wanted
-
-
-def _run(expert: Expert, signals: np.ndarray, rate_hz: float) -> Vectors:
-    size = AUTO_BATCH.get(expert.device.type, 16)
-    parts = [
-        run_expert(expert, expert.prepare(signals[start : start + size], rate_hz))
-        for start in range(0, max(1, len(signals)), size)
-    ]
-    outputs = [part.output for part in parts if part.output is not None]
-    return Vectors(
-        np.concatenate([part.layers for part in parts]),
-        np.concatenate([part.embedding for part in parts]),
-        np.concatenate(outputs) if outputs else None,
-    )

@@ -183,8 +183,8 @@ class ArraysInStore:
         return self._attributes
 
     def names(self) -> tuple[str, ...]:
-        """Names of the arrays, `done` left out."""
-        return tuple(array.basename for array in self.store.arrays() if array.basename != "done")
+        """Names of the arrays of vectors."""
+        return tuple(array.basename for array in self.store.data_arrays())
 
     def read(self, name: str) -> np.ndarray:
         """Read an array whole."""

@@ -43,7 +43,7 @@ def to_xarray(embeddings: Embeddings) -> xarray.Dataset:
 def _axes(name: str, n_axes: int) -> tuple[str, ...]:
     if name == "layers":
         return "record", "layer", "layer_dim"
-    return ("record", f"{name}_dim") if n_axes == 2 else ("record", f"{name}_step", f"{name}_dim")
+    return ("record", f"{name}_dim") if n_axes == 2 else ("record", "second", f"{name}_dim")
 
 
 def _lazy(array: Any) -> Any:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.claims import claims_on
-from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
+from cache.embeddings import VIEWS, EmbeddingStore, Identity, Layout, Shard, open_embeddings
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.records import records_digest
@@ -27,6 +27,8 @@ from cache.upkeep.resume import create_embeddings
 IMPORTED = "imported"
 """What stands in an imported store's attributes for how the vectors were made: only their digest is known."""
 ID_COLUMN = "record_id"
+AXES = {"embedding": 2, "layers": 3, "output": 2, **{name: 3 if name == "segments" else 2 for name in VIEWS}}
+"""Arrays that a store may have, and their axes."""
 ROWS_AT_ONCE = 4096
 """Rows that are looked at together before anything is written."""
 
@@ -38,13 +40,13 @@ def read_vectors(path: Path, id_column: str = ID_COLUMN) -> tuple[dict[str, np.n
     ----------
     path
         Of floats or whole numbers: .npy [record, dim] or [record, layer, dim]; .npz with `embedding` and, if there are
-        any, `layers`, `output` and `record_id`; .parquet with the id column and a list column `embedding`, or one
-        number column a dimension.
+        any, `layers`, `output`, views (`segments`, `std`, `max`, `last`) and `record_id`; .parquet with the id column
+        and a list column `embedding`, or one number column a dimension.
 
     Returns
     -------
-    Arrays `embedding` [record, dim], `layers` [record, layer, dim] and perhaps `output`; and the record ids where the
-    file holds them.
+    Arrays `embedding` [record, dim], `layers` [record, layer, dim], perhaps `output` and views; and the record ids
+    where the file holds them.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist")
@@ -67,7 +69,7 @@ def _read_npy(path: Path, _: str) -> tuple[dict[str, np.ndarray], list[str] | No
 
 def _read_npz(path: Path, id_column: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
     with np.load(path, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in ("embedding", "layers", "output") if name in content}
+        arrays = {name: content[name] for name in AXES if name in content}
         ids = [str(value) for value in content[id_column]] if id_column in content else None
     return arrays, ids
 
@@ -122,7 +124,7 @@ def _completed(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
         raise InputError(f"{path}: holds neither `embedding` nor `layers`")
     arrays.setdefault("embedding", arrays["layers"].mean(axis=1) if "layers" in arrays else np.empty(0))
     arrays.setdefault("layers", arrays["embedding"][:, None])
-    for name, axes in (("embedding", 2), ("layers", 3), ("output", 2)):
+    for name, axes in AXES.items():
         values = arrays.get(name)
         if values is None:
             continue
@@ -197,8 +199,8 @@ def import_vectors(
     names = tuple(layer_names or (f"layer_{k}" for k in range(arrays["layers"].shape[1])))
     if len(names) != arrays["layers"].shape[1]:
         raise UsageError(f"{len(names)} layer names ({', '.join(names)}) for {arrays['layers'].shape[1]} layers")
-    if len(set(names)) < len(names) or {"", "embedding", "layers", "output"} & set(names):
-        raise UsageError(f"layer names {', '.join(names)}: each must differ, and none be embedding, layers or output")
+    if len(set(names)) < len(names) or {"", *AXES} & set(names):
+        raise UsageError(f"layer names {', '.join(names)}: each must differ, and none be {', '.join(AXES)}")
     layout = Layout(
         n_records=len(records),
         layer_names=names,
@@ -207,6 +209,7 @@ def import_vectors(
         output_dim=arrays["output"].shape[1] if "output" in arrays else 0,
         dtype=dtype,
         shard_records=shard_records,
+        views={name: arrays[name].shape[1:] for name in VIEWS if name in arrays},
     )
     _check_fits(arrays, ids, dtype)
     identity = Identity(_imported(store.stem, arrays, dtype), signals_digest, records_digest(records[ID_COLUMN]))
@@ -217,7 +220,7 @@ def import_vectors(
         made = create_embeddings(store, layout, identity, guard=claims.confirm)
         for shard in range(made.n_shards):
             taken = {name: _taken(values, rows[made.rows_of(shard)]) for name, values in arrays.items()}
-            made.write(shard, Shard(**taken), claims.confirm)
+            made.write(shard, Shard.of(taken), claims.confirm)
     finally:
         claims.close()
     return made
@@ -266,7 +269,7 @@ def export_vectors(store: Place, records: pd.DataFrame, target: Path, what: str 
     Parameters
     ----------
     what
-        `embedding`, `output`, `layers` (.npy only), or the name of one layer.
+        `embedding`, `output`, `layers` or `segments` (.npy only), another view, or the name of one layer.
 
     Raises
     ------
@@ -278,7 +281,7 @@ def export_vectors(store: Place, records: pd.DataFrame, target: Path, what: str 
     opened.require_complete()
     if target.suffix == ".npy":
         _export_npy(opened, what, target)
-    elif target.suffix == ".parquet" and what != "layers":
+    elif target.suffix == ".parquet" and what not in ("layers", "segments"):
         _export_parquet(opened, what, records, target)
     else:
         raise UsageError(f"{target}: expected .npy, or .parquet for one vector a record ({what} is asked for)")
@@ -286,6 +289,8 @@ def export_vectors(store: Place, records: pd.DataFrame, target: Path, what: str 
 
 def _read(store: EmbeddingStore, what: str, rows: slice) -> np.ndarray:
     readers = {"embedding": store.read_embedding, "output": store.read_output, "layers": store.read_layers}
+    if what in VIEWS and what not in store.layer_names:
+        return store.read_view(what, rows)
     return readers[what](rows) if what in readers else store.read_layer(what, rows)
 
 

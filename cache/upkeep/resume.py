@@ -65,12 +65,15 @@ def create_embeddings(
 def _add_arrays(group: zarr.Group, layout: Layout, *, has_vector: bool) -> None:
     n, shard = layout.n_records, layout.shard_records
     rows, width = _chunk_rows(shard), max(layout.layer_dims)
-    sizes = {"layers": (len(layout.layer_names), width), "embedding": (layout.embedding_dim,)}
+    sizes: dict[str, tuple[int, ...]] = {
+        "layers": (len(layout.layer_names), width),
+        "embedding": (layout.embedding_dim,),
+    }
     if layout.output_dim:
         sizes["output"] = (layout.output_dim,)
-    for name, size in sizes.items():
-        # One layer a chunk: reading one layer of every record touches only its bytes.
-        chunks = (rows, 1, width) if name == "layers" else (rows, *size)
+    for name, size in {**sizes, **layout.views}.items():
+        # One layer (or second) a chunk: reading one layer of every record touches only its bytes.
+        chunks = (rows, 1, size[1]) if len(size) == 2 else (rows, *size)
         add_array(group, name, (n, *size), chunks, shard_rows=shard, dtype=layout.dtype, fill_value=np.nan)
     for name in ("has_vector", "done") if has_vector else ("done",):
         add_array(group, name, (n,), (shard,), shard_rows=shard, dtype="bool", fill_value=False)
@@ -153,6 +156,7 @@ def _fits(store: EmbeddingStore, layout: Layout) -> bool:
         output_dim=store.output.shape[1] if store.output is not None else 0,
         dtype=str(store.embedding.dtype),
         shard_records=store.shard_records,
+        views={name: array.shape[1:] for name, array in store.views.items()},
     )
 
 

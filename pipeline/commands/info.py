@@ -193,7 +193,7 @@ def cache_export(
     expert: Annotated[str, typer.Argument(help="Which store.")],
     target: Annotated[Path, typer.Argument(help="File to write, .npy or .parquet.")],
     layer: Annotated[
-        str, typer.Option(help="embedding, output, layers (all of them, .npy only), or a layer's name.")
+        str, typer.Option(help="embedding, output, layers or segments (.npy only), another view, or a layer's name.")
     ] = "embedding",
 ) -> None:
     """Write a store's vectors for other tools; rows as in records.parquet.

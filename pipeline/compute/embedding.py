@@ -56,6 +56,7 @@ def embed_settings(
     from pipeline.compute.devices import choose_device
     from stages.embed import EmbedSettings
     from stages.experts import expert_class
+    from stages.experts.views import checked_views
 
     cls, variant = expert_class(expert)
     params, common = study.expert_params(expert), study.params.embed
@@ -76,6 +77,7 @@ def embed_settings(
         batch_size=_batch_size(batch_size or str(common.batch_size)),
         shard_records=common.shard_records,
         threads=common.threads,
+        views=checked_views(spec, params.views),
     )
 
 

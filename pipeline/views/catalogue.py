@@ -117,6 +117,7 @@ def expert_details(name: str) -> str:
         "missing leads": spec.missing_leads,
         "layers": layers,
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
+        "views": ", ".join(spec.views),
         "parameters": f"{spec.published_parameters:,}",
         "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
         "trained here": _trainable(name),

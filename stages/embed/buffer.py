@@ -16,11 +16,7 @@ class ShardBuffer:
 
     def __init__(self, store: EmbeddingStore) -> None:
         n = min(store.shard_records, len(store))
-        self._layers = _layer_first(store.layers, n)
-        self._embedding = np.empty((n, *store.embedding.shape[1:]), dtype=store.embedding.dtype)
-        self._output = None
-        if store.output is not None:
-            self._output = np.empty((n, *store.output.shape[1:]), dtype=store.output.dtype)
+        self._arrays = {array.basename: _room(array, n) for array in store.data_arrays()}
 
     def put(self, offset: int, n_rows: int, parts: Sequence[tuple[np.ndarray, np.ndarray, Vectors]]) -> None:
         """Fill `n_rows` rows from `offset` on; rows without a vector become NaN.
@@ -31,21 +27,20 @@ class ShardBuffer:
             Each: the rows of some vectors, counted from `offset`; which of them to take, bool; the vectors.
         """
         rows = slice(offset, offset + n_rows)
-        arrays = {"layers": self._layers, "embedding": self._embedding, "output": self._output}
         with np.errstate(over="ignore"):  # the store refuses infinities, and says what to do
-            for name, array in arrays.items():
-                if array is not None:
-                    given = [(at, kept, getattr(vectors, name)) for at, kept, vectors in parts]
-                    _fill(array[rows], [one for one in given if one[2] is not None])
+            for name, array in self._arrays.items():
+                given = [(at, kept, vectors.arrays().get(name)) for at, kept, vectors in parts]
+                _fill(array[rows], [(at, kept, values) for at, kept, values in given if values is not None])
 
     def content(self, n_rows: int) -> Shard:
         """Return the first `n_rows` rows, without copying."""
-        output = None if self._output is None else self._output[:n_rows]
-        return Shard(self._layers[:n_rows], self._embedding[:n_rows], output)
+        return Shard.of({name: array[:n_rows] for name, array in self._arrays.items()})
 
 
-def _layer_first(array: zarr.Array, n_rows: int) -> np.ndarray:
-    """Return room for [row, layer, dim] that lies layer by layer, as the store's files do."""
+def _room(array: zarr.Array, n_rows: int) -> np.ndarray:
+    """Return room for rows of an array; [row, layer, dim] lies layer by layer, as the store's files do."""
+    if array.ndim != 3:
+        return np.empty((n_rows, *array.shape[1:]), dtype=array.dtype)
     _, layers, width = array.shape
     return np.empty((layers, n_rows, width), dtype=array.dtype).transpose(1, 0, 2)
 

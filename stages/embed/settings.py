@@ -27,6 +27,8 @@ class EmbedSettings:
     shard_records: int = 1024
     threads: int = 1
     """CPU threads of the forward pass. The last bits of a sum depend on it, so it does not follow the worker count."""
+    views: tuple[str, ...] = ()
+    """Views of the tokens that are stored beside the means, of `ExpertSpec.views`; part of the fingerprint."""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,10 @@ class Line:
 
     def _compute(self, batch: _Batch) -> list[Vectors]:
         started = time.perf_counter()
-        vectors = [run_expert(self.expert, one.x, self.settings.batch_size) for one in batch.prepared]
+        views = tuple(self.store.views)
+        vectors = [
+            run_expert(self.expert, one.x, self.settings.batch_size, views, one.record_s) for one in batch.prepared
+        ]
         self.summary.seconds["compute"] += time.perf_counter() - started
         self.summary.n_embedded += batch.part.n_rows
         if self.progress:

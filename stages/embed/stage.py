@@ -29,6 +29,7 @@ from stages.experts import Expert, ExpertSpec, expert_class, load_expert
 from stages.experts.checkpoints import find_weights, origin_of, weights_digest
 from stages.experts.options import plain_options
 from stages.experts.run import set_precision, torch_threads
+from stages.experts.views import checked_views, view_shapes
 
 _LOG = logging.getLogger(__name__)
 WHOLE_SECONDS = 10.0
@@ -39,6 +40,7 @@ def describe(settings: EmbedSettings) -> dict[str, Any]:
     """Return everything that an expert's vectors depend on besides the records, as its store's attributes keep it."""
     cls, variant = expert_class(settings.expert)
     spec = cls.published_spec(variant)
+    views = checked_views(spec, settings.views)
     return {
         "expert": settings.expert,
         "version": spec.version,
@@ -48,6 +50,7 @@ def describe(settings: EmbedSettings) -> dict[str, Any]:
         "preprocessing_options": plain_options(settings.expert, spec.preprocessing),
         "precision": settings.precision,
         "dtype": settings.dtype or spec.store_dtype,
+        **({"views": list(views)} if views else {}),  # a store without any keeps the fingerprint that it always had
     }
 
 
@@ -225,6 +228,7 @@ class Embedder:
             output_dim=spec.output_dim or 0,
             dtype=self.settings.dtype or spec.store_dtype,
             shard_records=self.settings.shard_records,
+            views=view_shapes(spec, self.settings.views),
         )
 
 

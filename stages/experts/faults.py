@@ -127,6 +127,9 @@ def check_encoding(spec: ExpertSpec, encoding: Encoding) -> None:
     layers = encoding.layers.unbind(1) if isinstance(encoding.layers, Tensor) else encoding.layers
     named = {f"layer_dims ({', '.join(spec.layer_names)})": (list(spec.layer_dims), [x.shape[-1] for x in layers])}
     named["embedding_dim"] = ([spec.embedding_dim], [encoding.embedding.shape[-1]])
+    if encoding.tokens is not None or spec.tokens is not None:
+        tokens = [] if encoding.tokens is None else [encoding.tokens.shape[-1]]
+        named["tokens.dim"] = ([spec.tokens.dim] if spec.tokens else [], tokens)
     output = [] if encoding.output is None else [encoding.output.shape[-1]]
     named["output_dim"] = ([spec.output_dim] if spec.output_dim else [], output)
     for name, (stated, found) in named.items():

@@ -8,7 +8,7 @@ stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from cache.errors import InputError
 from stages.experts.contract import PRECISION_DTYPES, Encoding, Expert, Precision
 from stages.experts.faults import SAME_FAULTS, Faults, encode_checked
+from stages.experts.views import token_views, view_shapes
 
 GPU_BATCH = 256
 """Windows of a forward pass on a GPU where nothing else is asked for."""
@@ -70,11 +71,14 @@ class RunSettings:
     batch_size
         Windows of a forward pass on a GPU; None: 256, halved while the device's memory is full. On a CPU it is
         `Expert.windows_at_once`.
+    views
+        Views of the tokens that are wanted besides, of `spec.views`.
     """
 
     dtype: str | None = None
     threads: int = 1
     batch_size: int | None = None
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,19 @@ class Vectors:
         float32 [batch, dim].
     output
         float32 [batch, output_dim] or None.
+    views
+        float32 arrays of the views asked for, see `views.token_views`.
     """
 
     layers: np.ndarray
     embedding: np.ndarray
     output: np.ndarray | None
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return every array by its name in a store."""
+        output = {} if self.output is None else {"output": self.output}
+        return {"layers": self.layers, "embedding": self.embedding, **output, **self.views}
 
     def failed(self, nan_features: bool) -> np.ndarray:
         """Return which records have no usable vector, bool [batch]; `nan_features` as the expert's spec says."""
@@ -113,6 +125,8 @@ class Embedded:
         [record, dim].
     output
         [record, output_dim], None where the expert has no head of its own.
+    views
+        The views asked for, see `views.token_views`.
     reasons
         Position of a record without a vector -> why it has none.
     """
@@ -120,7 +134,13 @@ class Embedded:
     layers: np.ndarray
     embedding: np.ndarray
     output: np.ndarray | None
+    views: dict[str, np.ndarray] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return every array by its name in a store."""
+        output = {} if self.output is None else {"output": self.output}
+        return {"layers": self.layers, "embedding": self.embedding, **output, **self.views}
 
 
 def set_precision(expert: Expert, precision: Precision) -> None:
@@ -155,7 +175,7 @@ def embed_records(expert: Expert, records: Sequence[Signal], settings: RunSettin
         for group in grouped(records):
             prepared = prepare_group(expert, group, faults, names, result.reasons)
             if prepared is not None:
-                vectors = run_expert(expert, prepared.x, settings.batch_size)
+                vectors = run_expert(expert, prepared.x, settings.batch_size, settings.views, prepared.record_s)
                 _put(result, prepared.positions, vectors, expert.spec.nan_features)
     return result
 
@@ -169,10 +189,11 @@ def grouped(records: Sequence[Signal]) -> Iterator[SignalGroup]:
 
 
 class Prepared(NamedTuple):
-    """Model input of some records: positions int [record] and x [record, windows, ...]."""
+    """Model input of records of one length: positions int [record], x [record, windows, ...], seconds of a record."""
 
     positions: np.ndarray
     x: Tensor
+    record_s: float
 
 
 def prepare_group(
@@ -192,8 +213,9 @@ def prepare_group(
     """
     if not len(group.positions):
         return None
+    record_s = group.signals_mv.shape[-1] / group.rate_hz
     try:
-        prepared = Prepared(group.positions, expert.prepare(group.signals_mv, group.rate_hz))
+        prepared = Prepared(group.positions, expert.prepare(group.signals_mv, group.rate_hz), record_s)
         faults.succeeded()
         return prepared
     except Exception:  # one record spoilt the batch: find it, keep the others
@@ -205,16 +227,20 @@ def prepare_group(
                 faults.succeeded()
             except Exception as error:
                 reasons[position] = faults.failed(names[position], error)
-        return Prepared(np.array(kept, dtype=np.int64), torch.cat(parts)) if parts else None
+        return Prepared(np.array(kept, dtype=np.int64), torch.cat(parts), record_s) if parts else None
 
 
-def run_expert(expert: Expert, x: Tensor, batch_size: int | None = None) -> Vectors:
+def run_expert(
+    expert: Expert, x: Tensor, batch_size: int | None = None, views: Sequence[str] = (), record_s: float = 10.0
+) -> Vectors:
     """Encode prepared input [batch, windows, ...] and average the windows' vectors.
 
     Parameters
     ----------
-    batch_size
+    batch_size, views
         As in `RunSettings`.
+    record_s
+        Length of the records in seconds, which says where windows lie; only views need it.
 
     Raises
     ------
@@ -227,7 +253,8 @@ def run_expert(expert: Expert, x: Tensor, batch_size: int | None = None) -> Vect
     while True:
         try:
             with torch.inference_mode():
-                return _joined([_pooled(part, windows) for part in _encoded(expert, flat, block, windows)], batch)
+                parts = _encoded(expert, flat, block, windows, with_tokens=bool(views))
+                return _joined([_vectors(expert, part, windows, views, record_s) for part in parts], batch)
         except torch.OutOfMemoryError as error:
             if batch_size is not None or block == 1:
                 raise InputError(
@@ -238,18 +265,18 @@ def run_expert(expert: Expert, x: Tensor, batch_size: int | None = None) -> Vect
             block = max(1, block // 2)
 
 
-def _encoded(expert: Expert, flat: Tensor, block: int, windows: int) -> Iterator[Encoding]:
+def _encoded(expert: Expert, flat: Tensor, block: int, windows: int, *, with_tokens: bool) -> Iterator[Encoding]:
     """Encode [window, ...] by passes of `block` windows, and give the vectors of whole records."""
     held: list[Encoding] = []
     for start in range(0, len(flat), block):
-        held.append(_one_pass(expert, flat[start : start + block], block))
+        held.append(_one_pass(expert, flat[start : start + block], block, with_tokens=with_tokens))
         whole = sum(len(part.embedding) for part in held)
         if whole % windows == 0:
             yield _concatenated(held)
             held = []
 
 
-def _one_pass(expert: Expert, part: Tensor, block: int) -> Encoding:
+def _one_pass(expert: Expert, part: Tensor, block: int, *, with_tokens: bool) -> Encoding:
     n = len(part)
     if n < block:
         part = torch.cat([part, part[-1:].expand(block - n, *part.shape[1:])])
@@ -258,7 +285,8 @@ def _one_pass(expert: Expert, part: Tensor, block: int) -> Encoding:
         part = part.to(PRECISION_DTYPES[expert.precision])
     found = encode_checked(expert, part)
     layers = found.layers[:n] if isinstance(found.layers, Tensor) else [layer[:n] for layer in found.layers]
-    return Encoding(layers, found.embedding[:n], None if found.output is None else found.output[:n])
+    tokens = found.tokens[:n] if with_tokens and found.tokens is not None else None
+    return Encoding(layers, found.embedding[:n], None if found.output is None else found.output[:n], tokens)
 
 
 def _concatenated(parts: list[Encoding]) -> Encoding:
@@ -270,7 +298,21 @@ def _concatenated(parts: list[Encoding]) -> Encoding:
     else:
         layers = [torch.cat([part.layers[k] for part in parts]) for k in range(len(first))]
     outputs = [part.output for part in parts if part.output is not None]
-    return Encoding(layers, torch.cat([part.embedding for part in parts]), torch.cat(outputs) if outputs else None)
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return Encoding(
+        layers,
+        torch.cat([part.embedding for part in parts]),
+        torch.cat(outputs) if outputs else None,
+        torch.cat(tokens) if tokens else None,
+    )
+
+
+def _vectors(expert: Expert, encoding: Encoding, windows: int, views: Sequence[str], record_s: float) -> Vectors:
+    found = _pooled(encoding, windows)
+    if not views or encoding.tokens is None:
+        return found
+    made = token_views(encoding.tokens, windows, expert.spec, views, record_s)
+    return Vectors(found.layers, found.embedding, found.output, made)
 
 
 def _pooled(encoding: Encoding, windows: int) -> Vectors:
@@ -303,6 +345,7 @@ def _joined(parts: list[Vectors], n_records: int) -> Vectors:
         np.concatenate([part.layers for part in parts]),
         np.concatenate([part.embedding for part in parts]),
         np.concatenate(outputs) if outputs else None,
+        {name: np.concatenate([part.views[name] for part in parts]) for name in parts[0].views},
     )
     assert len(joined.embedding) == n_records
     return joined
@@ -312,7 +355,8 @@ def _empty(expert: Expert, n: int, settings: RunSettings) -> Embedded:
     spec, dtype = expert.spec, np.dtype(settings.dtype or expert.spec.store_dtype)
     layers = np.full((n, len(spec.layer_names), max(spec.layer_dims)), np.nan, dtype)
     output = np.full((n, spec.output_dim), np.nan, dtype) if spec.output_dim else None
-    return Embedded(layers, np.full((n, spec.embedding_dim), np.nan, dtype), output)
+    views = {name: np.full((n, *shape), np.nan, dtype) for name, shape in view_shapes(spec, settings.views).items()}
+    return Embedded(layers, np.full((n, spec.embedding_dim), np.nan, dtype), output, views)
 
 
 def _put(result: Embedded, positions: np.ndarray, vectors: Vectors, nan_features: bool) -> None:
@@ -320,9 +364,8 @@ def _put(result: Embedded, positions: np.ndarray, vectors: Vectors, nan_features
     failed = vectors.failed(nan_features)
     result.reasons.update(dict.fromkeys(positions[failed].tolist(), NOT_FINITE))
     kept = positions[~failed]
-    pairs = [(result.layers, vectors.layers), (result.embedding, vectors.embedding)]
-    if result.output is not None and vectors.output is not None:
-        pairs.append((result.output, vectors.output))
+    given = vectors.arrays()
+    pairs = [(array, given[name]) for name, array in result.arrays().items() if name in given]
     with np.errstate(over="ignore"):
         for target, values in pairs:
             target[kept] = values[~failed]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Data:
     ----------
     features
         Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype: arrays, or
-        `LazyRows` where they do not fit the memory.
+        `LazyRows` where they do not fit the memory; views that the store has (`segments` [n, second, dim], `std`,
+        `max`, `last` [n, dim]) always as `LazyRows`: only some methods read them.
     targets
         Task -> array as `cache.target_array` gives it.
     fingerprints
@@ -158,10 +160,19 @@ def expert_parts(store: EmbeddingStore, *, lazy: bool = False) -> dict[str, Any]
         Leave them on disk: `LazyRows` instead of arrays.
     """
     if not lazy:
-        return layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+        read = layer_parts(store.read_embedding(), store.layer_names, store.layer_dims, store.read_layers)
+        return read | view_parts(store)
     embedding = StoredRows(store.read_embedding, store.embedding.shape, store.embedding.dtype)
     layers = _Layers(store.read_layers, store.layers.shape, store.layers.dtype)
-    return layer_parts(embedding, store.layer_names, store.layer_dims, lambda: layers)
+    return layer_parts(embedding, store.layer_names, store.layer_dims, lambda: layers) | view_parts(store)
+
+
+def view_parts(store: EmbeddingStore) -> dict[str, StoredRows]:
+    """Return the views of the tokens that a store has, left on disk."""
+    return {
+        name: StoredRows(partial(store.read_view, name), array.shape, array.dtype)
+        for name, array in store.views.items()
+    }
 
 
 def fits(stores: Iterable[EmbeddingStore], memory_gb: float | str) -> bool:

@@ -35,6 +35,7 @@ def layout(n_records: int) -> Layout:
         embedding_dim=4,
         output_dim=2,
         shard_records=SHARD_RECORDS,
+        views={"segments": (3, 4), "std": (4,)},
     )
 
 
@@ -54,7 +55,10 @@ def content(shard: int, n_rows: int, seed: int) -> Shard:
     layers = rng.normal(size=(SHARD_RECORDS, 2, 5)).astype(np.float16)
     layers[:, 0, 3:] = np.nan
     embedding, output = (rng.normal(size=(SHARD_RECORDS, width)).astype(np.float16) for width in (4, 2))
-    return Shard(layers[:n_rows], embedding[:n_rows], output[:n_rows])
+    segments, std = (rng.normal(size=(SHARD_RECORDS, *shape)).astype(np.float16) for shape in ((3, 4), (4,)))
+    segments[:, 2] = np.nan  # a second without tokens
+    views = {"segments": segments[:n_rows], "std": std[:n_rows]}
+    return Shard(layers[:n_rows], embedding[:n_rows], output[:n_rows], views)
 
 
 def write(path: Path, shard: int, seed: int) -> None:

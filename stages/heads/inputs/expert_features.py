@@ -7,15 +7,17 @@ an expert is absent for. Not here: the trained mixing of layers (`layers.pma`), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cache.errors import InputError, UsageError
-from stages.heads.inputs.lazy_rows import READ_ROWS, LazyRows, all_missing, has_infinity
+from stages.heads.inputs.lazy_rows import READ_ROWS, ChosenRows, LazyRows, all_missing, has_infinity
 
-PARTS = ("embedding", "last", "ppa", "pma")
+PARTS = ("embedding", "last", "ppa", "pma", "std", "max", "last_token")
+VIEWS = {"segments": 3, "std": 2, "max": 2, "last": 2}
+"""Views of the tokens beside the means, and their axes; in `layer_mix`, the view `last` is `last_token`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ExpertFeatures:
     layers: np.ndarray | None = None
     embed: np.ndarray | None = None
     """Mean of the tokens before block 1, which the PMA gate reads."""
+    views: Mapping[str, Any] = field(default_factory=dict)
+    """Of `VIEWS`, those that are cached: `segments` [n, second, D], the others [n, D]; may lie on disk."""
 
     def __len__(self) -> int:
         array = self.embedding if self.embedding is not None else self.layers
@@ -52,12 +56,16 @@ class ExpertFeatures:
 
     def take(self, rows: Any) -> ExpertFeatures:
         """Select records."""
-        arrays = (self.embedding, self.layers, self.embed)
-        return ExpertFeatures(*(None if a is None else a[rows] for a in arrays))
+        embedding, layers, embed = (None if a is None else a[rows] for a in (self.embedding, self.layers, self.embed))
+        views = {
+            name: ChosenRows(view, rows) if isinstance(view, LazyRows) else view[rows]
+            for name, view in self.views.items()
+        }
+        return ExpertFeatures(embedding, layers, embed, views)
 
 
 def read_features(features: Mapping[str, Any]) -> dict[str, ExpertFeatures]:
-    """Read a dict expert -> [n, d] array, or expert -> {"layers", "embedding", "embed"} (any of them absent).
+    """Read a dict expert -> [n, d] array, or expert -> {"layers", "embedding", "embed", views} (any of them absent).
 
     Raises
     ------
@@ -77,28 +85,32 @@ def read_features(features: Mapping[str, Any]) -> dict[str, ExpertFeatures]:
 def _read_expert(name: str, value: Any) -> ExpertFeatures:
     arrays = {"embedding": value}
     if isinstance(value, ExpertFeatures):
-        arrays = {k: getattr(value, k) for k in ("embedding", "layers", "embed")}
+        arrays = {**{k: getattr(value, k) for k in ("embedding", "layers", "embed")}, **value.views}
     elif isinstance(value, Mapping):
-        unknown = set(value) - {"layers", "embedding", "embed"}
+        unknown = set(value) - {"layers", "embedding", "embed", *VIEWS}
         if unknown:
-            raise InputError(f"expert '{name}': features have no part '{sorted(unknown)[0]}'; layers, embedding, embed")
+            known = ", ".join(("layers", "embedding", "embed", *VIEWS))
+            raise InputError(f"expert '{name}': features have no part '{sorted(unknown)[0]}'; there are {known}")
         arrays = dict(value)
     elif np.ndim(value) == 3:
         arrays = {"layers": value}
     read = {k: None if v is None else _float_array(name, k, v) for k, v in arrays.items()}
-    for part, dims in (("embedding", 2), ("layers", 3), ("embed", 2)):
+    for part, dims in (("embedding", 2), ("layers", 3), ("embed", 2), *VIEWS.items()):
         array = read.get(part)
         if array is not None and array.ndim != dims:
             raise InputError(f"expert '{name}': {part} has shape {array.shape}, expected {dims} dimensions")
     if read.get("embedding") is None and read.get("layers") is None:
         raise InputError(f"expert '{name}': neither embedding nor layers are given")
-    return ExpertFeatures(read.get("embedding"), read.get("layers"), read.get("embed"))
+    views = {part: read[part] for part in VIEWS if read.get(part) is not None}
+    return ExpertFeatures(read.get("embedding"), read.get("layers"), read.get("embed"), views)
 
 
 def _float_array(name: str, part: str, value: Any) -> Any:
     array = value if isinstance(value, LazyRows) else np.asarray(value)
     if array.dtype.kind != "f":
         array = np.asarray(array).astype(np.float32)
+    if part in VIEWS and isinstance(array, LazyRows):
+        return array  # read by the methods that ask for it alone
     if any(has_infinity(array[i : i + READ_ROWS]) for i in range(0, len(array), READ_ROWS)):
         raise InputError(f"expert '{name}': {part} holds infinite values; write NaN for what is missing")
     return array
@@ -131,6 +143,8 @@ def mix_layers(name: str, features: ExpertFeatures, parts: tuple[str, ...], pma:
             columns.append(np.asarray(features.embedding, np.float32))
         elif part == "pma" and pma is not None:
             columns.append(pma)
+        elif part in ("std", "max", "last_token") and (view := part.removesuffix("_token")) in features.views:
+            columns.append(np.asarray(features.views[view], np.float32))
         elif part in ("last", "ppa") and features.layers is not None:
             layers = np.asarray(features.layers, np.float32)
             columns.append(layer_norm(layers[:, -1] if part == "last" else layers.mean(1)))

@@ -58,6 +58,18 @@ class LazyRows(ABC):
         return out
 
 
+class ChosenRows(LazyRows):
+    """Some rows of others, in any order; read when they are asked for."""
+
+    def __init__(self, base: LazyRows, rows: Any) -> None:
+        self._base, self._index = base, np.arange(len(base))[rows]
+        self.shape, self.dtype = (len(self._index), *base.shape[1:]), base.dtype
+
+    def read(self, rows: slice) -> np.ndarray:
+        """Return contiguous rows of the choice."""
+        return self._base[self._index[rows]]
+
+
 def has_infinity(x: np.ndarray) -> bool:
     """Whether a float array holds an infinite value; of halves by their bits, ten times faster than numpy's test."""
     if x.dtype != np.float16:
