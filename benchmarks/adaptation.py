@@ -28,11 +28,12 @@ import torch
 from cache.fingerprint import fingerprint
 from cache.records import Target, open_records, target_array, write_records
 from cache.signals import open_signals
+from stages import ingest
 from stages.experts import Expert, load_expert
 from stages.experts.models.ecg.stmem import OPTION_NAMES as ENCODER_OPTIONS
 from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
 from stages.heads import EnsembleHeads, TaskSpec
-from stages.ingest import ingest
+from stages.ingest import IngestSettings
 from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
 from stages.posttrain.cohort import share_of_patients
 from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
@@ -184,7 +185,8 @@ def prepare_cohorts(folder: Path, sizes: Sizes) -> list[Cohort]:
 def take(cohort: Cohort, source: str, path: Path) -> None:
     """Ingest a cohort into its folder."""
     cohort.folder.mkdir(parents=True, exist_ok=True)
-    ingest(source, path, records_path=cohort.records(0), signals_path=cohort.folder / "signals.zarr")
+    settings = IngestSettings(source=source, path=str(path))
+    ingest.run(settings, ingest.IngestPaths(cohort.records(0), cohort.folder / "signals.zarr"))
 
 
 def rotate(records: Path, out: Path, turn: int) -> None:

@@ -27,9 +27,10 @@ from pathlib import Path
 import numpy as np
 import wfdb
 
-from stages.ingest import ingest
+from stages.ingest import IngestPaths, IngestSettings, run
 from stages.readers import read_wfdb
 from stages.readers.rows import RowMaker, RowOptions
+from stages.settings import Machine
 from stages.synthetic import generate
 
 LOOP, COPY = "wfdb.rdrecord loop", "np.fromfile + write"
@@ -97,14 +98,8 @@ def _read(cohort: Path, paths: list[str]) -> None:
 
 def _ingest(cohort: Path, out: Path, workers: int) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    ingest(
-        "mimic-iv-ecg",
-        cohort,
-        {},
-        records_path=out / "records.parquet",
-        signals_path=out / "signals.zarr",
-        workers=workers,
-    )
+    settings = IngestSettings(source="mimic-iv-ecg", path=str(cohort))
+    run(settings, IngestPaths(out / "records.parquet", out / "signals.zarr"), machine=Machine(workers=workers))
 
 
 def _memory(cohort: Path, long: Path, out: Path, rows: int) -> None:

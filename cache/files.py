@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -36,6 +36,25 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(paths: Iterable[Path]) -> Iterator[dict[Path, Path]]:
+    """Give a draft for every path; on success the drafts replace the paths in their order, on an error none does.
+
+    A crash between two replacements leaves new files before old ones: put last the one that names the others.
+
+    Examples
+    --------
+    >>> with staged([Path("a.json"), Path("b.json")]) as drafts:
+    ...     drafts[Path("a.json")].write_text("{}")
+    ...     drafts[Path("b.json")].write_text("{}")
+    """
+    with contextlib.ExitStack() as stack:
+        drafts = {}
+        for path in reversed(list(paths)):  # an exit stack closes what was opened last first
+            drafts[path] = stack.enter_context(replacing(path))
+        yield dict(reversed(drafts.items()))
 
 
 def link_or_copy(file: Path, target: Path) -> None:

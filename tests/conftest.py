@@ -142,7 +142,8 @@ def toy_study(tmp_path: Path, tiny_ecgfm: TinyExpert) -> Path:
     params = {
         "cohort": {"source": "wfdb", "path": "."},
         "experts": {"ecgfm": {"weights": str(tiny_ecgfm.weights), "config": tiny_ecgfm.config}},
-        "embed": {"shard_records": 4, "batch_size": 2, "device": "cpu"},
+        "embed": {"shard_records": 4},
+        "machine": {"batch_size": 2, "device": "cpu"},
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path

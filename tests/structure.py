@@ -98,6 +98,21 @@ def arrows_within(root: Path, top: Path) -> set[tuple[Path, Path]]:
     return found
 
 
+def closure(root: Path, start: Path) -> set[Path]:
+    """Return a file, the project's files that it imports, and those that they import."""
+    found, todo = set[Path](), [start]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for module, name in imports(root, file):
+            base = Path(*module.split("."))
+            inside = (base / f"{name}.py", base / name / "__init__.py") if name else ()
+            todo += [p for p in (base.with_suffix(".py"), base / "__init__.py", *inside) if (root / p).is_file()]
+    return found
+
+
 def public_classes(root: Path) -> dict[str, list[Path]]:
     """Map the name of every public class at a module's top level to the files that define one."""
     found = defaultdict(list)

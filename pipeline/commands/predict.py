@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.errors import InputError, MissingFileError, TooManyBadRecordsError
+from cache.errors import InputError, TooManyBadRecordsError
 from pipeline.compute.embedding import embed_settings, is_imported
 from pipeline.study.folder import Study
 
 if TYPE_CHECKING:
-    from stages.predict import Prediction, Recorded
-    from stages.readers.rows import RowOptions
-
-PREDICTED_AT_ONCE = 64
-"""Records whose predictions are printed together: a folder of thousands needs no more memory."""
+    from stages.predict import Prediction
 
 
 def predict(
@@ -33,39 +28,20 @@ def predict(
     """
     from stages.embed import describe, load_for
     from stages.experts.run import RunSettings
-    from stages.heads import EnsembleHeads
     from stages.learning.data import expert_identity
-    from stages.predict import find_records, row_options
-    from stages.predict import predict as run_predict
+    from stages.predict import PredictPaths, PredictSettings, find_records, run
 
     study = Study()
-    paths = find_records(records)
-    heads = EnsembleHeads.load(study.heads)
-    computed = [name for name in heads.experts_ if not is_imported(study, name)]  # the others cannot see a new ECG
-    settings = {name: embed_settings(study, name, device=device, accept_license=True) for name in computed}
-    experts = {name: load_for(chosen) for name, chosen in settings.items()}
-    identities = {name: expert_identity(describe(chosen)) for name, chosen in settings.items()}
-    running = next((RunSettings(threads=s.threads, batch_size=s.batch_size) for s in settings.values()), None)
-    failed: list[str] = []
-    for start in range(0, len(paths), PREDICTED_AT_ONCE):
-        recorded, unreadable = _read_records(paths[start : start + PREDICTED_AT_ONCE], row_options(heads))
-        failed += unreadable
-        if recorded:
-            _print_predictions(run_predict(recorded, heads, experts, identities, running), as_json)
-    _refuse_unreadable(failed, len(paths))
-
-
-def _read_records(paths: list[Path], options: RowOptions) -> tuple[list[Recorded], list[str]]:
-    """Read records; returns those that can be read, and a line for each of the others."""
-    from stages.predict import read_record
-
-    recorded, failed = [], []
-    for path in paths:
-        try:
-            recorded.append(read_record(path, options))
-        except (InputError, MissingFileError) as error:
-            failed.append(str(error))
-    return recorded, failed
+    paths = PredictPaths(study.heads, tuple(find_records(records)))
+    computed = [name for name in study.fitted_experts() if not is_imported(study, name)]  # others see no new ECG
+    chosen = {name: embed_settings(study, name, device=device, accept_license=True) for name in computed}
+    settings = PredictSettings(
+        {name: load_for(each) for name, each in chosen.items()},
+        {name: expert_identity(describe(each)) for name, each in chosen.items()},
+        next((RunSettings(threads=s.threads, batch_size=s.batch_size) for s in chosen.values()), None),
+    )
+    summary = run(settings, paths, lambda found: _print_predictions(found, as_json))
+    _refuse_unreadable(summary.unreadable, len(paths.records))
 
 
 def _print_predictions(predictions: list[Prediction], as_json: bool) -> None:

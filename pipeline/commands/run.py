@@ -52,26 +52,23 @@ def ingest(
     """
     from cache.storage.locations import folder_of
     from pipeline.study.runs import write_run
-    from stages.ingest import ingest as run_ingest
+    from stages.ingest import IngestPaths, IngestSettings, run
 
     study = Study()
-    signals = folder_of(study.signals)
-    chosen = study.cohort(source, path, labels)
+    given = {"limit": limit, "derive_leads": derive_leads, "pace_spikes": pace_spikes}
+    section = study.cohort(source, path, labels)
+    settings = IngestSettings(
+        **{**section.model_dump(), **{name: value for name, value in given.items() if value is not None}},
+        seed=study.seed,
+        append=append,
+    )
+    settings = settings.model_copy(update={"path": str(study.folder / Path(settings.path).expanduser())})
     with progress("ingest") as update:
-        summary = run_ingest(
-            chosen.source,
-            study.folder / Path(chosen.path).expanduser(),
-            chosen.options,
-            records_path=study.records,
-            signals_path=signals,
-            limit=limit or chosen.limit,
-            workers=workers or chosen.workers,
-            seed=study.seed,
-            append=append,
-            derive_leads=derive_leads or chosen.derive_leads,
-            pace_spikes=pace_spikes or chosen.pace_spikes,
-            seconds=None if chosen.seconds == "all" else chosen.seconds,
-            progress=update,
+        summary = run(
+            settings,
+            IngestPaths(study.records, folder_of(study.signals)),
+            update,
+            machine=study.machine(workers=workers),
         )
     for note in summary.notes:
         typer.echo(note)
@@ -80,7 +77,7 @@ def ingest(
         typer.echo(f"  {count} x {reason}")
     if summary.n_bad:
         typer.echo(f"{study.records.with_name('bad_records.csv')} names each")
-    write_run(study.state, "ingest", {"source": chosen.source, "records": summary.n_records, "bad": summary.n_bad})
+    write_run(study.state, "ingest", {"source": settings.source, "records": summary.n_records, "bad": summary.n_bad})
 
 
 def embed(
@@ -109,20 +106,20 @@ def embed(
         typer.echo(f"{expert}: imported, nothing to run -> {study.embedding(expert)}")
         write_marker(study, expert)
         return
-    here = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
-    settings = embed_settings(study, expert, weights, here, precision, batch_size, accept_license)
+    local_device = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
+    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         load_for(replace(settings, device="cpu"))  # weights that do not load are told before anything else
         _print_plan(Embedder(settings, paths).plan())
         return
     if scheduler is None:
-        n_workers = worker_count(workers or study.params.embed.workers, settings.device, settings.threads)
+        n_workers = worker_count(workers or study.machine().workers, settings.device, settings.threads)
         summary = run_embed(settings, paths, workers=n_workers)
     else:
         from pipeline.compute.cluster import embed_on_cluster
 
-        summary = embed_on_cluster(settings, paths, scheduler, device or study.params.embed.device)
+        summary = embed_on_cluster(settings, paths, scheduler, device or study.machine().device)
     write_marker(study, expert)
     write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
     _print_summary(summary)
@@ -144,25 +141,27 @@ def fit_heads(
     Example: `ensemble fit-heads --tasks age,sex --preset enecg`
     """
     from pipeline.study.runs import write_run
-    from stages.fit_heads import fit_heads as run_fit
+    from stages.fit_heads import FitHeadsPaths, FitHeadsSettings, run
 
     study = Study()
     names = study.check_experts(_names(experts) or list(study.params.experts))
-    preset = preset or study.params.fit_heads.preset
-    if preset not in ("default", "enecg"):
-        raise UsageError(f"--preset {preset}: expected default or enecg")
-    summary = run_fit(
-        study.records,
-        {name: study.embedding(name) for name in names},
-        study.heads,
-        signals_path=study.signals,
-        tasks=_names(tasks) or (None if study.params.tasks == "all" else list(study.params.tasks)),
-        preset=preset,
-        folds=study.params.fit_heads.folds_for(preset),
-        options=study.params.fit_heads.options,
-        device=device,
-        seed=study.params.seed,
+    section = study.params.fit_heads
+    chosen = preset or section.preset
+    if chosen not in ("default", "enecg"):
+        raise UsageError(f"--preset {chosen}: expected default or enecg")
+    asked = study.params.tasks
+    settings = FitHeadsSettings.model_validate(
+        {
+            "preset": chosen,
+            "folds": section.folds_for(chosen),
+            "options": section.options,
+            "tasks": _names(tasks) or (None if asked == "all" else asked),
+            "seed": study.params.seed,
+        }
     )
+    stores = {name: study.embedding(name) for name in names}
+    paths = FitHeadsPaths(study.records, study.signals, stores, study.heads, study.fit_costs)
+    summary = run(settings, paths, machine=study.machine(device=device))
     write_run(study.state, "fit-heads", asdict(summary))
     typer.echo(
         f"{len(summary.tasks)} tasks ({', '.join(summary.tasks)}) on {len(summary.experts)} experts, "
@@ -178,8 +177,8 @@ def _print_enecg(found: dict[str, Any]) -> None:
     """Print the published metrics, mean and standard deviation over the folds."""
     typer.echo(f"enecg preset: {found['parameters']:,} trained parameters, {found['seconds']:.1f} s")
     for task, metrics in found["metrics"].items():
-        told = ", ".join(f"{name} {m['mean']:.4g} ± {m['std']:.2g}" for name, m in metrics.items())
-        typer.echo(f"  {task}: {told}")
+        listed = ", ".join(f"{name} {m['mean']:.4g} ± {m['std']:.2g}" for name, m in metrics.items())
+        typer.echo(f"  {task}: {listed}")
     for task, reason in found["skipped"].items():
         typer.echo(f"  left out: {task}: {reason}")
 
@@ -199,59 +198,44 @@ def evaluate(
 
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
-    from pipeline.study.runs import write_run
     from pipeline.views.report_facts import evaluate_words, overlap_warnings
-    from stages.evaluate import DEFAULT_METHODS, EvaluationPaths
-    from stages.evaluate import evaluate as run_evaluation
-    from stages.evaluate.methods import COMPARED
+    from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 
     study = Study()
     stores = {name: study.embedding(name) for name in study.fitted_experts()}
-    asked, options = study.params.evaluate, study.params.fit_heads.options
-    compare = asked.compare if compare is None else compare
-    shares = tuple(asked.fractions) if fractions is None else _fractions(fractions)
-    paths = EvaluationPaths(
+    asked = study.params.evaluate
+    settings = EvaluateSettings(
+        bootstrap=asked.bootstrap,
+        compare=asked.compare if compare is None else compare,
+        fractions=asked.fractions if fractions is None else _fractions(fractions),
+        seed=study.params.seed,
+    )
+    paths = EvaluatePaths(
         study.records,
         study.signals,
+        stores,
         study.heads,
         study.predictions,
         study.gate_weights,
         study.metrics,
         study.headline,
+        study.evaluation,
         study.state / "compared",
     )
-    found = run_evaluation(
-        paths,
-        stores,
-        methods=COMPARED if compare else DEFAULT_METHODS,
-        fractions=shares,
-        n_resamples=asked.bootstrap,
-        seed=study.params.seed,
-        memory_gb=options.get("memory_gb", "auto"),
-        device=device or options.get("device", "auto"),
-        on_method=lambda name: typer.echo(f"fitting {name}", err=True),
-    )
-    write_run(
-        study.state,
-        "evaluate",
-        {
-            "compare": compare,
-            "fractions": list(shares),
-            "costs": found.costs,
-            "left_out": found.left_out,
-            "learning_curve": found.learning_curve,
-            "missing_points": found.missing_points,
-        },
+    found = run(
+        settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)
     )
     _print_metrics(found.metrics)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
+    for task, reason in found.metrics["left_out"].items():
+        typer.echo(f"not judged: {task}: {reason}")
     for (fraction, reason), tasks in _by_reason(found.missing_points).items():
         typer.echo(f"no point of the learning curve at {fraction} ({', '.join(tasks)}): {reason}")
-    if (compare, list(shares)) != (asked.compare, asked.fractions):
-        said = evaluate_words(compare, shares)
+    if (settings.compare, settings.fractions) != (asked.compare, asked.fractions):
+        words = evaluate_words(settings.compare, settings.fractions)
         typer.echo(
-            f"`dvc repro` will evaluate as params.yaml says; to keep this comparison, set {said} there", err=True
+            f"`dvc repro` will evaluate as params.yaml says; to keep this comparison, set {words} there", err=True
         )
     for warning in overlap_warnings(study):
         typer.echo(f"warning: {warning}", err=True)
@@ -264,21 +248,17 @@ def report(
 
     Example: `ensemble report`
     """
-    from pipeline.views.report_facts import report_facts
-    from stages.report import write_report
-    from stages.scoring.plots import write_plots
-    from stages.scoring.predictions import open_predictions
-    from stages.scoring.summary import read_metrics
+    from pipeline.views.report_facts import report_paths, report_settings
+    from stages.report import run
+    from stages.scoring.summary import read_metrics, require_pair
 
     study = Study()
-    if not show:
-        facts = report_facts(study)
-        write_report(study.metrics, study.predictions, study.gate_weights, study.records, study.report, facts)
-        write_plots(
-            open_predictions(study.predictions), read_metrics(study.metrics), study.plots, facts["learning_curve"]
-        )
+    if show:
+        metrics = read_metrics(study.metrics)
+        require_pair(metrics, study.metrics, study.predictions)
+        _print_metrics(metrics)
     else:
-        _print_metrics(read_metrics(study.metrics))
+        run(report_settings(study), report_paths(study))
     typer.echo(f"report: {study.report.resolve()}")
 
 
@@ -290,9 +270,12 @@ def _names(text: str | None) -> list[str] | None:
 
 def _fractions(text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(name) for name in _names(text) or ())
+        shares = tuple(float(name) for name in _names(text) or ())
     except ValueError as error:
         raise UsageError(f"--fractions {text}: expected numbers such as 0.1,0.3,1.0") from error
+    if wrong := [share for share in shares if not 0 < share <= 1]:
+        raise UsageError(f"--fractions {wrong[0]:g}: a share of the patients lies above 0 and is at most 1")
+    return shares
 
 
 def _by_reason(missing_points: dict[str, dict[str, str]]) -> dict[tuple[str, str], list[str]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.study.params import Posttrain, Pretrain, Training
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
+    from stages.settings import Machine
     from stages.training.loop import LoopSettings
 
 Section = TypeVar("Section", bound="Training")
@@ -59,8 +60,8 @@ def pretrain(
     study = Study()
     chosen: dict[str, Any] = {"variant": variant, "size": size, "leads": leads, "epochs": epochs}
     chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}
-    chosen |= {"device": device, "precision": precision}
-    settings = pretrain_settings(study, expert, name, {**chosen, "seed": seed})
+    chosen |= {"precision": precision, "seed": seed}
+    settings = pretrain_settings(study, expert, name, chosen, device=device)
     with _steps(f"pretrain {settings.name}") as tell:
         summary = run_pretrain(settings, PretrainPaths(study.records, study.signals, study.state), tell)
     if not summary.folder:
@@ -77,7 +78,9 @@ def pretrain(
     )
 
 
-def pretrain_settings(study: Study, expert: str | None, name: str | None, options: dict[str, Any]) -> PretrainSettings:
+def pretrain_settings(
+    study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, device: str | None = None
+) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.study.params import Pretrain
     from stages.pretrain import PretrainSettings
@@ -93,7 +96,7 @@ def pretrain_settings(study: Study, expert: str | None, name: str | None, option
     return PretrainSettings(
         name=name,
         expert=params.expert,
-        loop=_pretrain_loop(params, study.params.seed),
+        loop=_pretrain_loop(params, study.params.seed, study.machine(device=device)),
         variant=params.variant,
         size=params.size,
         preprocessing=params.preprocessing,
@@ -116,7 +119,7 @@ def _overridden(kind: type[Section], params: Section | None, options: dict[str, 
         raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
-def _pretrain_loop(params: Pretrain, seed: int) -> LoopSettings:
+def _pretrain_loop(params: Pretrain, seed: int, machine: Machine) -> LoopSettings:
     """Fill in what is not given from the expert's recipe."""
     from stages.pretrain.objectives import recipe_of
 
@@ -127,6 +130,7 @@ def _pretrain_loop(params: Pretrain, seed: int) -> LoopSettings:
     return loop_settings(
         params,
         seed,
+        machine,
         epochs=epochs,
         learning_rate=params.learning_rate or rate,
         weight_decay=params.weight_decay if params.weight_decay is not None else recipe.weight_decay,
@@ -166,11 +170,11 @@ def posttrain(
     study = Study()
     chosen: dict[str, Any] = {"task": task, "weights": weights, "drop_path": drop_path, "epochs": epochs}
     chosen |= {"batch_size": batch_size, "micro_batch": micro_batch, "learning_rate": learning_rate}
-    chosen |= {"device": device, "precision": precision}
+    chosen |= {"precision": precision}
     chosen |= {"fractions": _numbers("--fractions", fractions), "seeds": _numbers("--seeds", seeds)}
     chosen |= {"probing": False} if plain or no_probing else {}
     chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
-    settings = posttrain_settings(study, expert, name, chosen, accept_license=accept_license)
+    settings = posttrain_settings(study, expert, name, chosen, accept_license=accept_license, device=device)
     paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
     if _leads():
         typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
@@ -189,7 +193,13 @@ def posttrain(
 
 
 def posttrain_settings(
-    study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, accept_license: bool = False
+    study: Study,
+    expert: str | None,
+    name: str | None,
+    options: dict[str, Any],
+    *,
+    accept_license: bool = False,
+    device: str | None = None,
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.compute.embedding import embed_settings
@@ -206,7 +216,7 @@ def posttrain_settings(
         name=name or f"{params.expert}+{params.task}",
         expert=params.expert,
         task=params.task,
-        loop=_posttrain_loop(params, seeds[0]),
+        loop=_posttrain_loop(params, seeds[0], study.machine(device=device)),
         weights=_starting_weights(study, params.weights) or own.weights,
         config={**(own.config or {}), **params.config},
         preprocessing=params.preprocessing or own.preprocessing,
@@ -230,12 +240,13 @@ def _starting_weights(study: Study, weights: str | None) -> Path | None:
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
 
-def _posttrain_loop(params: Posttrain, seed: int) -> LoopSettings:
+def _posttrain_loop(params: Posttrain, seed: int, machine: Machine) -> LoopSettings:
     """Fill in what is not given, as a re-implementation has it (docs/pretraining.md): AdamW 5e-4, cosine to 1e-5."""
     rate = params.learning_rate or 5e-4
     return loop_settings(
         params,
         seed,
+        machine,
         epochs=params.epochs or 30,
         learning_rate=rate,
         min_learning_rate=params.min_learning_rate if params.min_learning_rate is not None else rate / 50,
@@ -277,7 +288,7 @@ def _numbers(option: str, text: str | None) -> list[str] | None:
     return parts
 
 
-def loop_settings(params: Training, seed: int, **more: Any) -> LoopSettings:
+def loop_settings(params: Training, seed: int, machine: Machine, **more: Any) -> LoopSettings:
     """Return the loop's settings; `more` holds what differs between commands."""
     from pipeline.compute.devices import choose_device
     from stages.training.distributed import local_device
@@ -288,7 +299,7 @@ def loop_settings(params: Training, seed: int, **more: Any) -> LoopSettings:
         seed=seed if params.seed is None else params.seed,
         precision=params.precision,
         micro_batch=params.micro_batch,
-        device=local_device(choose_device(params.device)),
+        device=local_device(choose_device(machine.device)),
         checkpoint_seconds=params.checkpoint_seconds,
         **more,
     )

@@ -59,7 +59,7 @@ def embed_settings(
     from stages.experts.views import checked_views
 
     cls, variant = expert_class(expert)
-    params, common = study.expert_params(expert), study.params.embed
+    params, machine = study.expert_params(expert), study.machine()
     spec = cls.published_spec(variant)
     if spec.non_commercial and not (accept_license or params.accept_license):
         raise UsageError(
@@ -73,10 +73,10 @@ def embed_settings(
         preprocessing=params.preprocessing,
         precision=_precision(precision or params.precision),  # type: ignore[arg-type]
         dtype=params.dtype,
-        device=choose_device(device or common.device),
-        batch_size=_batch_size(batch_size or str(common.batch_size)),
-        shard_records=common.shard_records,
-        threads=common.threads,
+        device=choose_device(device or machine.device),
+        batch_size=_batch_size(batch_size or str(machine.batch_size)),
+        shard_records=study.params.embed.shard_records,
+        threads=machine.threads,
         views=checked_views(spec, params.views),
     )
 

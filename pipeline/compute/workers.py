@@ -18,6 +18,7 @@ from cache.errors import StoreError
 from pipeline.compute.devices import device_of, n_gpus
 from pipeline.progress import counting
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
+from stages.settings import usable_cores
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def worker_count(wanted: int | str, device: str, threads: int) -> int:
     """Turn `auto` into one process a GPU, or as many as the cores hold on the CPU."""
     if isinstance(wanted, int):
         return wanted
-    return n_gpus(device) or max(1, len(os.sched_getaffinity(0)) // threads)
+    return n_gpus(device) or max(1, usable_cores() // threads)
 
 
 def run_embed(settings: EmbedSettings, paths: EmbedPaths, *, workers: int) -> EmbedSummary:

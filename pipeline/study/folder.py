@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from cache.errors import MissingFileError, UsageError
 from cache.storage.locations import Place, within
 from pipeline.study.params import (
@@ -14,11 +16,12 @@ from pipeline.study.params import (
     EMBEDDINGS,
     PARAMS_FILE,
     SIGNALS,
-    Cohort,
     ExpertParams,
     Params,
     read_params,
 )
+from stages.ingest.settings import CohortSection
+from stages.settings import Machine
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,12 @@ class Study:
 
     @cached_property
     def params(self) -> Params:
-        """The checked params.yaml."""
-        return read_params(self.folder)
+        """The checked params.yaml, options of the source included."""
+        from stages.cohorts import check_options
+
+        params = read_params(self.folder)
+        check_options(params.cohort.source, params.cohort.options, f"{self.folder / PARAMS_FILE}: cohort.options")
+        return params
 
     @property
     def records(self) -> Path:
@@ -71,6 +78,16 @@ class Study:
         return self.folder / "headline.json"
 
     @property
+    def evaluation(self) -> Path:
+        """evaluation.json."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def fit_costs(self) -> Path:
+        """fit_costs.json."""
+        return self.folder / "fit_costs.json"
+
+    @property
     def predictions(self) -> Path:
         """predictions.parquet."""
         return self.folder / "predictions.parquet"
@@ -104,20 +121,30 @@ class Study:
         """The study's seed; 0 where there is no params.yaml."""
         return self.params.seed if self._has_params() else 0
 
-    def cohort(self, source: str | None = None, path: Path | None = None, labels: Path | None = None) -> Cohort:
+    def machine(self, **given: object) -> Machine:
+        """Join section `machine` of params.yaml with options that were given; None is not given."""
+        section = self.params.machine if self._has_params() else Machine()
+        options = {name: value for name, value in given.items() if value is not None}
+        try:
+            return Machine.model_validate({**section.model_dump(), **options})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from error
+
+    def cohort(self, source: str | None = None, path: Path | None = None, labels: Path | None = None) -> CohortSection:
         """Join params.yaml with what the options say.
 
         With both `source` and `path` no params.yaml is needed. Another source than params.yaml's has a path of its own
         and none of its options.
         """
         if source is not None and path is not None and not self._has_params():
-            chosen = Cohort(source=source, path=str(path))
+            chosen = CohortSection(source=source, path=str(path))
         else:
             chosen = self.params.cohort
             if source is not None and source != chosen.source:
                 if path is None:
                     raise UsageError(f"--source {source}: say where its records are, with --path")
-                chosen = Cohort(source=source, path=str(path))
+                chosen = CohortSection(source=source, path=str(path))
             elif path is not None:
                 chosen = chosen.model_copy(update={"path": str(path)})
         if labels is not None:

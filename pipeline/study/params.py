@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import MissingFileError, UsageError
+from stages.evaluate.settings import EvaluateSection
+from stages.fit_heads.settings import FitHeadsSection
+from stages.ingest.settings import CohortSection
+from stages.settings import NOT_ALLOWED, Machine, Settings
 
 PARAMS_FILE = "params.yaml"
 DEFAULT_WEIGHTS = "weights/default"
@@ -18,11 +23,7 @@ SIGNALS, EMBEDDINGS = "signals.zarr", "embeddings"
 """Where the stores lie if params.yaml does not say: in the study's folder."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Generate(_Section):
+class Generate(Settings):
     """The embedded cohort (only the demonstration study generates one)."""
 
     records: int = Field(default=600, ge=1)
@@ -30,24 +31,11 @@ class Generate(_Section):
     variety: float = Field(default=0.0, ge=0, le=2)
 
 
-class Cohort(_Section):
-    """Where the ECGs come from."""
-
-    source: str
-    path: str
-    limit: int | None = Field(default=None, ge=1)
-    workers: int = Field(default=1, ge=1)
-    derive_leads: bool = False
-    pace_spikes: bool = False
-    seconds: Annotated[float, Field(ge=1, le=3600)] | Literal["all"] = 10.0
-    options: dict[str, Any] = {}
-
-
-class ExpertParams(_Section):
+class ExpertParams(Settings):
     """One expert of the ensemble."""
 
     weights: str = DEFAULT_WEIGHTS
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     preprocessing: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     dtype: Literal["float16", "float32"] | None = None
@@ -55,18 +43,14 @@ class ExpertParams(_Section):
     views: list[Literal["segments", "std", "max", "last"]] = []
 
 
-class Embed(_Section):
-    """How experts are run; none of it changes what they give, but `shard_records` changes the files."""
+class Embed(Settings):
+    """How stores of embeddings are written; none of it changes a vector."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     shard_records: int = Field(default=1024, ge=1)
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    threads: int = Field(default=1, ge=1)
     max_bad: int | None = Field(default=None, ge=0)
 
 
-class Training(_Section):
+class Training(Settings):
     """How a network is trained: what `pretrain` and `posttrain` share."""
 
     epochs: int | None = Field(default=None, ge=1)
@@ -74,12 +58,11 @@ class Training(_Section):
     learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
     seed: int | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     micro_batch: int | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
     checkpoint_seconds: float = Field(default=60, ge=0)
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class Pretrain(Training):
@@ -109,45 +92,26 @@ class Posttrain(Training):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
     select: Literal["best", "last"] = "best"
-    fractions: list[float] = [1.0]
-    seeds: list[int] | None = None
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] | None = None
 
 
-class FitHeads(_Section):
-    """How heads and gate are trained; see docs/methods.md."""
-
-    preset: Literal["default", "enecg"] = "default"
-    folds: Literal["split", "all"] | Annotated[int, Field(ge=3)] = "split"
-    options: dict[str, Any] = {}
-
-    def folds_for(self, preset: str) -> str | int:
-        """Return the folds asked for; the enecg preset has three, where params.yaml says nothing."""
-        return 3 if preset == "enecg" and "folds" not in self.model_fields_set else self.folds
-
-
-class Evaluate(_Section):
-    """How the fit is judged."""
-
-    bootstrap: int = Field(default=1000, ge=100)
-    compare: bool = False
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = []
-
-
-class Params(_Section):
+class Params(Settings):
     """The whole file."""
 
     seed: int = 0
+    machine: Machine = Machine()
     generate: Generate = Generate()
-    cohort: Cohort
+    cohort: CohortSection
     signals: str = SIGNALS
     embeddings: str = EMBEDDINGS
     experts: dict[str, ExpertParams]
-    pretrain: dict[str, Pretrain] = {}
-    posttrain: dict[str, Posttrain] = {}
+    pretrain: dict[str, Pretrain] = Field(default_factory=dict)
+    posttrain: dict[str, Posttrain] = Field(default_factory=dict)
     embed: Embed = Embed()
-    tasks: list[str] | Literal["all"] = "all"
-    fit_heads: FitHeads = FitHeads()
-    evaluate: Evaluate = Evaluate()
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
+    fit_heads: FitHeadsSection = FitHeadsSection()
+    evaluate: EvaluateSection = EvaluateSection()
 
 
 def read_params(folder: Path = Path()) -> Params:
@@ -172,10 +136,55 @@ def read_params(folder: Path = Path()) -> Params:
     for name, entry in (content.get("experts") or {}).items() if isinstance(content.get("experts"), dict) else ():
         if entry is None:
             content["experts"][name] = {}
+    _refuse_moved(path, content)
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}: {_one_line(error)}") from error
+    for key, default in (("signals", SIGNALS), ("embeddings", EMBEDDINGS)):
+        _check_location(path, key, getattr(params, key), default)
+    return params
+
+
+def _check_location(path: Path, key: str, location: str, default: str) -> None:
+    """Refuse a folder that dvc.yaml does not name: `dvc repro` would watch the default one, and find nothing there."""
+    if "://" not in location and Path(location) != Path(default):
+        raise UsageError(
+            f"{path}: {key}: {location} is a folder that dvc.yaml does not watch; leave the key out, or give a URL "
+            "such as s3://bucket/study (docs/scaling.md)"
+        )
+
+
+MOVED = {
+    "cohort.workers": "machine.workers",
+    "embed.device": "machine.device",
+    "embed.workers": "machine.workers",
+    "embed.threads": "machine.threads",
+    "embed.batch_size": "machine.batch_size",
+    "fit_heads.options.device": "machine.device",
+    "fit_heads.options.memory_gb": "machine.memory_gb",
+    "pretrain.*.device": "machine.device",
+    "posttrain.*.device": "machine.device",
+}
+"""Keys of version 0.1 that lie elsewhere now: what changes no result is in a section that DVC does not watch."""
+
+
+def _refuse_moved(path: Path, content: dict[str, Any]) -> None:
+    for old, new in MOVED.items():
+        for found in _matches(content, old.split(".")):
+            raise UsageError(f"{path}: {found} is {new} now; move it there (docs/params.md)")
+
+
+def _matches(content: Any, parts: list[str], above: str = "") -> Iterator[str]:
+    """Give the full names of the keys that a pattern with `*` means."""
+    if not isinstance(content, dict):
+        return
+    names = list(content) if parts[0] == "*" else [name for name in (parts[0],) if name in content]
+    for name in names:
+        if len(parts) == 1:
+            yield f"{above}{name}"
+        else:
+            yield from _matches(content[name], parts[1:], f"{above}{name}.")
 
 
 def _one_line(error: ValidationError) -> str:
@@ -184,6 +193,8 @@ def _one_line(error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key '{where}'{_suggestion(first['loc'])}{more}"
+    if first["type"] == NOT_ALLOWED:
+        return f"{where} {first['input']!r} is not allowed; it must be {first['msg']}{more}"
     return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
 
 

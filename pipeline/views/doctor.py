@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from cache.errors import EnsembleError
+from cache.errors import EnsembleError, MissingFileError
 from pipeline.study.folder import Study
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
@@ -96,8 +96,11 @@ def _study() -> Iterator[Finding]:
     study = Study()
     try:
         params = study.params
-    except EnsembleError as error:
+    except MissingFileError as error:
         yield Finding(WARN, str(error))
+        return
+    except EnsembleError as error:
+        yield Finding(FAIL, str(error), "correct params.yaml")
         return
     yield Finding(PASS, f"params.yaml: {len(params.experts)} experts, cohort {params.cohort.source}")
     if study.cohort_path().is_dir():

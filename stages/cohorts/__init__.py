@@ -5,6 +5,16 @@ Not here: file formats (stages/readers), splits (stages/ingest/folds.py), writin
 
 from stages.cohorts._base import Cohort, Entries, Options, Published
 from stages.cohorts._overlaps import shared_collections
-from stages.cohorts._registry import list_cohorts, open_cohort, register
+from stages.cohorts._registry import check_options, list_cohorts, open_cohort, register
 
-__all__ = ["Cohort", "Entries", "Options", "Published", "list_cohorts", "open_cohort", "register", "shared_collections"]
+__all__ = [
+    "Cohort",
+    "Entries",
+    "Options",
+    "Published",
+    "check_options",
+    "list_cohorts",
+    "open_cohort",
+    "register",
+    "shared_collections",
+]

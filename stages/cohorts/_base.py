@@ -110,6 +110,11 @@ class Cohort(ABC):
         """The study's own spellings of leads."""
         return tuple(self.options.lead_names.items())
 
+    @property
+    def hint(self) -> str:
+        """What to look at where no record can be read; empty where nothing is known."""
+        return ""
+
     @abstractmethod
     def entries(self) -> Entries:
         """Read lists and labels; opens no signal.

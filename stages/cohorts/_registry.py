@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import pkgutil
@@ -101,8 +102,31 @@ def cohort_class(source: str) -> type[Cohort]:
     _load_built_in()
     found = _REGISTRY.get(source) or _known().get(source)
     if found is None:
-        raise UsageError(f"unknown source '{source}'; there are: {', '.join(list_cohorts())}")
+        near = difflib.get_close_matches(source, list_cohorts(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UsageError(f"unknown source '{source}'; {hint}there are: {', '.join(list_cohorts())}")
     return found
+
+
+def check_options(source: str, options: Mapping[str, Any], place: str = "") -> None:
+    """Refuse options that a source does not have, or values that it does not allow, without looking at its folder.
+
+    Parameters
+    ----------
+    place
+        Where the options stand, for the message.
+
+    Raises
+    ------
+    UsageError
+        No such source; or an option it does not have, with the nearest name; or a value that is not allowed.
+    """
+    cls = cohort_class(source)
+    try:
+        cls.options_type.model_validate(dict(options))
+    except ValidationError as error:
+        line = _one_line(source, cls, error)
+        raise UsageError(f"{place}: {line}" if place else line) from error
 
 
 def open_cohort(source: str, path: str | Path, options: Mapping[str, Any] | None = None) -> Cohort:
@@ -129,6 +153,9 @@ def _one_line(source: str, cls: type[Cohort], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"source '{source}' has no option '{name}'; its options: {', '.join(cls.options_type.model_fields)}"
+        names = list(cls.options_type.model_fields)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"source '{source}' has no option '{name}'; {hint}its options: {', '.join(names)}"
     value = "" if first["type"] == "missing" else f", got {first['input']!r}"
     return f"source '{source}', option '{name}': {first['msg'].lower()}{value}"

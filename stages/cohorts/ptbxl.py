@@ -52,6 +52,15 @@ class Ptbxl(Cohort):
     options_type = PtbxlOptions
     options: PtbxlOptions
 
+    @property
+    def hint(self) -> str:
+        """Name the rate that this copy of PTB-XL has, where it lacks the one asked for."""
+        asked = self.options.rate
+        other = 100 if asked == 500 else 500
+        if (self.folder / f"records{asked}").is_dir() or not (self.folder / f"records{other}").is_dir():
+            return ""
+        return f"this copy has records{other}/ alone: set cohort.options: {{rate: {other}}}"
+
     def entries(self) -> Entries:
         """Read ptbxl_database.csv and scp_statements.csv."""
         rate, likelihood = self.options.rate, self.options.likelihood

@@ -77,6 +77,15 @@ def load_for(settings: EmbedSettings) -> Expert:
     return expert
 
 
+def run(settings: EmbedSettings, paths: EmbedPaths, progress: Progress | None = None) -> EmbedSummary:
+    """Bring one expert's store up to date in this process; `progress` is called with the records just embedded.
+
+    Several processes may run at once: shards are claimed. `Embedder` has the steps one by one.
+    """
+    embedder = Embedder(settings, paths)
+    return embedder.finish(embedder.run(progress=progress))
+
+
 class Embedder:
     """One expert over one cohort. The network is loaded when it is first needed, and kept.
 

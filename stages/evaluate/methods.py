@@ -59,7 +59,7 @@ class Setting:
     heads_folder: Path
 
 
-class Memory:
+class FinishedMethods:
     """Predictions of finished methods on disk, so that a killed comparison goes on where it stopped.
 
     Parameters
@@ -119,7 +119,7 @@ def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str,
 
 
 def fitted_method(
-    name: str, setting: Setting, memory: Memory, on_fit: Callable[[str], None]
+    name: str, setting: Setting, finished: FinishedMethods, on_fit: Callable[[str], None]
 ) -> tuple[FoldPredictions, Costs, Skipped]:
     """Fit a method and predict with it, or remember both.
 
@@ -133,7 +133,7 @@ def fitted_method(
     InputError
         The method cannot be fitted on these data; the message says why.
     """
-    remembered = memory.get(name)
+    remembered = finished.get(name)
     if remembered is not None:
         return remembered
     on_fit(name)
@@ -143,7 +143,7 @@ def fitted_method(
         costs["seconds"] = costs.get("seconds", time.perf_counter() - started)
     predictions = [predict(fold) for fold in range(len(setting.splits))]
     costs["peak_memory_mb"] = peak.mb
-    memory.put(name, predictions, costs, skipped)
+    finished.put(name, predictions, costs, skipped)
     return predictions, costs, skipped
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache.errors import InputError
-from cache.storage.locations import Place
+from cache.files import staged
 from stages.evaluate.learning_curve import fit_predictions, learning_curve, write_block
-from stages.evaluate.methods import ENECG, Costs, FoldPredictions, Memory, Setting, fitted_method, state_key
+from stages.evaluate.methods import (
+    COMPARED,
+    ENECG,
+    FinishedMethods,
+    FoldPredictions,
+    Setting,
+    fitted_method,
+    state_key,
+)
+from stages.evaluate.settings import EvaluatePaths, EvaluateSettings, EvaluateSummary
 from stages.heads import EnsembleHeads
 from stages.learning.data import Data, read_data
 from stages.learning.folds import Split, make_splits
@@ -21,103 +29,83 @@ from stages.learning.saved_fit import ENECG_FOLDER, load_heads
 from stages.scoring.comparison import EXPERT_PREFIX, Draws
 from stages.scoring.gate_weights import GateWeightWriter, writing_gate_weights
 from stages.scoring.predictions import PredictionWriter, open_predictions, writing_predictions
-from stages.scoring.summary import headline, summarise, write_metrics
+from stages.scoring.summary import headline, summarise, write_json, write_metrics
+from stages.settings import Machine
+from stages.versions import package_versions
 
 DEFAULT_METHODS = ("mean", "concat", "stacking", "trivial")
 """Reference methods that every evaluation reports beside the gate and the single experts."""
 
 
-@dataclass(frozen=True)
-class EvaluationPaths:
-    """Where an evaluation reads and writes."""
-
-    records: Path
-    signals: Place
-    heads: Path
-    predictions: Path
-    gate_weights: Path
-    metrics: Path
-    headline: Path
-    """The first metric of each task and method: short enough for `dvc metrics show`."""
-    memory: Path
-    """Folder of finished methods, from which a killed evaluation goes on."""
+Progress = Callable[[str], None]
+"""Called with the name of each method before it is fitted; one that is remembered is not fitted."""
 
 
-@dataclass
-class Evaluation:
-    """What an evaluation found."""
-
-    metrics: dict[str, Any]
-    costs: dict[str, Costs] = field(default_factory=dict)
-    """Method -> trainable parameters of one fold, seconds of fitting, peak memory in MB; None where unknown."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Method, or "METHOD on TASK" -> why it could not be fitted on these data."""
-    learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Task -> points {"fraction", "method", "metric", "value", "low", "high"}."""
-    missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Task -> fraction, such as "0.1" -> why the learning curve has no point there."""
-
-
-def evaluate(
-    paths: EvaluationPaths,
-    stores: Mapping[str, Place],
+def run(
+    settings: EvaluateSettings,
+    paths: EvaluatePaths,
+    progress: Progress | None = None,
     *,
-    methods: tuple[str, ...] = DEFAULT_METHODS,
-    fractions: tuple[float, ...] = (),
-    n_resamples: int = 1000,
-    seed: int = 0,
-    memory_gb: float | str = "auto",
-    device: str = "auto",
-    on_method: Callable[[str], None] | None = None,
-) -> Evaluation:
-    """Predict validation and test rows with every method, and write predictions, gate weights and metrics.
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> EvaluateSummary:
+    """Predict validation and test rows with every method, and write predictions, gate weights, metrics and the rest.
+
+    The files appear together at the end: an evaluation that fails leaves those of the one before.
 
     Parameters
     ----------
-    stores
-        Expert -> its store; those that the heads were fitted on.
-    methods
-        Reference methods of `stages.evaluate.methods.COMPARED`, fitted on the same splits. `enecg` is added where the
-        fit holds the preset.
-    fractions
-        Shares of the training and validation patients for the learning curve; none, no curve.
-    n_resamples
-        Patient resamples behind each 95 % interval.
-    memory_gb, device
-        Of `stages.heads.EnsembleHeads`: a fit does not keep them, and what is fitted here takes these.
-    on_method
-        Called with each method's name before it is fitted; a method that is remembered is not fitted.
+    machine
+        Memory and device of what is fitted for comparison; a fit does not keep them.
 
     Raises
     ------
     FingerprintError
         The heads were fitted on other embeddings.
     """
-    data = read_data(paths.records, stores, memory_gb=memory_gb)
-    heads = load_heads(paths.heads, data).set_params(memory_gb=memory_gb, device=device)
+    report = progress or (lambda name: None)
+    data = read_data(paths.records, paths.stores, memory_gb=machine.memory_gb)
+    heads = load_heads(paths.heads, data).set_params(memory_gb=machine.memory_gb, device=machine.device)
     data = _only(data, heads)
     splits = make_splits(data, heads.provenance_["folds"])
     signal = read_gate_signal(heads, paths.signals, leads_of(heads))
-    setting = Setting(data, heads, splits, signal, stores, paths.signals, paths.heads)
-    memory = Memory(paths.memory, state_key(paths.heads, paths.records, data.fingerprints))
-    if (paths.heads / ENECG_FOLDER).is_dir() and ENECG not in methods:
-        methods = (*methods, ENECG)
-    found = Evaluation({})
-    report = on_method or (lambda name: None)
-    with writing_predictions(paths.predictions, {t.name: t for t in data.tasks}) as table:
-        for method, predictions in _predictors(setting, memory, methods, found, report):
-            _write(table, data, splits, method, predictions)
-    with writing_gate_weights(paths.gate_weights) as weights:
-        _write_gate(weights, data, heads, splits, signal)
-    found.metrics = summarise(open_predictions(paths.predictions), data.records, n_resamples, seed)
-    write_metrics(paths.metrics, found.metrics)
-    write_metrics(paths.headline, headline(found.metrics))
-    if fractions:
-        draws = Draws(n_resamples, seed)
-        found.learning_curve, found.missing_points = learning_curve(
-            setting, memory.folder, fractions, found.metrics, draws, report
+    setting = Setting(data, heads, splits, signal, paths.stores, paths.signals, paths.heads)
+    finished = FinishedMethods(paths.finished, state_key(paths.heads, paths.records, data.fingerprints))
+    found = EvaluateSummary(settings.compare, settings.fractions)
+    with staged(_outputs(paths)) as drafts:
+        _predict(setting, finished, found, drafts, report)
+        found.metrics = summarise(
+            open_predictions(drafts[paths.predictions]), data.records, settings.bootstrap, settings.seed
         )
+        if settings.fractions:
+            draws = Draws(settings.bootstrap, settings.seed)
+            found.learning_curve, found.missing_points = learning_curve(
+                setting, finished.folder, settings.fractions, found.metrics, draws, report
+            )
+        write_json(drafts[paths.evaluation], found.evaluation(package_versions()))
+        write_json(drafts[paths.headline], headline(found.metrics))
+        write_metrics(drafts[paths.metrics], found.metrics, drafts[paths.predictions])
     return found
+
+
+def _outputs(paths: EvaluatePaths) -> tuple[Path, ...]:
+    """Return what is written, in the order of appearance: metrics.json, which names its predictions, last."""
+    return paths.predictions, paths.gate_weights, paths.evaluation, paths.headline, paths.metrics
+
+
+def _predict(
+    setting: Setting, finished: FinishedMethods, found: EvaluateSummary, drafts: Mapping[Path, Path], report: Progress
+) -> None:
+    """Write the predictions of every method, and the gate's weights."""
+    data, heads, splits = setting.data, setting.heads, setting.splits
+    methods = COMPARED if found.compare else DEFAULT_METHODS
+    if (setting.heads_folder / ENECG_FOLDER).is_dir() and ENECG not in methods:
+        methods = (*methods, ENECG)
+    predictions_path, weights_path, *_ = drafts.values()
+    with writing_predictions(predictions_path, {t.name: t for t in data.tasks}) as table:
+        for method, predictions in _predictors(setting, finished, methods, found, report):
+            _write(table, data, splits, method, predictions)
+    with writing_gate_weights(weights_path) as weights:
+        _write_gate(weights, data, heads, splits, setting.signal)
 
 
 def _only(data: Data, heads: EnsembleHeads) -> Data:
@@ -132,14 +120,18 @@ def _only(data: Data, heads: EnsembleHeads) -> Data:
 
 
 def _predictors(
-    setting: Setting, memory: Memory, methods: tuple[str, ...], found: Evaluation, on_method: Callable[[str], None]
+    setting: Setting,
+    finished: FinishedMethods,
+    methods: tuple[str, ...],
+    found: EvaluateSummary,
+    on_method: Progress,
 ) -> Iterator[tuple[str, FoldPredictions]]:
     for name, predictions in fit_predictions(setting).items():
         found.costs[name] = {"parameters": _n_parameters(setting.heads, name)}
         yield name, predictions
     for name in methods:
         try:
-            predictions, found.costs[name], skipped = fitted_method(name, setting, memory, on_method)
+            predictions, found.costs[name], skipped = fitted_method(name, setting, finished, on_method)
         except InputError as error:
             found.left_out[name] = str(error)
             continue

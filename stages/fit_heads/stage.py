@@ -2,85 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache.errors import UsageError
+from cache.files import write_text
 from cache.storage.locations import Place
+from stages.fit_heads.settings import FitHeadsPaths, FitHeadsSettings, FitHeadsSummary
 from stages.heads import EnsembleHeads
-from stages.heads.options import check_options
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import Data, read_data, read_outputs, task_specs
 from stages.learning.folds import Split, make_splits
-from stages.learning.gate_signal import GATE_LEADS, check_gate_leads, read_enecg_lead, read_gate_signal, reads_signal
+from stages.learning.gate_signal import GATE_LEADS, read_enecg_lead, read_gate_signal, reads_signal
 from stages.learning.peak_memory import PeakMemory
 from stages.learning.saved_fit import ENECG_FOLDER
+from stages.settings import Machine
+
+Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class FitSummary:
-    """What a fit did."""
-
-    tasks: tuple[str, ...]
-    skipped: dict[str, str]
-    """Task -> why it could not be learnt."""
-    experts: tuple[str, ...]
-    n_folds: int
-    n_trainable: int
-    seconds: float
-    expert_seconds: dict[str, float]
-    peak_memory_mb: float | None
-    enecg: dict[str, Any] | None = None
-    """Of the enecg preset: parameters, seconds, peak_memory_mb, skipped, metrics (mean and std over folds)."""
-
-
-def fit_heads(
-    records_path: Path,
-    stores: Mapping[str, Place],
-    heads_folder: Path,
+def run(
+    settings: FitHeadsSettings,
+    paths: FitHeadsPaths,
+    progress: Progress | None = None,
     *,
-    signals_path: Place,
-    tasks: Sequence[str] | None = None,
-    preset: str = "default",
-    folds: str | int = "split",
-    options: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    seed: int = 0,
-) -> FitSummary:
-    """Fit all tasks and folds at once, and write the folder `heads_folder`, all or nothing.
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> FitHeadsSummary:
+    """Fit all tasks and folds at once, and write the folder `paths.heads`, all or nothing.
 
     Parameters
     ----------
-    stores
-        Expert -> its store.
-    tasks
-        Target columns; None: all that records.parquet has, leaving out (with the reason) those that cannot be learnt.
-    preset
-        "enecg": fit the published recipe as well, on the same folds, into the folder's `enecg/`.
-    options
-        Of `stages.heads.EnsembleHeads`, and `gate_leads`: the leads that a gate with `gate_input` "signal" reads.
-    device
-        auto, cpu, cuda or cuda:i, before that of `options`.
+    progress
+        Not called: a fit has no steps that would tell how long it takes.
+    machine
+        Device and memory; nothing that the fit depends on.
 
     Raises
     ------
     UsageError
-        An option that the heads do not have, or a named task that cannot be learnt.
+        A named task that cannot be learnt, or options that do not go together.
     """
-    chosen = {**(options or {}), **({} if device is None else {"device": device})}
-    asked = chosen.pop("gate_leads", None)
-    leads = GATE_LEADS if asked is None else check_gate_leads(asked)
-    heads = make_heads(chosen, seed, skip=tasks is None)
-    if asked is not None and not reads_signal(heads):
+    del progress
+    leads = settings.options.gate_leads or GATE_LEADS
+    heads = make_heads(settings, machine)
+    if settings.options.gate_leads is not None and not reads_signal(heads):
         raise UsageError("fit_heads.options.gate_leads: the gate reads no signal; let gate_input name it, too")
-    data = read_data(records_path, stores, tasks, heads.memory_gb)
-    splits = make_splits(data, folds)
+    data = read_data(paths.records, paths.stores, settings.tasks, heads.memory_gb)
+    splits = make_splits(data, settings.folds)
     with PeakMemory() as memory:
         heads.fit(
             data.features,
@@ -88,21 +62,21 @@ def fit_heads(
             task_specs(data.tasks),
             splits=splits,
             groups=data.patients,
-            gate_signal=read_gate_signal(heads, signals_path, leads),
+            gate_signal=read_gate_signal(heads, paths.signals, leads),
             provenance={
                 **({"gate_leads": list(leads)} if reads_signal(heads) else {}),
                 "fingerprints": data.fingerprints,
                 "identities": data.identities,
                 "dtypes": data.dtypes,
                 "rows": data.records.attrs["row_options"],
-                "folds": folds,
+                "folds": settings.folds,
             },
         )
     enecg, costs = None, None
-    if preset == "enecg":
-        enecg, costs = _fit_enecg(data, heads, stores, signals_path, splits)
-    _save(heads, enecg, heads_folder)
-    return FitSummary(
+    if settings.preset == "enecg":
+        enecg, costs = _fit_enecg(data, heads, paths.stores, paths.signals, splits)
+    _save(heads, enecg, paths.heads)
+    summary = FitHeadsSummary(
         tuple(task.name for task in heads.tasks_),
         heads.skipped_,
         heads.experts_,
@@ -113,6 +87,16 @@ def fit_heads(
         memory.mb,
         costs,
     )
+    if paths.costs is not None:
+        write_text(paths.costs, json.dumps(costs_of(summary), indent=1, sort_keys=True) + "\n")
+    return summary
+
+
+def costs_of(summary: FitHeadsSummary) -> dict[str, Any]:
+    """Return what fit_costs.json holds: seconds and memory of this fit, which differ from run to run."""
+    kept = ("seconds", "peak_memory_mb")
+    enecg = {key: summary.enecg[key] for key in kept} if summary.enecg else None
+    return {**{key: getattr(summary, key) for key in kept}, "expert_seconds": summary.expert_seconds, "enecg": enecg}
 
 
 def _fit_enecg(
@@ -134,15 +118,16 @@ def _fit_enecg(
     return enecg, {**costs, "skipped": enecg.skipped_, "metrics": enecg.metrics_}
 
 
-def make_heads(options: Mapping[str, Any], seed: int, *, skip: bool) -> EnsembleHeads:
-    """Construct the estimator; an unknown option is refused by name."""
-    known = set(EnsembleHeads().get_params()) - {"seed", "on_unusable"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        listed = ", ".join(sorted({*known, "gate_leads"}))
-        raise UsageError(f"fit_heads.options has no '{unknown[0]}'; it has: {listed}")
-    check_options(options, "fit_heads.options.")
-    return EnsembleHeads(**options, seed=seed, on_unusable="skip" if skip else "error")
+def make_heads(settings: FitHeadsSettings, machine: Machine) -> EnsembleHeads:
+    """Construct the estimator."""
+    options = settings.options.model_dump(exclude={"gate_leads"})
+    return EnsembleHeads(
+        **options,
+        seed=settings.seed,
+        on_unusable="skip" if settings.tasks is None else "error",
+        device=machine.device,
+        memory_gb=machine.memory_gb,
+    )
 
 
 def _save(heads: EnsembleHeads, enecg: EnecgHeads | None, folder: Path) -> None:

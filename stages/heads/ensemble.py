@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import parse_sources
 from stages.heads.gate.training import GateOptions
 from stages.heads.in_memory.lora import LoraOptions
-from stages.heads.in_memory.probe import STRENGTHS
 from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, parse_mix, read_features
-from stages.heads.options import check_options
+from stages.heads.options import EstimatorOptions, checked, signature_of
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
 from stages.heads.predictor import FittedHeads
@@ -92,60 +91,19 @@ class EnsembleHeads(FittedHeads):
         dict, saved with the fit.
     """
 
-    def __init__(
-        self,
-        *,
-        layer_mix: str = "embedding+ppa",
-        lora: bool = True,
-        rank: int = 8,
-        alpha: int = 32,
-        lora_epochs: int = 30,
-        lora_learning_rate: float = 1e-3,
-        gate_input: str | tuple[str, ...] = "embedding+predictions",
-        gate_epochs: int = 60,
-        gate_hidden: int = 16,
-        gate_learning_rate: float = 3e-3,
-        top_k: int = 0,
-        expert_dropout: float = 0.1,
-        entropy: float = 0.0,
-        load_balance: float = 0.0,
-        huber: bool = True,
-        balanced: bool = False,
-        strengths: Sequence[float] = STRENGTHS,
-        inner_folds: int | str = "auto",
-        calibrate: bool = True,
-        on_unusable: str = "error",
-        lora_patience: int = 6,
-        gate_patience: int = 10,
-        device: str = "auto",
-        memory_gb: float | str = "auto",
-        seed: int = 42,
-    ) -> None:
-        self.layer_mix = layer_mix
-        self.lora = lora
-        self.rank = rank
-        self.alpha = alpha
-        self.lora_epochs = lora_epochs
-        self.lora_learning_rate = lora_learning_rate
-        self.gate_input = gate_input
-        self.gate_epochs = gate_epochs
-        self.gate_hidden = gate_hidden
-        self.gate_learning_rate = gate_learning_rate
-        self.top_k = top_k
-        self.expert_dropout = expert_dropout
-        self.entropy = entropy
-        self.load_balance = load_balance
-        self.huber = huber
-        self.balanced = balanced
-        self.strengths = strengths
-        self.inner_folds = inner_folds
-        self.calibrate = calibrate
-        self.on_unusable = on_unusable
-        self.lora_patience = lora_patience
-        self.gate_patience = gate_patience
-        self.device = device
-        self.memory_gb = memory_gb
-        self.seed = seed
+    __signature__ = signature_of(EstimatorOptions)
+
+    def __init__(self, **options: Any) -> None:
+        unknown = sorted(options.keys() - EstimatorOptions.model_fields.keys())
+        if unknown:
+            raise TypeError(f"EnsembleHeads has no parameter '{unknown[0]}'")
+        for name, field in EstimatorOptions.model_fields.items():
+            setattr(self, name, options.get(name, field.default))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Let the parameters of `EstimatorOptions` be read as attributes."""
 
     def fit(
         self,
@@ -186,7 +144,7 @@ class EnsembleHeads(FittedHeads):
             Data that do not fit together, or an option whose value is not allowed; one line that names it.
         """
         started = perf_counter()
-        check_options(self.get_params())
+        checked(EstimatorOptions, self.get_params())
         device = pick_device(self.device)
         read = read_features(features)
         n = len(next(iter(read.values())))

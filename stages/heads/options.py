@@ -1,93 +1,133 @@
-"""What each option of `EnsembleHeads` may be, checked before anything is read.
+"""What each option of `EnsembleHeads` may be: one model for the estimator, for params.yaml and for the docs.
 
-Lives here: the table and the check. Not here: what an option does (docs/methods.md), names that only data can judge
-(an expert, a device that this machine has).
+Lives here: `FitOptions`, `EstimatorOptions`, their check. Not here: what an option does (docs/methods.md), names that
+only data can judge (an expert, a device that this machine has).
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
+from pydantic import ValidationError
 
 from cache.errors import UsageError
+from stages.settings import Settings, allowed
 
-Rule = tuple[Callable[[Any], bool], str]
-"""Whether a value is allowed, and what is, in words."""
+AUTO = "auto"
+STRENGTHS = tuple(10**exponent for exponent in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
+"""Penalties of the probe to choose from."""
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not _is_flag(value) and int(value) >= least
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's, without importing it
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not _is_flag(value) and math.isfinite(value)
 
 
-def _whole(least: int) -> Rule:
-    return lambda v: _is_whole(v, least), f"a whole number from {least}"
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not _is_flag(value) and int(value) >= least
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def _is_strengths(value: Any) -> bool:
-    if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)) or np.ndim(value) != 1:
-        return False
-    return len(value) > 0 and all(_is_number(v) and v > 0 for v in value)
+def _values(value: Any) -> list[Any]:
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    return list(listed) if isinstance(listed, (list, tuple)) else []
 
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value))
 
 
-FLAG: Rule = (_is_flag, "true or false")
-POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
-NOT_NEGATIVE: Rule = (lambda v: _is_number(v) and v >= 0, "a number from 0")
-AUTO = "auto"
-NAME: Rule = (lambda v: isinstance(v, str), "a name")
-
-RULES: dict[str, Rule] = {
-    "layer_mix": (lambda v: isinstance(v, str), "embedding, last, ppa, pma, joined by '+'"),
-    "lora": FLAG,
-    "rank": _whole(1),
-    "alpha": POSITIVE,
-    "lora_epochs": _whole(0),
-    "lora_learning_rate": POSITIVE,
-    "gate_input": (_is_names, "embedding, predictions, signal joined by '+', or both, all, none"),
-    "gate_epochs": _whole(0),
-    "gate_hidden": _whole(1),
-    "gate_learning_rate": POSITIVE,
-    "top_k": _whole(0),
-    "expert_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1"),
-    "entropy": (_is_number, "a number"),
-    "load_balance": NOT_NEGATIVE,
-    "huber": FLAG,
-    "balanced": FLAG,
-    "strengths": (_is_strengths, "one or more numbers above 0"),
-    "inner_folds": (
-        lambda v: (isinstance(v, str) and v == AUTO) or (_is_whole(v, 0) and v != 1),
-        "auto, 0, or a whole number from 2",
-    ),
-    "calibrate": FLAG,
-    "on_unusable": (lambda v: isinstance(v, str) and v in ("error", "skip"), "error or skip"),
-    "lora_patience": _whole(1),
-    "gate_patience": _whole(1),
-    "device": NAME,
-    "memory_gb": (
-        lambda v: (isinstance(v, str) and v == AUTO) or (_is_number(v) and v >= 0),
-        "auto, or a number from 0",
-    ),
-    "seed": _whole(0),
-}
+def _whole(least: int) -> Any:
+    return allowed(lambda v: _is_whole(v, least), f"a whole number from {least}", int)
 
 
-def check_options(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse the first option whose value is not allowed.
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO
+
+
+FLAG = allowed(_is_flag, "true or false", bool)
+NAME = allowed(lambda v: isinstance(v, str), "a name")
+POSITIVE = allowed(lambda v: _is_number(v) and v > 0, "a number above 0", float)
+NOT_NEGATIVE = allowed(lambda v: _is_number(v) and v >= 0, "a number from 0", float)
+Flag = Annotated[bool, FLAG]
+Positive = Annotated[float, POSITIVE]
+
+
+class FitOptions(Settings):
+    """What decides how heads and gate are learnt: `fit_heads.options` in params.yaml. docs/methods.md explains each.
+
+    Examples
+    --------
+    >>> FitOptions(rank=4).rank
+    4
+    """
+
+    layer_mix: Annotated[str, allowed(lambda v: isinstance(v, str), "embedding, last, ppa, pma, joined by '+'")] = (
+        "embedding+ppa"
+    )
+    lora: Flag = True
+    rank: Annotated[int, _whole(1)] = 8
+    alpha: Positive = 32
+    lora_epochs: Annotated[int, _whole(0)] = 30
+    lora_learning_rate: Positive = 1e-3
+    gate_input: Annotated[
+        str | tuple[str, ...],
+        allowed(_is_names, "embedding, predictions, signal joined by '+', or both, all, none"),
+    ] = "embedding+predictions"
+    gate_epochs: Annotated[int, _whole(0)] = 60
+    gate_hidden: Annotated[int, _whole(1)] = 16
+    gate_learning_rate: Positive = 3e-3
+    top_k: Annotated[int, _whole(0)] = 0
+    expert_dropout: Annotated[
+        float, allowed(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1", float)
+    ] = 0.1
+    entropy: Annotated[float, allowed(_is_number, "a number", float)] = 0.0
+    load_balance: Annotated[float, NOT_NEGATIVE] = 0.0
+    huber: Flag = True
+    balanced: Flag = False
+    strengths: Annotated[
+        tuple[float, ...],
+        allowed(
+            lambda v: bool(_values(v)) and all(_is_number(s) and s > 0 for s in _values(v)),
+            "one or more numbers above 0",
+            lambda v: tuple(map(float, _values(v))),
+        ),
+    ] = STRENGTHS
+    inner_folds: Annotated[
+        int | str,
+        allowed(lambda v: _is_auto(v) or (_is_whole(v, 0) and v != 1), "auto, 0, or a whole number from 2"),
+    ] = AUTO
+    calibrate: Flag = True
+    lora_patience: Annotated[int, _whole(1)] = 6
+    gate_patience: Annotated[int, _whole(1)] = 10
+
+
+class EstimatorOptions(FitOptions):
+    """The parameters of `EnsembleHeads`: how it learns, and what a command settles for a study."""
+
+    on_unusable: Annotated[str, allowed(lambda v: isinstance(v, str) and v in ("error", "skip"), "error or skip")] = (
+        "error"
+    )
+    device: Annotated[str, NAME] = AUTO
+    memory_gb: Annotated[
+        float | str,
+        allowed(lambda v: _is_auto(v) or (_is_number(v) and v >= 0), "auto, or a number from 0"),
+    ] = AUTO
+    seed: Annotated[int, _whole(0)] = 42
+
+
+Options = TypeVar("Options", bound=Settings)
+
+
+def checked(kind: type[Options], options: Mapping[str, Any], prefix: str = "") -> Options:
+    """Return the options as a model.
 
     Parameters
     ----------
@@ -97,8 +137,26 @@ def check_options(options: Mapping[str, Any], prefix: str = "") -> None:
     Raises
     ------
     UsageError
-        One line: the option, its value, what is allowed.
+        One line: an option that does not exist, with the nearest name; or a value, and what is allowed.
     """
-    for name, value in options.items():
-        if name in RULES and not RULES[name][0](value):
-            raise UsageError(f"{prefix}{name} {value!r} is not allowed; it must be {RULES[name][1]}")
+    try:
+        return kind.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, kind.model_fields, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(kind.model_fields)}"
+            raise UsageError(f"{prefix}{name} is no option{hint}") from error
+        raise UsageError(f"{prefix}{name} {first['input']!r} is not allowed; it must be {first['msg']}") from error
+
+
+def signature_of(kind: type[Settings]) -> inspect.Signature:
+    """Return the signature of a constructor that takes the fields of a model by name."""
+    parameter = inspect.Parameter
+    return inspect.Signature(
+        [
+            parameter(name, parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+            for name, field in kind.model_fields.items()
+        ]
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
 
 from cache.errors import UsageError
+from stages.settings import usable_cores
 
 SMALL = 1 << 22
 """Fits of fewer feature values (records * features * folds) than this gain nothing from a second thread."""
@@ -22,8 +22,7 @@ def fit_threads(n_values: int) -> Iterator[None]:
     bring where the products are small or the cores are busy. The former number is put back afterwards.
     """
     before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(1 if n_values < SMALL else min(before, cores))
+    torch.set_num_threads(1 if n_values < SMALL else min(before, usable_cores()))
     try:
         yield
     finally:

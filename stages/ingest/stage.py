@@ -6,120 +6,109 @@ the same bytes as one. Not here: what a source is (stages/cohorts), how a record
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cache.claims import Claims
-from cache.errors import MissingFileError, StoreError, UsageError
+from cache.errors import InputError, MissingFileError, StoreError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.signals import SignalStore, create_signals, open_signals
 from cache.upkeep.signal_growth import grow_signals, lengthen_signals
-from stages.cohorts import Cohort, open_cohort
+from stages.cohorts import Cohort, Entries, open_cohort
 from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows
-from stages.ingest.shards import Progress, pending_tasks, quality_of_new, run
-from stages.readers.recording import SECONDS_KEPT
+from stages.ingest.settings import IngestPaths, IngestSettings
+from stages.ingest.shards import Progress, pending_tasks, quality_of_new
+from stages.ingest.shards import run as read_shards
 from stages.readers.rows import RowOptions
+from stages.settings import Machine, usable_cores
 
 VERSION = "5"
 """Raised whenever the same files would give other rows; an interrupted run of another version is not gone on with."""
 
 
-def ingest(
-    source: str,
-    path: str | Path,
-    options: Mapping[str, Any] | None = None,
-    *,
-    records_path: Path,
-    signals_path: Path,
-    limit: int | None = None,
-    workers: int = 1,
-    seed: int = 0,
-    append: bool = False,
-    derive_leads: bool = False,
-    pace_spikes: bool = False,
-    seconds: float | None = SECONDS_KEPT,
+def run(
+    settings: IngestSettings,
+    paths: IngestPaths,
     progress: Progress | None = None,
+    *,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
 ) -> IngestSummary:
-    """Read a cohort into the stores. The same input gives the same bytes, whatever `workers`.
+    """Read a cohort into the stores. The same input gives the same bytes, whatever the machine's `workers`.
 
     Parameters
     ----------
-    source
-        One of `stages.cohorts.list_cohorts()`.
-    path
-        The cohort's folder; no record outside of it is opened.
-    options
-        Of the source; unknown ones are refused by name.
-    limit
-        Only the first records of the list.
-    workers
-        Processes.
-    seed
-        Of the folds, where the cohort has none.
-    append
-        Add the records that the stores do not have behind those they have, which stay as they are, folds included.
-    derive_leads
-        Compute III, aVR, aVL and aVF from I and II where a file lacks them; the column `derived_leads` names them.
-    pace_spikes
-        Count pacemaker spikes into the column of that name, which is null otherwise.
-    seconds
-        What is kept of a record from its beginning; None: all.
     progress
         Called with (records done, records in all).
 
     Raises
     ------
     UsageError
-        Unknown source or option, a limit or number of workers below 1.
+        Unknown source or option.
     MissingFileError, InputError
         A folder, list or column is missing; with `append`, the list does not go with the table that is there. A bad
-        record is no error: it gets a row that says why.
+        record is no error: it gets a row that says why. That all are bad is one.
     StoreError
         Another process is writing; with `append`, the stores that are there do not belong together.
     """
-    _check_usage(limit, workers)
-    cohort = open_cohort(source, path, options)
-    if append and not signals_path.exists():
-        raise MissingFileError(f"{signals_path} does not exist; run `ensemble ingest` without --append first")
-    work = signals_path.with_name(f".{signals_path.name}.ingest")
+    cohort = open_cohort(settings.source, settings.path, settings.options)
+    if settings.append and not paths.signals.exists():
+        raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
+    work = paths.signals.with_name(f".{paths.signals.name}.ingest")
     entries = cohort.entries()
-    with closing(Claims(signals_path, work)) as claims, claims.claim(0) as ours:
+    with closing(Claims(paths.signals, work)) as claims, claims.claim(0) as ours:
         if not ours:
-            raise StoreError(f"{signals_path}: another `ensemble ingest` is writing it; wait for it, or stop it")
-        rows = (
-            appended_rows(entries, source, limit, seed, records_path)
-            if append
-            else new_rows(entries, source, limit, seed)
-        )
+            raise StoreError(f"{paths.signals}: another `ensemble ingest` is writing it; wait for it, or stop it")
+        rows = _rows(entries, settings, paths)
         del entries
-        row_options = RowOptions(
-            derive_leads=derive_leads,
-            pace_spikes=pace_spikes,
-            seconds=seconds,
-            lead_names=cohort.lead_names,
-            scale=cohort.options.scale,
-        )
-        store = _store(signals_path, work, rows, _identity(cohort, rows, row_options))
-        run(pending_tasks(cohort, store, rows, work, row_options), work, workers, len(rows.frame), progress)
-        lengthen_signals(signals_path)
+        row_options = _row_options(settings, cohort)
+        store = _store(paths.signals, work, rows, _identity(cohort, rows, row_options))
+        tasks = pending_tasks(cohort, store, rows, work, row_options)
+        read_shards(tasks, work, reading_processes(machine), len(rows.frame), progress)
+        lengthen_signals(paths.signals)
         add_quality(rows, quality_of_new(work, store, rows.n_kept))
-        write_tables(records_path, rows, row_options)
+        write_tables(paths.records, rows, row_options)
         for left in work.glob("*"):
             if left.is_file():
                 left.unlink()
         claims.remove()
-    return summary_of(rows)
+    summary = summary_of(rows)
+    _refuse_all_bad(cohort, summary)
+    return summary
 
 
-def _check_usage(limit: int | None, workers: int) -> None:
-    for name, value in (("--limit", limit), ("--workers", workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; give a number from 1 up")
+def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Rows:
+    if settings.append:
+        return appended_rows(entries, settings.source, settings.limit, settings.seed, paths.records)
+    return new_rows(entries, settings.source, settings.limit, settings.seed)
+
+
+def _row_options(settings: IngestSettings, cohort: Cohort) -> RowOptions:
+    return RowOptions(
+        derive_leads=settings.derive_leads,
+        pace_spikes=settings.pace_spikes,
+        seconds=None if settings.seconds == "all" else settings.seconds,
+        lead_names=cohort.lead_names,
+        scale=cohort.options.scale,
+    )
+
+
+def reading_processes(machine: Machine) -> int:
+    """Return how many processes read: as many as the machine says, or as there are cores."""
+    return usable_cores() if machine.workers == "auto" else machine.workers
+
+
+def _refuse_all_bad(cohort: Cohort, summary: IngestSummary) -> None:
+    """Say so where no record could be read: nothing after ingest can work, and the reason is at hand."""
+    if not summary.n_records or summary.n_bad < summary.n_records:
+        return
+    reason = next(iter(summary.reasons), "no reason given")
+    hint = f"; {cohort.hint}" if cohort.hint else ""
+    raise InputError(
+        f"all {summary.n_records} records of {cohort.folder} are bad ({reason}); bad_records.csv names each{hint}"
+    )
 
 
 def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from cache.errors import UsageError
 from cache.signals import LEADS, N_SAMPLES, open_signals
 from cache.storage.locations import Place
 from stages.heads import EnsembleHeads
@@ -16,18 +14,6 @@ from stages.readers.at_500_hz import read_at_500_hz
 
 GATE_LEADS = ("II",)
 """What a gate that reads the signal sees where nothing else is asked for: lead II, as EnECG's does."""
-
-
-def check_gate_leads(leads: Any) -> tuple[str, ...]:
-    """Return the leads that `fit_heads.options.gate_leads` names, if they are standard leads, each once."""
-    if not isinstance(leads, list | tuple) or not leads or len(set(map(str, leads))) < len(leads):
-        raise UsageError(
-            f"fit_heads.options.gate_leads: expected a list of different leads such as [II, V1], got {leads}"
-        )
-    unknown = [lead for lead in leads if lead not in LEADS]
-    if unknown:
-        raise UsageError(f"fit_heads.options.gate_leads: '{unknown[0]}' is none of {', '.join(LEADS)}")
-    return tuple(leads)
 
 
 def gate_signal(signals_mv: np.ndarray, leads: Sequence[str]) -> np.ndarray:

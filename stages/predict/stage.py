@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache.errors import FingerprintError, InputError
+from cache.errors import FingerprintError, InputError, MissingFileError
 from stages.experts.run import RunSettings, Signal, embed_records
 from stages.heads import EnsembleHeads
 from stages.learning.data import layer_parts
 from stages.learning.gate_signal import gate_signal, leads_of, reads_signal
-from stages.predict.records import Recorded
+from stages.predict.records import Recorded, read_record
+from stages.predict.settings import Prediction, PredictPaths, PredictSettings, PredictSummary
 from stages.readers.at_500_hz import all_at_500_hz
 from stages.readers.rows import RowOptions
 
@@ -21,14 +22,35 @@ if TYPE_CHECKING:
     from stages.experts import Expert
 
 
-@dataclass
-class Prediction:
-    """What the ensemble says of one ECG; `tasks` and `gate` are ready for JSON."""
+Progress = Callable[[list[Prediction]], None]
+"""Called with the predictions of some records, as soon as they are there."""
 
-    record: str
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    gate: dict[str, dict[str, float]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+
+def run(settings: PredictSettings, paths: PredictPaths, progress: Progress | None = None) -> PredictSummary:
+    """Predict records, some at a time. A record that cannot be read is named in the summary and stops none.
+
+    Raises
+    ------
+    MissingFileError
+        No fit.
+    FingerprintError
+        An expert is not the one that the heads were fitted on.
+    """
+    heads, summary = EnsembleHeads.load(paths.heads), PredictSummary()
+    options, step = row_options(heads), settings.records_at_once
+    for start in range(0, len(paths.records), step):
+        recorded = []
+        for path in paths.records[start : start + step]:
+            try:
+                recorded.append(read_record(path, options))
+            except (InputError, MissingFileError) as error:
+                summary.unreadable.append(str(error))
+        if recorded:
+            found = predict(recorded, heads, settings.experts, settings.identities, settings.running)
+            summary.n_predicted += len(found)
+            if progress is not None:
+                progress(found)
+    return summary
 
 
 def row_options(heads: EnsembleHeads) -> RowOptions:

@@ -1,5 +1,18 @@
 """Stage `report`: one self-contained report.html. Lives here: presentation, no number that `scoring` does not give."""
 
-from stages.report.stage import write_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["write_report"]
+from stages.report.settings import ExpertFacts, ReportPaths, ReportSettings, ReportSummary, TrainingFacts
+
+if TYPE_CHECKING:
+    from stages.report.stage import run
+
+__all__ = ["ExpertFacts", "ReportPaths", "ReportSettings", "ReportSummary", "TrainingFacts", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the stage's body when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'stages.report' has no attribute '{name}'")
+    return getattr(import_module("stages.report.stage"), name)

@@ -1,53 +1,70 @@
-"""Stage `report`: one self-contained report.html from what `evaluate` left on disk.
+"""Stage `report`: one self-contained report.html, and the plots for DVC, from what `evaluate` left on disk.
 
-Lives here: reading the inputs and writing the page. Not here: its sections and drawings (`stages.report`), the
-numbers (`stages.scoring`).
+Lives here: reading the inputs and writing the page. Not here: its sections and drawings (`page`), the numbers
+(`stages.scoring`).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cache.errors import StoreError
 from cache.files import write_text
 from cache.records import open_records
+from stages.report.costs import method_costs
 from stages.report.page import render
+from stages.report.settings import ReportPaths, ReportSettings, ReportSummary
 from stages.scoring.gate_weights import open_gate_weights
+from stages.scoring.plots import write_plots
 from stages.scoring.predictions import open_predictions
-from stages.scoring.summary import read_metrics
+from stages.scoring.summary import read_metrics, require_pair
+
+Progress = Callable[[int, int], None]
 
 
-def write_report(
-    metrics_path: str | Path,
-    predictions_path: str | Path,
-    gate_weights_path: str | Path | None,
-    records_path: str | Path,
-    out_path: str | Path,
-    facts: dict[str, Any] | None = None,
-) -> Path:
-    """Write report.html: no script, no other file, readable in light, in dark and on paper.
+def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None = None) -> ReportSummary:
+    """Write report.html: no script, no other file, readable in light, in dark and on paper. Equal inputs, equal bytes.
 
     Parameters
     ----------
-    facts
-        What the files do not say; every key is optional (docs/outputs.md): "title", "warnings" [str], "commands"
-        [str], "versions" {name: version}, "experts" [{"name", "title", "version", "licence", "source", "sha256",
-        "revision", "pretrained_on", "non_commercial"}], "methods" {METHOD: {"title", "description", "parameters",
-        "seconds", "peak_memory_mb", "counts_heads"}}, "learning_curve" {TASK: [{"fraction", "method", "value", "low",
-        "high"}]}, "missing_points" {TASK: {FRACTION: reason}}, "left_out" {METHOD or "METHOD on TASK": reason},
-        "trainings" [{"name", "made_by", "parent", "task", "kept_epoch", "curve" [{"epoch", "loss", "validation_loss"}],
-        "sources", "n_records", "n_patients", "n_seen", "n_judged"}].
+    progress
+        Not called: a page takes seconds.
 
-    Returns
-    -------
-    The file. The same inputs give the same bytes.
+    Raises
+    ------
+    StoreError
+        Metrics that were not computed from these predictions, or a file that is no JSON.
     """
-    page = render(
-        read_metrics(metrics_path),
-        open_predictions(predictions_path),
-        open_gate_weights(gate_weights_path) if gate_weights_path else None,
-        open_records(records_path),
-        facts or {},
-    )
-    write_text(Path(out_path), page)
-    return Path(out_path)
+    del progress
+    metrics, predictions = read_metrics(paths.metrics), open_predictions(paths.predictions)
+    require_pair(metrics, paths.metrics, paths.predictions)
+    evaluation, fit = read_facts(paths.evaluation), read_facts(paths.fit_costs)
+    facts = {
+        **settings.model_dump(),
+        "methods": method_costs(evaluation, fit),
+        "versions": evaluation.get("versions", {}),
+        "learning_curve": evaluation.get("learning_curve", {}),
+        "missing_points": evaluation.get("missing_points", {}),
+        "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
+    }
+    weights = open_gate_weights(paths.gate_weights) if paths.gate_weights else None
+    write_text(paths.report, render(metrics, predictions, weights, open_records(paths.records), facts))
+    plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
+    return ReportSummary(paths.report, tuple(plots), metrics)
+
+
+def _unjudged(metrics: dict[str, Any]) -> dict[str, str]:
+    return {f"every method on {task}": reason for task, reason in metrics.get("left_out", {}).items()}
+
+
+def read_facts(path: Path | None) -> dict[str, Any]:
+    """Read evaluation.json or fit_costs.json; empty where the file is not there."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise StoreError(f"{path}: not JSON ({str(error).splitlines()[0]}); run its stage again") from error

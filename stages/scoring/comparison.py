@@ -46,6 +46,11 @@ def best_single_expert(target: Target, values: dict[str, dict[str, float]]) -> s
     return max(experts, key=lambda name: sign * values[name][metric], default=None)
 
 
+def has_labelled_test(predictions: Predictions, task: str) -> bool:
+    """Whether any method predicts a labelled test record of a task."""
+    return any(predictions.read(task, method, "test").labelled.any() for method in predictions.methods(task))
+
+
 def labelled_test_block(predictions: Predictions, task: str, method: str) -> Block:
     """Return one method's labelled test records, sorted by record and fold.
 

@@ -6,6 +6,7 @@ All pictures are of the method the report is about (the gate); `methods/` compar
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,15 @@ def write_plots(
 
 
 def file_name(task: str) -> str:
-    """Return a task's name as a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", task).lstrip(".") or "task"
+    """Return a task's name as a file name and anchor; where letters had to go, a digest keeps names apart.
+
+    Examples
+    --------
+    >>> file_name("age"), file_name("AF/AFL"), file_name("AF+AFL")
+    ('age', 'AF_AFL-42d10e02', 'AF_AFL-691467b9')
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", task).strip("._") or "task"
+    return plain if plain == task else f"{plain}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 def _methods(found: dict[str, Any]) -> pd.DataFrame:

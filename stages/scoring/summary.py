@@ -18,9 +18,10 @@ import pandas as pd
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import write_text
+from cache.fingerprint import file_digest
 from cache.records import Target, target_array
 from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
-from stages.scoring.comparison import Comparison, Draws, compare, main_method
+from stages.scoring.comparison import Comparison, Draws, compare, has_labelled_test, main_method
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
 from stages.scoring.predictions import Block, Predictions, has_label
 from stages.scoring.subgroups import subgroups
@@ -51,21 +52,45 @@ def summarise(
         A method without labelled test records, or methods whose truths disagree.
     """
     report = on_progress or (lambda task, method: None)
-    tasks = {}
+    tasks, left_out = {}, {}
     for name, target in predictions.tasks.items():
-        if predictions.methods(name):
-            compared = compare(predictions, target, Draws(n_resamples, seed), partial(report, name))
-            tasks[name] = _task(predictions, compared, records)
+        if not has_labelled_test(predictions, name):
+            left_out[name] = "no test record has a label and a prediction"
+            continue
+        compared = compare(predictions, target, Draws(n_resamples, seed), partial(report, name))
+        tasks[name] = _task(predictions, compared, records)
     return {
         "schema_version": SCHEMA_VERSION,
         "bootstrap": {"unit": "patient", "resamples": n_resamples, "seed": seed, "level": LEVEL},
         "tasks": tasks,
+        "left_out": left_out,
     }
 
 
-def write_metrics(path: str | Path, metrics: Json) -> None:
-    """Write metrics.json: null for undefined, no timestamps, the same bytes for the same content."""
-    write_text(Path(path), json.dumps(_plain(metrics), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON: null for undefined, no timestamps, the same bytes for the same content."""
+    write_text(Path(path), json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_metrics(path: str | Path, metrics: Json, predictions: str | Path) -> None:
+    """Write metrics.json, which names the digest of the predictions.parquet that it was computed from."""
+    digest = file_digest(Path(predictions))
+    write_json(path, {**metrics, "predictions_sha256": digest})
+
+
+def require_pair(metrics: Json, metrics_path: str | Path, predictions_path: str | Path) -> None:
+    """Refuse metrics that were computed from other predictions.
+
+    Raises
+    ------
+    StoreError
+        Naming both files.
+    """
+    if metrics.get("predictions_sha256") != file_digest(Path(predictions_path)):
+        raise StoreError(
+            f"{metrics_path} was not computed from this {predictions_path}; run `ensemble evaluate` again, or bring "
+            "the two files of one evaluation"
+        )
 
 
 def read_metrics(path: str | Path = "metrics.json") -> Json:

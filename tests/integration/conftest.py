@@ -40,7 +40,8 @@ def cohort(tmp_path_factory, tiny_ecgfm, make_cohort, program):
     params = {
         "cohort": {"source": "wfdb", "path": "."},
         "experts": {"ecgfm": {"weights": "ecgfm.safetensors", "config": tiny_ecgfm.config}},
-        "embed": {"shard_records": SHARD, "batch_size": 2, "device": "cpu", "workers": 1},
+        "embed": {"shard_records": SHARD},
+        "machine": {"batch_size": 2, "device": "cpu", "workers": 1},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     with Forks(program, folder) as forks:

@@ -8,24 +8,28 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from pydantic import ValidationError
 
 import stages.evaluate.stage
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
-from cache.errors import FingerprintError, UsageError
+from cache.errors import FingerprintError
 from cache.records import records_digest
 from cache.upkeep.resume import create_embeddings
 from pipeline.study.folder import Study
-from pipeline.views.report_facts import report_facts
-from stages.evaluate import EvaluationPaths, evaluate
+from pipeline.views.report_facts import commands, report_paths
+from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 from stages.evaluate import methods as compared
-from stages.fit_heads import fit_heads
+from stages.fit_heads import FitHeadsPaths, FitHeadsSettings
+from stages.fit_heads import run as run_fit
 from stages.heads import EnsembleHeads
 from stages.heads.inputs.lazy_rows import LazyRows
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import read_data, read_outputs, task_specs
 from stages.learning.folds import make_splits
 from stages.learning.gate_signal import enecg_lead, read_enecg_lead
+from stages.report.costs import method_costs
+from stages.report.stage import read_facts
 from stages.scoring.predictions import open_predictions
 
 N = 90
@@ -53,29 +57,33 @@ def study(tmp_path_factory: pytest.TempPathFactory, make_cohort) -> Path:
     for name, output in (("dlinear", True), ("mine", False)):
         vectors = told @ rng.normal(size=(2, 12)) + 0.5 * rng.normal(size=(N, 12))
         vectors[3] = np.nan
-        _write_store(folder / f"{name}.zarr", records["record_id"].tolist(), vectors, output=output)
-    fit_heads(
-        folder / "records.parquet",
-        _stores(folder),
-        folder / "heads",
-        signals_path=folder / "signals.zarr",
-        preset="enecg",
-        folds=3,
-        options=OPTIONS,
-    )
+        _write_store(folder / f"embeddings/{name}.zarr", records["record_id"].tolist(), vectors, output=output)
+    fit(folder, preset="enecg", folds=3, options=OPTIONS)
     return folder
 
 
+def fit(folder: Path, stores: dict[str, Path] | None = None, **settings) -> None:
+    names = ("records.parquet", "signals.zarr")
+    paths = FitHeadsPaths(
+        *(folder / name for name in names), stores or _stores(folder), folder / "heads", folder / "fit_costs.json"
+    )
+    run_fit(FitHeadsSettings(**settings), paths)
+
+
 def _stores(folder: Path) -> dict[str, Path]:
-    return {name: folder / f"{name}.zarr" for name in ("mine", "dlinear")}
+    return {name: folder / f"embeddings/{name}.zarr" for name in ("mine", "dlinear")}
 
 
-def _evaluate(folder: Path, stores=None, **options):
-    names = ("records.parquet", "signals.zarr", "heads", "predictions.parquet", "gate_weights.parquet")
-    paths = EvaluationPaths(*(folder / n for n in (*names, "metrics.json", "headline.json", "remembered")))
+def _evaluate(folder: Path, stores=None, **settings):
+    outputs = ("predictions.parquet", "gate_weights.parquet", "metrics.json", "headline.json", "evaluation.json")
+    paths = EvaluatePaths(
+        folder / "records.parquet",
+        folder / "signals.zarr",
+        stores or _stores(folder),
+        *(folder / name for name in ("heads", *outputs, "remembered")),
+    )
     fitted: list[str] = []
-    found = evaluate(paths, stores or _stores(folder), n_resamples=100, on_method=fitted.append, **options)
-    return found, fitted
+    return run(EvaluateSettings(bootstrap=100, **settings), paths, fitted.append), fitted
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
@@ -88,9 +96,9 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
 
     monkeypatch.setattr(compared, "_reference", killed)
     with pytest.raises(KeyboardInterrupt):
-        _evaluate(study, methods=compared.COMPARED)
+        _evaluate(study, compare=True)
     monkeypatch.setattr(compared, "_reference", whole)
-    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.5, 1.0))
+    found, fitted = _evaluate(study, compare=True, fractions=(0.5, 1.0))
     assert fitted == ["full_rank", "ppa", "pma", "probe_head", "enecg", "gate on 50% of the patients"]
     expected = {"gate", "expert:mine", "expert:dlinear", *compared.COMPARED}
     assert set(found.metrics["tasks"]["sex"]["methods"]) == expected
@@ -99,19 +107,19 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
     assert found.left_out == {}
     first = (study / "metrics.json").read_bytes()
     assert "seconds" not in first.decode()
-    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.5, 1.0))
+    found, fitted = _evaluate(study, compare=True, fractions=(0.5, 1.0))
     assert fitted == []
     assert (study / "metrics.json").read_bytes() == first
     points = found.learning_curve["age"]
     assert {p["fraction"] for p in points if p["method"] == "gate"} == {0.5, 1.0}
     assert found.left_out == {}
-    found, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.02,))
+    found, fitted = _evaluate(study, compare=True, fractions=(0.02,))
     assert fitted == ["gate on 2% of the patients"]
     assert "0.02" in found.missing_points["sex"]  # one patient a split has one sex
     assert [p["fraction"] for p in found.learning_curve.get("sex", [])] == []
-    again, fitted = _evaluate(study, methods=compared.COMPARED, fractions=(0.02,))
+    again, fitted = _evaluate(study, compare=True, fractions=(0.02,))
     assert (again.missing_points, again.learning_curve, fitted) == (found.missing_points, found.learning_curve, [])
-    with pytest.raises(UsageError, match=r"--fractions 1\.5"):
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
         _evaluate(study, fractions=(1.5,))
 
 
@@ -147,8 +155,8 @@ def test_lead_ii_is_standardised_as_the_official_loader_does(parity_dir):
 def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_path, monkeypatch, ensemble):
     shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered"))
     monkeypatch.chdir(tmp_path / "study")
-    monkeypatch.setattr(compared, "COMPARED", ("trivial", "ppa"))  # others than those of every evaluation
-    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}, "embeddings": "."}
+    monkeypatch.setattr(stages.evaluate.stage, "COMPARED", ("trivial", "ppa"))  # others than those of every evaluation
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}}
     params |= {"evaluate": {"bootstrap": 100, "compare": True, "fractions": [0.5]}}
 
     def told(*options):
@@ -156,17 +164,19 @@ def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_
         done = ensemble("evaluate", *options)
         assert done.returncode == 0, done.stderr
         methods = json.loads(Path("metrics.json").read_text())["tasks"]["sex"]["methods"]
-        facts = report_facts(Study())
-        return "ppa" in methods, bool(facts["learning_curve"]), facts["commands"][:-2], "to keep this" in done.stderr
+        curve = json.loads(Path("evaluation.json").read_text())["learning_curve"]
+        return "ppa" in methods, bool(curve), commands(Study())[:-2], "to keep this" in done.stderr
 
     kept = "dvc repro                # params.yaml: evaluate: {compare: true, fractions: [0.5]}"
     assert told() == (True, True, [kept], False)
     plain = ["dvc repro", 'ensemble evaluate --no-compare --fractions ""', "ensemble report"]
     assert told("--no-compare", "--fractions", "") == (False, False, plain, True)
-    costs = report_facts(Study())["methods"]
+    paths = report_paths(Study())
+    costs = method_costs(read_facts(paths.evaluation), read_facts(paths.fit_costs))
     heads = sum(costs[f"expert:{name}"]["parameters"] for name in ("mine", "dlinear"))
     assert costs["mean"] == {
         "parameters": heads,
+        "seconds": costs["mean"]["seconds"],
         "peak_memory_mb": costs["mean"]["peak_memory_mb"],
         "counts_heads": True,
     }
@@ -180,7 +190,7 @@ def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_
 def test_an_evaluation_keeps_to_the_memory_and_device_of_params_yaml(study, tmp_path, monkeypatch, ensemble):
     shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered", "enecg"))
     monkeypatch.chdir(tmp_path / "study")
-    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}, "embeddings": "."}
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"mine": {}, "dlinear": {}}}
     params |= {"evaluate": {"bootstrap": 100}}
     seen = []
 
@@ -190,8 +200,8 @@ def test_an_evaluation_keeps_to_the_memory_and_device_of_params_yaml(study, tmp_
 
     whole = stages.evaluate.stage._only
     monkeypatch.setattr(stages.evaluate.stage, "_only", only)
-    for options in ({}, {"memory_gb": 1e-6, "device": "cpu"}):
-        Path("params.yaml").write_text(yaml.safe_dump(params | {"fit_heads": {"options": options}}))
+    for machine in ({}, {"memory_gb": 1e-6, "device": "cpu"}):
+        Path("params.yaml").write_text(yaml.safe_dump(params | {"machine": machine}))
         assert ensemble("evaluate").returncode == 0
     assert seen == [(False, "auto", "auto"), (True, 1e-6, "cpu")]
 
@@ -212,37 +222,40 @@ def test_a_reference_method_gets_the_options_that_it_shares_with_the_fit(name):
         assert expected, "at least what to do with a task that cannot be learnt"
 
 
-def test_changed_vectors_of_another_tool_are_refused_and_no_method_remembered(study, tmp_path):
-    vectors = np.array(open_embeddings(study / "mine.zarr").read_embedding())
+def test_changed_vectors_of_another_tool_are_refused_and_no_method_remembered(study, tmp_path, monkeypatch):
+    vectors = np.array(open_embeddings(study / "embeddings/mine.zarr").read_embedding())
     digest = records_digest(open_records(study / "records.parquet")["record_id"])
     group = zarr.create_group(tmp_path / "mine.zarr", attributes={"records_digest": digest})
     for name, values in (("layers", vectors[:, None]), ("embedding", vectors), ("done", np.ones(N, dtype=bool))):
         group.create_array(name, data=values)
     for name in ("records.parquet", "signals.zarr"):
         (tmp_path / name).symlink_to(study / name)
-    paths = (tmp_path / "records.parquet", {"mine": tmp_path / "mine.zarr"}, tmp_path / "heads")
-    options = {"signals_path": tmp_path / "signals.zarr", "options": OPTIONS, "folds": 3}
+    stores = {"mine": tmp_path / "mine.zarr"}
+    monkeypatch.setattr(stages.evaluate.stage, "DEFAULT_METHODS", ("trivial",))
 
     def evaluated():
-        return _evaluate(tmp_path, stores=paths[1], methods=("trivial",))[1]
+        return _evaluate(tmp_path, stores=stores)[1]
 
-    fit_heads(*paths, **options)
+    fit(tmp_path, stores, options=OPTIONS, folds=3)
     assert (evaluated(), evaluated()) == (["trivial"], [])
     group["embedding"][:] = vectors[::-1]
     with pytest.raises(FingerprintError, match="was fitted on other embeddings of 'mine'"):
         evaluated()
-    fit_heads(*paths, **options)
+    fit(tmp_path, stores, options=OPTIONS, folds=3)
     assert evaluated() == ["trivial"]
     fingerprints = {"mine": open_embeddings(tmp_path / "mine.zarr").fingerprint}
-    keys = [compared.state_key(tmp_path / "heads", paths[0], told) for told in (fingerprints, {"mine": "other"})]
+    keys = [
+        compared.state_key(tmp_path / "heads", tmp_path / "records.parquet", told)
+        for told in (fingerprints, {"mine": "other"})
+    ]
     assert keys[0] != keys[1]
 
 
 def test_a_store_whose_rows_are_in_another_order_is_refused(study, tmp_path):
     records = open_records(study / "records.parquet")["record_id"].tolist()
     order = np.random.default_rng(1).permutation(N)
-    vectors = np.concatenate([open_embeddings(study / "mine.zarr").read_embedding()] * 2, 1)
+    vectors = np.concatenate([open_embeddings(study / "embeddings/mine.zarr").read_embedding()] * 2, 1)
     _write_store(tmp_path / "mine.zarr", [records[i] for i in order], vectors[order], output=False)
     stores = _stores(study) | {"mine": tmp_path / "mine.zarr"}
     with pytest.raises(FingerprintError, match=r"mine\.zarr: was made for other records or another row order"):
-        fit_heads(study / "records.parquet", stores, tmp_path / "heads", signals_path=study / "signals.zarr")
+        fit(study, stores)

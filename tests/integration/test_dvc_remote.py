@@ -73,11 +73,12 @@ def study(tmp_path_factory, make_cohort, tiny_ecgfm) -> Study:
     params = {
         "cohort": {"source": "wfdb", "path": "."},
         "experts": {"ecgfm": {"weights": "ecgfm.safetensors", "config": tiny_ecgfm.config}},
-        "embed": {"shard_records": SHARD, "batch_size": 2, "device": "cpu", "workers": 1},
+        "embed": {"shard_records": SHARD},
+        "machine": {"batch_size": 2, "device": "cpu", "workers": 1},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     template = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]["embed"]
-    template["do"]["deps"] = [dep for dep in template["do"]["deps"] if not dep.startswith("stages/")]
+    template["do"]["deps"] = [dep for dep in template["do"]["deps"] if not dep.startswith(("stages/", "cache"))]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"embed": template}}))
     return study
 

@@ -31,7 +31,8 @@ def made(tmp_path_factory, make_cohort, tiny_ecgfm):
     params = {
         "cohort": {"source": "wfdb", "path": "."},
         "experts": {"ecgfm": {"weights": "ecgfm.safetensors", "config": tiny_ecgfm.config}},
-        "embed": {"shard_records": SHARD, "batch_size": 2, "device": "cpu", "workers": 1},
+        "embed": {"shard_records": SHARD},
+        "machine": {"batch_size": 2, "device": "cpu", "workers": 1},
         "tasks": ["sex"],
         "fit_heads": {"options": {"lora_epochs": 2, "gate_epochs": 2}},
         "evaluate": {"bootstrap": 100},

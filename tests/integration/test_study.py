@@ -73,7 +73,7 @@ def made(tmp_path_factory, tiny_ecgfm) -> Study:
         "ecgfm": {"weights": "weights/tiny.safetensors", "config": tiny_ecgfm.config},
     }
     params["tasks"] = ["rr_interval", "gender"]
-    params["embed"]["workers"] = 1
+    params["machine"]["workers"] = 1
     params["evaluate"] = {"bootstrap": 100}
     (study.folder / "params.yaml").write_text(yaml.safe_dump(params))
     study.repro()

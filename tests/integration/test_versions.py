@@ -46,12 +46,13 @@ def made(tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     before = run(study, "dvc", "stage", "list", "--name-only").split()
     params = yaml.safe_load((study / "params.yaml").read_text())
     weights = {name: f"weights/versions/{name}" for name in (BASE, TUNED)}
-    loop = {"epochs": 2, "batch_size": 16, "learning_rate": 0.002, "device": "cpu"}
+    loop = {"epochs": 2, "batch_size": 16, "learning_rate": 0.002}
     params["pretrain"] = {BASE: {"expert": "stmem", "variant": "ipastmem", "config": {**SMALL, **DECODER}, **loop}}
     params["posttrain"] = {TUNED: {"expert": BASE, "task": "gender", "weights": weights[BASE], "seeds": [0, 1], **loop}}
     params["experts"] = {TUNED: {"weights": weights[TUNED]}}
     params["tasks"], params["evaluate"] = ["gender"], {"bootstrap": 100}
-    params["embed"]["workers"], params["fit_heads"]["folds"] = 1, "split"
+    params["machine"] |= {"workers": 1, "device": "cpu"}
+    params["fit_heads"]["folds"] = "split"
     (study / "params.yaml").write_text(yaml.safe_dump(params))
     return study, before, ran(run(study, "dvc", "repro"))
 

@@ -23,13 +23,29 @@ def test_what_is_not_said_has_a_default(tmp_path):
     ("change", "message"),
     [
         ({"expert": {}}, "unknown key 'expert'; did you mean 'experts'?"),
-        ({"embed": {"batchsize": 4}}, "unknown key 'embed.batchsize'; did you mean 'batch_size'?"),
+        ({"machine": {"batchsize": 4}}, "unknown key 'machine.batchsize'; did you mean 'batch_size'?"),
         ({"experts": {"rocket": {"wheights": "x"}}}, "unknown key 'experts.rocket.wheights'; did you mean 'weights'?"),
         ({"evaluate": {"bootstrap": 5}}, "evaluate.bootstrap: input should be greater than or equal to 100, got 5"),
         ({"evaluate": {"fractions": [0.1, 1.5]}}, "evaluate.fractions.1: input should be less than or equal to 1"),
         ({"evaluate": {"compared": True}}, "unknown key 'evaluate.compared'; did you mean 'compare'?"),
-        ({"embed": {"device": "tpu"}}, "embed.device: string should match pattern"),
+        ({"machine": {"device": "tpu"}}, "machine.device: string should match pattern"),
         ({"cohort": {"source": "ptbxl"}}, "cohort.path: field required"),
+        ({"tasks": []}, "tasks"),
+        ({"fit_heads": {"options": {"rnak": 4}}}, "unknown key 'fit_heads.options.rnak'; did you mean 'rank'?"),
+        (
+            {"fit_heads": {"options": {"top_k": -2}}},
+            "fit_heads.options.top_k -2 is not allowed; it must be a whole number from 0",
+        ),
+        (
+            {"fit_heads": {"options": {"gate_leads": ["II", "II"]}}},
+            "fit_heads.options.gate_leads ['II', 'II'] is not allowed; it must be a list of different leads",
+        ),
+        ({"embed": {"device": "cpu"}}, "embed.device is machine.device now; move it there"),
+        ({"cohort": {**MINIMAL["cohort"], "workers": 2}}, "cohort.workers is machine.workers now"),
+        ({"fit_heads": {"options": {"memory_gb": 3}}}, "fit_heads.options.memory_gb is machine.memory_gb now"),
+        ({"pretrain": {"stmem+a": {"device": "cpu"}}}, "pretrain.stmem+a.device is machine.device now"),
+        ({"embeddings": "../shared"}, "embeddings: ../shared is a folder that dvc.yaml does not watch"),
+        ({"signals": "/elsewhere/signals.zarr"}, "is a folder that dvc.yaml does not watch"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_in_one_line(tmp_path, change, message):
@@ -58,9 +74,9 @@ def test_source_and_path_need_no_params_file(tmp_path):
 
 
 def test_another_source_does_not_inherit_the_options(tmp_path):
-    params = {**MINIMAL, "cohort": {"source": "ptbxl", "path": "records", "options": {"rate_hz": 100}}}
+    params = {**MINIMAL, "cohort": {"source": "ptbxl", "path": "records", "options": {"rate": 100}}}
     study = Study(write(tmp_path, params))
-    assert study.cohort("ptbxl").options == {"rate_hz": 100}
+    assert study.cohort("ptbxl").options == {"rate": 100}
     assert study.cohort("wfdb", tmp_path).options == {}
     with pytest.raises(UsageError, match="with --path"):
         study.cohort("wfdb")
@@ -69,3 +85,12 @@ def test_another_source_does_not_inherit_the_options(tmp_path):
 def test_an_expert_that_is_not_in_the_study_is_answered_with_those_that_are(tmp_path):
     with pytest.raises(UsageError, match=r"'ecgfm' is not in params\.yaml; there are: rocket"):
         Study(write(tmp_path, MINIMAL)).check_experts(["ecgfm"])
+
+
+def test_a_misspelt_option_of_the_source_is_refused_before_any_work(tmp_path):
+    study = Study(write(tmp_path, {**MINIMAL, "cohort": {"source": "ptbxl", "path": "x", "options": {"rata": 100}}}))
+    with pytest.raises(UsageError, match=r"source 'ptbxl' has no option 'rata'; did you mean 'rate'\?"):
+        study.params  # noqa: B018
+    study = Study(write(tmp_path, {**MINIMAL, "cohort": {"source": "ptb-xl", "path": "x"}}))
+    with pytest.raises(UsageError, match="unknown source 'ptb-xl'; did you mean 'ptbxl'"):
+        study.params  # noqa: B018

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError
-from stages.ingest import ingest
 from stages.ingest import row_block as blocks
 from stages.ingest.folds import assign_folds
 from stages.synthetic import generate
+from tests.ingesting import ingest
 
 
 @pytest.fixture(scope="module")

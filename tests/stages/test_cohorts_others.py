@@ -15,7 +15,7 @@ from cache.errors import EnsembleError
 from cache.signals import LEADS
 from stages.cohorts import list_cohorts, open_cohort
 from stages.cohorts._snomed import SCORED
-from stages.ingest import ingest
+from tests.ingesting import ingest
 
 
 def run(source, folder, out, options=None):

@@ -8,7 +8,7 @@ import pytest
 from cache import open_records, target_array
 from cache.errors import InputError, UsageError
 from stages.cohorts import open_cohort
-from stages.ingest import ingest
+from tests.ingesting import ingest
 
 
 def test_labels_equal_an_independent_reading(test_data, tmp_path):

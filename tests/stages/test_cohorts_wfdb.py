@@ -11,10 +11,10 @@ from cache import open_records
 from cache.errors import EnsembleError, InputError
 from cache.records import target_array, write_records
 from stages.cohorts import open_cohort
-from stages.ingest import ingest
 from stages.ingest.record_table import new_rows
 from stages.scoring.predictions import open_predictions, writing_predictions
 from stages.scoring.summary import summarise
+from tests.ingesting import ingest
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from cache import open_records, open_signals
 from cache.errors import UsageError
@@ -10,7 +11,7 @@ from cache.signals import LEADS
 from pipeline.compute.embedding import embed_settings
 from pipeline.study.folder import Study
 from stages.embed import describe, load_for
-from stages.fit_heads import fit_heads
+from stages.fit_heads import FitHeadsPaths, FitHeadsSettings, run
 from stages.heads import EnsembleHeads
 from stages.learning.data import expert_identity
 from stages.learning.gate_signal import gate_signal, leads_of, read_gate_signal
@@ -75,14 +76,19 @@ def test_the_chosen_leads_are_those_of_fit_evaluation_and_prediction(toy_study, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate_input": "signal", "gate_leads": ["II", "MLII"]}, "gate_leads: 'MLII' is none of I, II, III, aVR"),
-        ({"gate_input": "signal", "gate_leads": "II"}, "expected a list of different leads such as"),
-        ({"gate_input": "signal", "gate_leads": []}, "expected a list of different leads such as"),
-        ({"gate_input": "signal", "gate_leads": ["II", "II"]}, "expected a list of different leads such as"),
-        ({"gate_leads": ["II"]}, "the gate reads no signal; let gate_input name it, too"),
-        ({"gate_lead": ["II"]}, "has no 'gate_lead'; it has: .*gate_leads"),
+        ({"gate_input": "signal", "gate_leads": ["II", "MLII"]}, "a list of different leads"),
+        ({"gate_input": "signal", "gate_leads": "II"}, "a list of different leads"),
+        ({"gate_input": "signal", "gate_leads": []}, "a list of different leads"),
+        ({"gate_input": "signal", "gate_leads": ["II", "II"]}, "a list of different leads"),
+        ({"gate_lead": ["II"]}, "Extra inputs are not permitted"),
     ],
 )
-def test_leads_that_cannot_be_read_are_refused(tmp_path, options, message):
-    with pytest.raises(UsageError, match=message):
-        fit_heads(tmp_path / "r", {}, tmp_path / "heads", signals_path=tmp_path / "s", options=options)
+def test_leads_that_cannot_be_read_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        FitHeadsSettings(options=options)
+
+
+def test_leads_for_a_gate_that_reads_no_signal_are_refused(tmp_path):
+    paths = FitHeadsPaths(tmp_path / "r", tmp_path / "s", {}, tmp_path / "heads")
+    with pytest.raises(UsageError, match="the gate reads no signal; let gate_input name it, too"):
+        run(FitHeadsSettings(options={"gate_leads": ["II"]}), paths)

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sklearn.base import clone
 
 from cache.errors import UsageError
-from stages.fit_heads import make_heads
+from stages.fit_heads import FitHeadsSettings
 from stages.heads import EnsembleHeads
-from stages.heads.options import RULES, check_options
+from stages.heads.options import EstimatorOptions, FitOptions, checked
 
 WRONG: list[tuple[str, Any]] = [
     ("layer_mix", ["embedding"]),
@@ -55,20 +56,27 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(name: str, value: Any
     heads = EnsembleHeads().set_params(**{name: value})
     with pytest.raises(UsageError) as caught:
         heads.fit({}, {})  # refused before the data are looked at
-    assert str(caught.value) == f"{name} {value!r} is not allowed; it must be {RULES[name][1]}"
+    assert str(caught.value).startswith(f"{name} {value!r} is not allowed; it must be ")
     assert "\n" not in str(caught.value)
 
 
 def test_every_option_has_a_rule_that_refuses_something_and_allows_its_default() -> None:
-    assert set(RULES) == set(EnsembleHeads().get_params()) == {name for name, _ in WRONG}
-    check_options(EnsembleHeads().get_params())
-    check_options({"rank": np.int64(4), "strengths": np.array([0.1, 1.0]), "inner_folds": 0, "memory_gb": 0})
-    check_options({"strengths": [1], "gate_input": ("signal", "embedding"), "lora": np.bool_(True), "alpha": 16.5})
+    assert set(EstimatorOptions.model_fields) == set(EnsembleHeads().get_params()) == {name for name, _ in WRONG}
+    assert checked(EstimatorOptions, EnsembleHeads().get_params()) == EstimatorOptions()
+    kept = {"rank": np.int64(4), "strengths": np.array([0.1, 1.0]), "inner_folds": 0, "memory_gb": 0}
+    found = checked(EstimatorOptions, kept)
+    assert (found.rank, found.strengths, found.inner_folds, found.memory_gb) == (4, (0.1, 1.0), 0, 0)
+    found = checked(FitOptions, {"strengths": [1], "gate_input": ("signal",), "lora": np.bool_(True), "alpha": 16.5})
+    assert (found.strengths, found.gate_input, found.lora, found.alpha) == ((1.0,), ("signal",), True, 16.5)
 
 
-def test_params_yaml_options_are_refused_under_their_own_name() -> None:
-    with pytest.raises(UsageError, match=r"^fit_heads\.options\.top_k -2 is not allowed; .* whole number from 0$"):
-        make_heads({"top_k": -2}, 0, skip=True)
+def test_an_option_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"^fit_heads\.options\.top_kk is no option; did you mean 'top_k'\?$"):
+        checked(FitOptions, {"top_kk": 2}, "fit_heads.options.")
+    with pytest.raises(ValidationError, match="whole number from 0"):
+        FitHeadsSettings(options={"top_k": -2})
+    with pytest.raises(TypeError, match="no parameter 'ranks'"):
+        EnsembleHeads(ranks=3)
 
 
 def test_scikit_learn_can_still_clone() -> None:

@@ -10,9 +10,9 @@ import pytest
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError, UsageError
 from cache.signals import MISSING
-from stages.ingest import ingest
 from stages.ingest import shards as stage
 from stages.synthetic import generate
+from tests.ingesting import ingest
 
 
 @pytest.fixture(scope="module")

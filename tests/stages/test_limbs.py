@@ -6,10 +6,10 @@ import wfdb
 
 from cache import open_records, open_signals
 from cache.signals import LEADS, MISSING
-from stages.ingest import ingest
 from stages.readers import read_wfdb, standardise
 from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.limbs import derive_limb_leads, limb_suspicions
+from tests.ingesting import ingest
 
 
 def hearts(n: int = 4) -> np.ndarray:

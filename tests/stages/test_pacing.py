@@ -9,11 +9,11 @@ import pytest
 
 from cache import open_records
 from cache.signals import MISSING
-from stages.ingest import ingest
 from stages.readers import read_wfdb, standardise
 from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.pacing import SEVERAL, count_pace_spikes
 from stages.synthetic import generate
+from tests.ingesting import ingest
 
 
 def beats(n_rows: int = 1, seed: int = 0) -> np.ndarray:

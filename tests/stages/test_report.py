@@ -1,6 +1,8 @@
+import contextlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,28 +11,33 @@ import pytest
 from rich.console import Console
 
 from cache.errors import InputError, MissingFileError, StoreError
+from cache.files import staged
 from cache.records import Target, write_records
-from stages.report import write_report
+from stages.report import ReportPaths, ReportSettings, run
 from stages.report.svg import nice_ticks, tick_text
-from stages.scoring.plots import FOLDERS, write_plots
+from stages.scoring.plots import FOLDERS, file_name, write_plots
 from stages.scoring.predictions import open_predictions, writing_predictions
 from stages.scoring.summary import headline, read_metrics, summarise, write_metrics
 from stages.scoring.table import differences_table, metrics_table, number
 from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_study
 
 VOID = {"meta", "br", "line", "link", "img", "hr"}
-FACTS = {
-    "title": "A <study> & more",
-    "warnings": ["ecgfm was pretrained on this cohort"],
-    "commands": ["ensemble ingest --source ptbxl"],
-    "experts": [{"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]}],
-    "methods": {"gate": {"parameters": 74896, "seconds": 2.5}, "mean": {"parameters": 70001, "counts_heads": True}},
+FACTS = ReportSettings(
+    title="A <study> & more",
+    warnings=("ecgfm was pretrained on this cohort",),
+    commands=("ensemble ingest --source ptbxl",),
+    experts=({"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]},),
+)
+EVALUATION = {
+    "costs": {"gate": {"parameters": 74896}, "expert:ecgfm": {"parameters": 70000}, "mean": {"parameters": 1}},
+    "versions": {"torch": "2.13.0"},
     "left_out": {"pma": "no expert has layers.", "enecg on superclass": "EnECG has no multilabel task"},
     "missing_points": {"gender": {"0.01": "one class only"}, "age": {"0.02": "too few"}},
     "learning_curve": {
         "age": [{"fraction": f, "method": "gate", "value": 8 - f, "low": 7, "high": 9} for f in (0.1, 1)]
     },
 }
+FIT_COSTS = {"seconds": 2.5}
 
 
 class Wellformed(HTMLParser):
@@ -68,15 +75,17 @@ def study(tmp_path_factory):
     records = write_study(folder, n=300, folds=2)
     write_records(folder / "records.parquet", records, list(TARGETS.values()))
     metrics = summarise(open_predictions(folder / "predictions.parquet"), records, n_resamples=60)
-    write_metrics(folder / "metrics.json", metrics)
+    write_metrics(folder / "metrics.json", metrics, folder / "predictions.parquet")
     return folder
 
 
-def report(study, out, facts=FACTS, weights="gate_weights.parquet"):
-    paths = [
-        study / name if name else None for name in ("metrics.json", "predictions.parquet", weights, "records.parquet")
-    ]
-    return write_report(*paths, out, facts)
+def report(study, out, facts=FACTS, weights="gate_weights.parquet", found=EVALUATION):
+    out.parent.mkdir(exist_ok=True)
+    evaluation, fit = out.with_name("evaluation.json"), out.with_name("fit_costs.json")
+    evaluation.write_text(json.dumps(found))
+    fit.write_text(json.dumps(FIT_COSTS if found else {}))
+    inputs = (study / name for name in ("records.parquet", "metrics.json", "predictions.parquet"))
+    return run(facts, ReportPaths(*inputs, out, study / weights if weights else None, evaluation, fit)).report
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +100,7 @@ def metrics(study):
 
 def test_metrics_are_recomputed_from_the_predictions_alone(study, metrics):
     again = summarise(open_predictions(study / "predictions.parquet"), n_resamples=60)
-    write_metrics(study / "again.json", again)
+    write_metrics(study / "again.json", again, study / "predictions.parquet")
     for task, found in json.loads((study / "again.json").read_text())["tasks"].items():
         for key in ("methods", "differences", "best_single_expert", "per_class", "folds"):
             assert found.get(key) == metrics["tasks"][task].get(key)
@@ -127,7 +136,8 @@ def test_undefined_metrics_become_null(tmp_path):
         table.add(
             "rare", "gate", "test", 0, record_ids=ids, patient_ids=ids, y_true=np.zeros(3), y_pred=np.full(3, 0.1)
         )
-    write_metrics(tmp_path / "m.json", summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=10))
+    found = summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=10)
+    write_metrics(tmp_path / "m.json", found, tmp_path / "p.parquet")
     found = read_metrics(tmp_path / "m.json")["tasks"]["rare"]
     assert found["methods"]["gate"]["auroc"] == {"value": None, "low": None, "high": None}
     assert found["methods"]["gate"]["accuracy"]["value"] == 1
@@ -163,12 +173,56 @@ def test_methods_whose_truths_disagree_are_refused(tmp_path):
         summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
 
 
-def test_a_task_without_labelled_test_records_is_refused(tmp_path):
+def test_a_task_without_labelled_test_records_is_left_out_and_the_others_are_judged(tmp_path):
     ids = np.array(["a"], dtype=object)
-    with writing_predictions(tmp_path / "p.parquet", {"age": TARGETS["age"]}) as table:
-        table.add("age", "gate", "val", 0, record_ids=ids, patient_ids=ids, y_true=np.ones(1), y_pred=np.ones(1))
-    with pytest.raises(InputError, match="no labelled record of the test split"):
-        summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
+    targets = {"age": TARGETS["age"], "weight": Target("weight", "regression")}
+    with writing_predictions(tmp_path / "p.parquet", targets) as table:
+        for task, split in (("age", "val"), ("weight", "test")):
+            table.add(task, "gate", split, 0, record_ids=ids, patient_ids=ids, y_true=np.ones(1), y_pred=np.ones(1))
+    found = summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
+    assert set(found["tasks"]) == {"weight"}
+    assert found["left_out"] == {"age": "no test record has a label and a prediction"}
+
+
+def test_metrics_and_predictions_of_different_evaluations_are_refused(study, tmp_path):
+    for name in ("metrics.json", "records.parquet", "gate_weights.parquet"):
+        shutil.copy(study / name, tmp_path / name)
+    write_study(tmp_path, n=300, folds=2, seed=5)
+    with pytest.raises(StoreError, match=r"metrics\.json was not computed from this .*predictions\.parquet; run `ens"):
+        report(tmp_path, tmp_path / "out.html")
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_outputs_appear_together_or_not_at_all(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_text("old")
+    with contextlib.suppress(RuntimeError), staged(paths) as drafts:
+        drafts[paths[0]].write_text("new")
+        raise RuntimeError
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    with staged(paths) as drafts:
+        for path in paths:
+            drafts[path].write_text("new")
+    assert [path.read_text() for path in paths] == ["new", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_names_in_any_script_have_files_of_their_own():
+    names = [
+        "age",
+        "AF/AFL",
+        "AF+AFL",
+        "\N{CJK UNIFIED IDEOGRAPH-623F}",
+        "\N{CYRILLIC SMALL LETTER A}",
+        "a b",
+        "a_b",
+        ".",
+    ]
+    files = [file_name(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert (files[0], files[6]) == ("age", "a_b")
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) for name in files)
 
 
 def test_damaged_metrics_are_one_line(tmp_path):
@@ -261,12 +315,15 @@ def test_the_same_inputs_give_the_same_page_and_metrics(study, page, tmp_path):
     write_metrics(
         tmp_path / "metrics.json",
         summarise(open_predictions(tmp_path / "predictions.parquet"), records, n_resamples=60),
+        tmp_path / "predictions.parquet",
     )
     assert (tmp_path / "metrics.json").read_bytes() == (study / "metrics.json").read_bytes()
 
 
 def test_a_report_without_facts_and_gate_weights_is_still_whole(study, tmp_path):
-    text = report(study, tmp_path / "plain.html", facts={}, weights=None).read_text(encoding="utf-8")
+    text = report(study, tmp_path / "plain.html", facts=ReportSettings(), weights=None, found={}).read_text(
+        encoding="utf-8"
+    )
     assert "Whom the gate trusts" not in text
     assert 'id="cohort"' in text
 
@@ -276,7 +333,8 @@ def test_very_few_records_still_give_a_whole_report(tmp_path, n):
     records = write_study(tmp_path, n=n, seed=1)
     write_records(tmp_path / "records.parquet", records, list(TARGETS.values()))
     predictions = open_predictions(tmp_path / "predictions.parquet")
-    write_metrics(tmp_path / "metrics.json", summarise(predictions, records, n_resamples=20))
+    found = summarise(predictions, records, n_resamples=20)
+    write_metrics(tmp_path / "metrics.json", found, tmp_path / "predictions.parquet")
     write_plots(predictions, read_metrics(tmp_path / "metrics.json"), tmp_path / "plots")
     parser = Wellformed()
     parser.feed(report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))

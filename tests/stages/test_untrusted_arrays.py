@@ -21,7 +21,7 @@ from cache.errors import EnsembleError, InputError
 from cache.signals import LEADS
 from stages.cohorts import arrays as module
 from stages.cohorts import code15, open_cohort
-from stages.ingest import ingest
+from tests.ingesting import ingest
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peaks are read from /proc (Linux)")
 # VmHWM, for a process inherits ru_maxrss from the one that started it: a large parent hides what a child takes.

@@ -19,8 +19,8 @@ from cache.errors import EnsembleError, InputError, UsageError
 from cache.signals import LEADS
 from stages.cohorts import open_cohort
 from stages.download import download
-from stages.ingest import ingest
 from stages.ingest import shards as reading
+from tests.ingesting import ingest
 
 
 def run(source, folder, out, options=None, **more):

@@ -1,0 +1,105 @@
+"""What an evaluation is asked for, where it reads and writes, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from cache.storage.locations import Place
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class EvaluateSection(Settings):
+    """Section `evaluate` of params.yaml.
+
+    Attributes
+    ----------
+    bootstrap
+        Patient resamples behind every interval.
+    compare
+        Fit every other method there is, too.
+    fractions
+        Shares of the training and validation patients for the learning curve; none, no curve.
+    """
+
+    bootstrap: int = Field(default=1000, ge=100)
+    compare: bool = False
+    fractions: tuple[Share, ...] = ()
+
+
+class EvaluateSettings(EvaluateSection):
+    """What one evaluation is asked for; the bootstrap, the learning curve's shares and refits follow from `seed`.
+
+    Examples
+    --------
+    >>> EvaluateSettings(fractions=(0.1, 1.0)).bootstrap
+    1000
+    """
+
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluatePaths:
+    """Where an evaluation reads and writes.
+
+    Attributes
+    ----------
+    stores
+        Expert -> its store; those that the heads were fitted on.
+    headline
+        The first metric of each task and method: short enough for `dvc metrics show`.
+    evaluation
+        What was compared, at what cost, what was left out, and the learning curve (docs/outputs.md).
+    finished
+        Folder of finished methods, from which a killed evaluation goes on.
+    """
+
+    records: Path
+    signals: Place
+    stores: Mapping[str, Place]
+    heads: Path
+    predictions: Path
+    gate_weights: Path
+    metrics: Path
+    headline: Path
+    evaluation: Path
+    finished: Path
+
+
+@dataclass
+class EvaluateSummary:
+    """What an evaluation found: `metrics` is the content of metrics.json, the rest that of evaluation.json.
+
+    Attributes
+    ----------
+    costs
+        Method -> trainable parameters of one fold, seconds of fitting, peak memory in MB; None where unknown.
+    left_out
+        Method, or "METHOD on TASK" -> why it could not be fitted on these data.
+    learning_curve
+        Task -> points {"fraction", "method", "metric", "value", "low", "high"}.
+    missing_points
+        Task -> fraction, such as "0.1" -> why the learning curve has no point there.
+    """
+
+    compare: bool
+    fractions: tuple[float, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def evaluation(self, versions: Mapping[str, str]) -> dict[str, Any]:
+        """Return the content of evaluation.json; `versions`: of the packages that the numbers depend on."""
+        content = {name: value for name, value in vars(self).items() if name != "metrics"}
+        return {"schema_version": 1, **content, "fractions": list(self.fractions), "versions": dict(versions)}

@@ -1,0 +1,69 @@
+"""What ingest is asked for, and where it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stages.settings import Count, Settings
+
+
+class CohortSection(Settings):
+    """Section `cohort` of params.yaml: where the ECGs come from, and what is kept of them.
+
+    Attributes
+    ----------
+    source
+        One of `stages.cohorts.list_cohorts()`.
+    path
+        The cohort's folder; no record outside of it is opened.
+    limit
+        Only the first records of the list.
+    derive_leads
+        Compute III, aVR, aVL and aVF from I and II where a file lacks them; the column `derived_leads` names them.
+    pace_spikes
+        Count pacemaker spikes into the column of that name, which is null otherwise.
+    seconds
+        What is kept of a record from its beginning, or "all".
+    options
+        Of the source; an unknown one is refused by name.
+    """
+
+    source: str
+    path: str
+    limit: Count | None = None
+    derive_leads: bool = False
+    pace_spikes: bool = False
+    seconds: Annotated[float, Field(ge=1, le=3600)] | Literal["all"] = 10.0
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class IngestSettings(CohortSection):
+    """What one run of ingest is asked for.
+
+    Attributes
+    ----------
+    seed
+        Of the folds, where the cohort has none.
+    append
+        Add the records that the stores do not have behind those they have, which stay as they are, folds included.
+
+    Examples
+    --------
+    >>> IngestSettings(source="ptbxl", path="ptb-xl", limit=100).seconds
+    10.0
+    """
+
+    seed: int = 0
+    append: bool = False
+
+
+@dataclass(frozen=True)
+class IngestPaths:
+    """Where ingest writes; bad_records.csv lies beside the records."""
+
+    records: Path
+    signals: Path

@@ -1,0 +1,86 @@
+"""What a report says that no output of an earlier stage holds, and where it reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.settings import Settings
+
+
+class ExpertFacts(Settings):
+    """One expert of the fit, as its spec and its store name it."""
+
+    name: str
+    title: str = ""
+    version: str = ""
+    licence: str = ""
+    source: str = ""
+    sha256: str = ""
+    revision: str = ""
+    pretrained_on: tuple[str, ...] = ()
+    non_commercial: bool = False
+
+
+class TrainingFacts(Settings):
+    """How a version of an expert was made, and how many of the judged patients it has seen.
+
+    Attributes
+    ----------
+    curve
+        Points {"epoch", "loss", "validation_loss"}.
+    """
+
+    name: str
+    made_by: str
+    parent: str | None = None
+    task: str | None = None
+    kept_epoch: float | None = None
+    curve: tuple[dict[str, float], ...] = ()
+    sources: tuple[str, ...] = ()
+    n_records: int = 0
+    n_patients: int = 0
+    n_seen: int = 0
+    n_judged: int = 0
+
+
+class ReportSettings(Settings):
+    """What the page says beside the outputs: title, experts, versions made in the study, warnings, how to repeat it."""
+
+    title: str = "ECG ensemble report"
+    warnings: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ("dvc repro",)
+    experts: tuple[ExpertFacts, ...] = ()
+    trainings: tuple[TrainingFacts, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where a report reads and writes; None: there is no such file, and the page does without.
+
+    Attributes
+    ----------
+    evaluation, fit_costs
+        What `evaluate` and `fit-heads` found out beside the numbers (docs/outputs.md).
+    plots
+        Folder that `dvc plots` reads.
+    """
+
+    records: Path
+    metrics: Path
+    predictions: Path
+    report: Path
+    gate_weights: Path | None = None
+    evaluation: Path | None = None
+    fit_costs: Path | None = None
+    plots: Path | None = None
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What was written."""
+
+    report: Path
+    plots: tuple[Path, ...] = ()
+    metrics: dict[str, Any] | None = None

@@ -1,0 +1,19 @@
+"""Versions of the packages that numbers depend on, as outputs and run records name them."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("ecg-ensemble", "torch", "transformers", "peft", "numpy", "scipy", "zarr", "scikit-learn")
+
+
+def package_versions() -> dict[str, str]:
+    """Return name -> version of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
