@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from stages.ingest import ingest
+from tests.ingesting import ingest
 from tests.stages.wfdb_files import write_record
 
 WAITER = """
