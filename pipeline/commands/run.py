@@ -77,6 +77,7 @@ def ingest(
         typer.echo(f"  {count} x {reason}")
     if summary.n_bad:
         typer.echo(f"{study.records.with_name('bad_records.csv')} names each")
+    summary.refuse_all_bad(Path(settings.path))
     write_run(study.state, "ingest", {"source": settings.source, "records": summary.n_records, "bad": summary.n_bad})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cache.errors import InputError
 from cache.files import write_text
 from cache.records import BASE_COLUMNS, write_records
 from stages.ingest.label_lines import label_lines
@@ -48,6 +49,24 @@ class IngestSummary:
     splits: dict[str, int]
     notes: list[str]
     n_new: int
+    hint: str = ""
+    """What to look at where no record can be read."""
+
+    def refuse_all_bad(self, folder: Path) -> None:
+        """Raise where no record could be read: nothing after ingest can work, and the reason is at hand.
+
+        Raises
+        ------
+        InputError
+            Naming the commonest reason, and what may help.
+        """
+        if self.n_bad < max(1, self.n_records):
+            return
+        reason = next(iter(self.reasons), "no reason given")
+        hint = f"; {self.hint}" if self.hint else ""
+        raise InputError(
+            f"all {self.n_records} records of {folder} are bad ({reason}); bad_records.csv names each{hint}"
+        )
 
 
 def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
@@ -74,7 +93,7 @@ def write_tables(records_path: Path, rows: Rows, row_options: RowOptions) -> Non
     write_text(records_path.with_name("bad_records.csv"), text.getvalue())
 
 
-def summary_of(rows: Rows) -> IngestSummary:
+def summary_of(rows: Rows, hint: str = "") -> IngestSummary:
     """Count what a person wants to know."""
     frame = rows.frame
     bad = frame.loc[frame["status"] == "bad", "reason"]
@@ -88,6 +107,7 @@ def summary_of(rows: Rows) -> IngestSummary:
         splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
         notes=[*rows.notes, *notes_on(frame), *_of_limbs(frame), *_of_pacing(frame), *label_lines(rows)],
         n_new=len(frame) - rows.n_kept,
+        hint=hint,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cache.claims import Claims
-from cache.errors import InputError, MissingFileError, StoreError
+from cache.errors import MissingFileError, StoreError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.signals import SignalStore, create_signals, open_signals
@@ -49,7 +49,7 @@ def run(
         Unknown source or option.
     MissingFileError, InputError
         A folder, list or column is missing; with `append`, the list does not go with the table that is there. A bad
-        record is no error: it gets a row that says why. That all are bad is one.
+        record is no error: it gets a row that says why.
     StoreError
         Another process is writing; with `append`, the stores that are there do not belong together.
     """
@@ -74,9 +74,7 @@ def run(
             if left.is_file():
                 left.unlink()
         claims.remove()
-    summary = summary_of(rows)
-    _refuse_all_bad(cohort, summary)
-    return summary
+    return summary_of(rows, cohort.hint)
 
 
 def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Rows:
@@ -98,17 +96,6 @@ def _row_options(settings: IngestSettings, cohort: Cohort) -> RowOptions:
 def reading_processes(machine: Machine) -> int:
     """Return how many processes read: as many as the machine says, or as there are cores."""
     return usable_cores() if machine.workers == "auto" else machine.workers
-
-
-def _refuse_all_bad(cohort: Cohort, summary: IngestSummary) -> None:
-    """Say so where no record could be read: nothing after ingest can work, and the reason is at hand."""
-    if not summary.n_records or summary.n_bad < summary.n_records:
-        return
-    reason = next(iter(summary.reasons), "no reason given")
-    hint = f"; {cohort.hint}" if cohort.hint else ""
-    raise InputError(
-        f"all {summary.n_records} records of {cohort.folder} are bad ({reason}); bad_records.csv names each{hint}"
-    )
 
 
 def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:

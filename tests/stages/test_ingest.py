@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError, UsageError
@@ -144,8 +145,6 @@ def test_paths_that_leave_the_folder_and_repeated_ids_are_bad_records(cohort, tm
         ({"options": {"hopsital": 1}}, UsageError, "has no option 'hopsital'; its options: .*hosp"),
         ({"options": {"potassium_hours_before": -1}}, UsageError, "option 'potassium_hours_before'.*got -1"),
         ({"options": {"hosp": "nowhere"}}, MissingFileError, "nowhere is not a folder"),
-        ({"limit": 0}, UsageError, "--limit is 0"),
-        ({"workers": 0}, UsageError, "--workers is 0"),
         ({"source": "ptbxl"}, MissingFileError, "ptbxl_database.csv does not exist"),
         ({"source": "wfdb", "options": {"labels": "no.csv"}}, MissingFileError, "no.csv does not exist"),
         ({"source": "wfdb", "options": {"kinds": {"a": "odd"}}}, UsageError, "option 'kinds.a'"),
@@ -158,6 +157,12 @@ def test_mistakes_are_one_line_that_names_them(cohort, tmp_path, call, error, sa
     assert isinstance(caught.value, EnsembleError)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "records.parquet").exists()
+
+
+@pytest.mark.parametrize("call", [{"limit": 0}, {"workers": 0}, {"seconds": 0.5}, {"derive_leads": "perhaps"}])
+def test_settings_that_are_not_allowed_are_refused_before_anything_is_read(tmp_path, call):
+    with pytest.raises(ValidationError, match=next(iter(call))):
+        run(tmp_path / "nowhere", tmp_path, **call)
 
 
 def test_a_list_without_a_column_is_named(cohort, tmp_path):
