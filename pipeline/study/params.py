@@ -40,7 +40,7 @@ class ExpertParams(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     dtype: Literal["float16", "float32"] | None = None
     accept_license: bool = False
-    views: list[Literal["segments", "std", "max", "last"]] = []
+    views: tuple[Literal["segments", "std", "max", "last"], ...] = ()
 
 
 class Embed(Settings):
