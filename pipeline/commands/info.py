@@ -24,16 +24,23 @@ weights_app = typer.Typer(help="The experts' published weights.", no_args_is_hel
 
 def experts(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME | check NAME]", help="One expert, in full; or check one.")
+        str | None,
+        typer.Argument(metavar="[NAME | 'PATTERN' | check NAME]", help="One expert, in full; some; or check one."),
     ] = None,
     checked: Annotated[str | None, typer.Argument(metavar="", hidden=True)] = None,
     weights: Annotated[
         Path | None, typer.Option(help="check: with this checkpoint, in place of a small network of drawn numbers.")
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Only those whose licence holds this text; open: those that allow commercial use."),
+    ] = None,
+    present: Annotated[bool, typer.Option("--present", help="Only those whose weights are at hand.")] = False,
 ) -> None:
     """List the experts, say everything about one, or check that one keeps the contract, an installed package's too.
 
-    Examples: `ensemble experts ecgfm`, `ensemble experts check band-power`
+    Example: `ensemble experts ecgfm`, `ensemble experts 'ecgfm*' --licence open --present`,
+    `ensemble experts check band-power`
     """
     from pipeline.views.catalogue import expert_details, experts_table
 
@@ -41,8 +48,8 @@ def experts(
         _check_expert(checked, weights)
     elif checked is not None or weights is not None:
         raise UsageError(f"ensemble experts {name} {checked or '--weights'}: expected [NAME] or check NAME")
-    elif name is None:
-        _print(experts_table())
+    elif name is None or licence or present or set(name) & set("*?["):
+        _print(experts_table(name or "*", licence, present=present))
     else:
         typer.echo(expert_details(name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,25 @@ def spec_of(name: str) -> ExpertSpec:
     return cls.published_spec(variant)
 
 
-def experts_table() -> Table:
-    """Return the table of all experts."""
+def experts_table(pattern: str = "*", licence: str | None = None, *, present: bool = False) -> Table:
+    """Return the table of the experts whose names match a pattern such as `ecgfm*`.
+
+    Parameters
+    ----------
+    licence
+        A part of the licence's name; "open": those that allow commercial use.
+    present
+        Only those whose weights are at hand.
+
+    Raises
+    ------
+    UsageError
+        None is left.
+    """
     from rich.table import Table
 
-    from stages.experts import list_experts
-    from stages.experts.versions import is_version
-
     table = Table("expert", "input", "layers", "dim", "parameters", "licence", "weights")
-    listed = list_experts()
-    given = [name for name in _experts_of_study() if is_version(name) and name not in listed]
-    for name in [*listed, *given]:
+    for name in _chosen(pattern, licence, present=present):
         spec = spec_of(name)
         table.add_row(
             name,
@@ -43,6 +52,29 @@ def experts_table() -> Table:
             weights_state(spec),
         )
     return table
+
+
+def _chosen(pattern: str, licence: str | None, *, present: bool) -> list[str]:
+    from cache.errors import UsageError
+    from stages.experts import list_experts
+    from stages.experts.versions import is_version
+
+    listed = list_experts()
+    given = [name for name in _experts_of_study() if is_version(name) and name not in listed]
+    chosen = [name for name in [*listed, *given] if fnmatchcase(name, pattern)]
+    if licence is not None:
+        chosen = [name for name in chosen if _has_licence(spec_of(name), licence)]
+    if present:
+        chosen = [name for name in chosen if weights_state(spec_of(name)).startswith(("here", "none"))]
+    if not chosen:
+        raise UsageError(f"no expert is left of '{pattern}' with these options; `ensemble experts` lists all")
+    return chosen
+
+
+def _has_licence(spec: ExpertSpec, wanted: str) -> bool:
+    if wanted == "open":
+        return not spec.non_commercial
+    return wanted.lower() in spec.licence.lower()
 
 
 def _experts_of_study() -> list[str]:

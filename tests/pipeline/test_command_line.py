@@ -37,6 +37,22 @@ def test_the_help_of_each_command_has_an_example(ensemble, command):
     assert "Example: " in " ".join(out.split())
 
 
+def test_experts_are_filtered_by_pattern_licence_and_presence(ensemble, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = ensemble("experts", "ecgfm*")[1]
+    assert "ecgfm-finetuned" in out
+    assert "hubert" not in out
+    out = ensemble("experts", "--licence", "open")[1]
+    assert "moment" in out
+    assert "hubert" not in out
+    assert "stmem" not in out
+    assert "rocket" in ensemble("experts", "--present")[1]
+    assert "ecgfounder" not in ensemble("experts", "--present", "--licence", "apache")[1]
+    code, _, err = ensemble("experts", "nothing*")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no expert is left of 'nothing*'" in err
+
+
 def test_experts_lists_every_expert_with_its_licence(ensemble):
     code, out, _ = ensemble("experts")
     assert code == 0
