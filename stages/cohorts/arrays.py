@@ -22,7 +22,9 @@ from cache.signals import LEADS
 from stages.cohorts._base import Cohort, Entries
 from stages.cohorts._hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.cohorts._registry import register
-from stages.cohorts.wfdb_folder import LabelOptions, add_labels, check_column, read_labels
+from stages.cohorts.labels.join import add_labels
+from stages.cohorts.labels.options import LabelOptions
+from stages.cohorts.labels.table import check_column, read_labels
 from stages.readers import Recording, inside
 from stages.readers.wfdb.limits import MAX_SAMPLES
 
@@ -66,11 +68,12 @@ class Arrays(Cohort):
             return Entries(frame, [], ["no labels: name a CSV file by the option 'labels'"])
         table, path, notes = read_labels(self.folder, self.options, row_for_row=True)
         if len(table) != n_records:
-            raise InputError(f"{path}: has {len(table)} rows for the {n_records} records of {self.options.file}")
+            head = "; has it no head? Name its columns by the option 'columns'" if len(table) == n_records - 1 else ""
+            raise InputError(f"{path}: has {len(table)} rows for the {n_records} records of {self.options.file}{head}")
         if self.options.id is not None:
             check_column(table, path, self.options.id, "id")
             frame["record_id"] = table[self.options.id]
-        targets: list[Target] = add_labels(frame, table, list(range(n_records)), path, self.options, notes)
+        targets: list[Target] = add_labels(frame, table, [[row] for row in range(n_records)], path, self.options, notes)
         return Entries(frame, targets, notes)
 
     def read(self, path: str) -> Recording:

@@ -47,6 +47,8 @@ class Table:
         Bytes that are no UTF-8 text are no error: question marks are given in their place.
     encoding
         That of the table; None: told by its beginning.
+    names
+        Of the columns of a table without a head.
     dialect
         How the table is written, known once rows were asked for.
     """
@@ -55,6 +57,7 @@ class Table:
     malformed: int = 0
     lenient: bool = False
     encoding: str | None = None
+    names: Sequence[str] | None = None
     columns: tuple[str, ...] = field(default=())
     dialect: Dialect = field(default=Dialect(), init=False)
     _copy: Path | None = field(default=None, init=False)
@@ -142,7 +145,9 @@ class Table:
 
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
         encoding = "utf8" if self.dialect.encoding == "utf-8" else self.dialect.encoding
-        reading = pacsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, encoding=encoding)
+        reading = pacsv.ReadOptions(
+            block_size=BLOCK_BYTES, use_threads=False, encoding=encoding, column_names=self.names
+        )
         parsing = pacsv.ParseOptions(
             delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=self._skip
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def is_spreadsheet(path: Path) -> bool:
     return beginning == ZIP and path.suffix.lower() in SUFFIXES
 
 
-def read_sheet(path: Path, max_cells: int) -> tuple[pd.DataFrame, list[str]]:
-    """Read the first sheet as text columns, and notes; the first row that is not empty is the head.
+def read_sheet(path: Path, max_cells: int, names: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Read the first sheet as text columns, and notes; without `names` the first row that is not empty is the head.
 
     Raises
     ------
@@ -49,15 +50,15 @@ def read_sheet(path: Path, max_cells: int) -> tuple[pd.DataFrame, list[str]]:
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         rows = _rows(book.worksheets[0], path, max_cells)
-        names = [sheet.title for sheet in book.worksheets]
+        sheets = [sheet.title for sheet in book.worksheets]
         book.close()
     except InputError:
         raise
     # Of a damaged file openpyxl says whatever the parsers below it do.
     except Exception as error:
         raise InputError(f"{path}: not a readable Excel file ({' '.join(str(error).split())[:120]})") from error
-    notes = [f"{path.name}: sheet '{names[0]}' of {len(names)} is read"] if len(names) > 1 else []
-    return _table(rows, path), notes
+    notes = [f"{path.name}: sheet '{sheets[0]}' of {len(sheets)} is read"] if len(sheets) > 1 else []
+    return _table(rows if names is None else [list(names), *rows], path), notes
 
 
 def _check_size(path: Path) -> None:
@@ -99,6 +100,9 @@ def _table(rows: list[list[str | None]], path: Path) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{path}: its first sheet is empty")
     head = [name or "" for name in rows[0]]
+    width = max(map(len, rows))
+    head += [""] * (width - len(head))
+    rows = [row + [None] * (width - len(row)) for row in rows]
     repeated = next((name for name in head if name and head.count(name) > 1), None)
     if repeated is not None:
         raise InputError(f"{path}: has {head.count(repeated)} columns named '{repeated}'")

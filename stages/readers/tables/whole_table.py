@@ -30,6 +30,7 @@ def read_table(
     *,
     strict: bool = False,
     encoding: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read a table as text columns; `keep` says of each block which rows to keep, so that memory holds only those.
 
@@ -42,6 +43,8 @@ def read_table(
         A row with a wrong number of cells is an error.
     encoding
         That of the text; None: told by the file.
+    names
+        Of the columns of a table without a head.
 
     Returns
     -------
@@ -57,13 +60,13 @@ def read_table(
     if encoding is not None:
         _check_encoding(encoding, path)
     if path.is_file() and is_spreadsheet(path):
-        return _from_sheet(path, columns, keep)
+        return _from_sheet(path, columns, keep, names)
     try:
-        return _from_csv(Table(path, encoding=encoding), columns, keep, strict=strict)
+        return _from_csv(Table(path, encoding=encoding, names=names), columns, keep, strict=strict)
     except NotTextError:
         if encoding is not None or not _is_western(path):
             raise
-    return _from_csv(Table(path, encoding=WESTERN), columns, keep, strict=strict)
+    return _from_csv(Table(path, encoding=WESTERN, names=names), columns, keep, strict=strict)
 
 
 def _check_encoding(encoding: str, path: Path) -> None:
@@ -75,8 +78,10 @@ def _check_encoding(encoding: str, path: Path) -> None:
         ) from error
 
 
-def _from_sheet(path: Path, columns: Sequence[str] | None, keep: Keep | None) -> tuple[pd.DataFrame, list[str]]:
-    frame, notes = read_sheet(path, MAX_CELLS)
+def _from_sheet(
+    path: Path, columns: Sequence[str] | None, keep: Keep | None, names: Sequence[str] | None
+) -> tuple[pd.DataFrame, list[str]]:
+    frame, notes = read_sheet(path, MAX_CELLS, names)
     if columns is not None:
         absent = next((name for name in columns if name not in frame), None)
         if absent is not None:

@@ -1,0 +1,226 @@
+"""Tables of labels as people have them: which row is which record, and what its columns mean."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cache.errors import EnsembleError, InputError
+from stages.cohorts import open_cohort
+from tests.stages.wfdb_files import ecg_mv, write_record
+
+N = 24
+NAMES = [f"r{k:03d}" for k in range(N)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    for k, name in enumerate(NAMES):
+        write_record(folder / "data" / f"g{k % 2}", name, ecg_mv(500, leads=1), ("II",))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Records whose names are numbers with zeros before them."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for k in range(N):
+        write_record(folder, f"{k + 8:05d}", ecg_mv(500, leads=1), ("II",))
+    return folder
+
+
+def entries(folder, tmp_path, text, name="labels.csv", **options):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return open_cohort("wfdb", folder, {"labels": str(tmp_path / name), **options}).entries()
+
+
+def column(folder, tmp_path, cells, name="y", **options):
+    """Return the one target that a column of cells gives, its values in order of the records, and the notes."""
+    text = "\n".join([f"record,{name}", *(f'{record},"{cell}"' for record, cell in zip(NAMES, cells, strict=True))])
+    found = entries(folder, tmp_path, text, **options)
+    values = found.frame.set_index("record_id").loc[NAMES, name].tolist() if found.targets else None
+    return (
+        found.targets[0] if found.targets else None,
+        values,
+        [note for note in found.notes if f"{name}:" in note or f"'{name}'" in note],
+    )
+
+
+AGES = [str(40 + k) for k in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "says"),
+    [
+        ([f"{40 + k},5" for k in range(N)], [40.5 + k for k in range(N)], "decimal commas are read as points"),
+        ([*AGES[:-1], "90+"], [*map(float, AGES[:-1]), np.nan], "1 cells are no number and become null ('90+')"),
+        ([*AGES[:-1], ">89"], [*map(float, AGES[:-1]), np.nan], "become null ('>89')"),
+        ([f"{40 + k:03d}Y" for k in range(N)], [40.0 + k for k in range(N)], "ages such as 063Y are read as years"),
+        ([f"{40 + k} years" for k in range(N)], [40.0 + k for k in range(N)], "the unit 'years' is taken off"),
+        ([f"1,{k:03d}.5" for k in range(N)], [1000.5 + k for k in range(N)], "commas are taken off numbers"),
+        ([*AGES[:-2], "unknown", "?"], [*map(float, AGES[:-2]), np.nan, np.nan], "2 cells are no number"),
+    ],
+)
+def test_numbers_that_are_spelt_otherwise_stay_numbers(folder, tmp_path, cells, expected, says):
+    target, values, notes = column(folder, tmp_path, cells)
+    assert target.kind == "regression"
+    assert np.array_equal(values, expected, equal_nan=True)
+    assert any(says in note for note in notes), notes
+
+
+def test_zero_and_zero_point_zero_are_one_value(folder, tmp_path):
+    target, values, notes = column(folder, tmp_path, ["0", "0.0", "1"] * 8)
+    assert (target.kind, target.classes, values) == ("binary", ("0", "1"), [0, 0, 1] * 8)
+    assert any("are 0 and 1" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ([f"2020-01-{k + 1:02d}" for k in range(N)], "holds dates ('2020-01-01', '2020-01-03'"),
+        ([f"{k + 1}.3.2021" for k in range(N)], "holds dates"),
+        ([f"202103{k + 1:02d}" for k in range(N)], "holds dates"),
+        ([f"2021-03-01 12:{k:02d}:00" for k in range(N)], "holds dates"),
+        ([f"P{k * 7919:06d}X" for k in range(N)], "another text for nearly every record, 24 of 24"),
+        ([f"00{k + 100}" for k in range(N)], "as identifiers do"),
+        ([f"finding {k}, seen by Dr {k * 3}; possible change number {k}" for k in range(N)], "free text"),
+        ([f"1,{k + 100}" for k in range(N)], "may be thousands or a decimal comma; say which by the option 'decimal'"),
+    ],
+)
+def test_what_is_no_label_is_left_out_aloud_and_refused_where_it_is_asked_for(folder, tmp_path, cells, says):
+    target, _, notes = column(folder, tmp_path, cells)
+    assert target is None
+    assert any(says in note and "cohort.options: {kinds: {y:" in note for note in notes), notes
+    if "identifiers" not in says:
+        with pytest.raises(InputError, match="column 'y' is not taken for a label"):
+            column(folder, tmp_path, cells, targets=["y"])
+
+
+def test_an_option_settles_each(folder, tmp_path):
+    dates = [f"2020-01-{k % 5 + 1:02d}" for k in range(N)]
+    assert column(folder, tmp_path, dates, kinds={"y": "multiclass"})[0].classes == tuple(sorted(set(dates)))
+    commas = [f"1,{k + 100}" for k in range(N)]
+    assert column(folder, tmp_path, commas, decimal=",")[1][0] == pytest.approx(1.1)
+    assert column(folder, tmp_path, commas, decimal=".")[1][0] == 1100
+    padded = [f"00{k + 100}" for k in range(N)]
+    assert column(folder, tmp_path, padded, kinds={"y": "regression"})[1][0] == 100
+    assert column(folder, tmp_path, padded, targets=["y"])[0].kind == "regression"
+    assert column(folder, tmp_path, [*AGES[:-1], "90+"], kinds={"y": "multiclass"})[0].kind == "multiclass"
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["AF", "SR", "AFL", "AF"] * 6, "multiclass"),
+        (["AF;AFL", "SR", "AF", "AF"] * 6, "multilabel"),
+        (["1", "2", "3", "4", "other", "1"] * 4, "multiclass"),
+        (["yes", "no"] * 12, "binary"),
+        (AGES, "regression"),
+        ([f"{0.01 * k:.2f}" for k in range(N)], "regression"),
+        (["2020", "2021", "2019"] * 8, "regression"),
+    ],
+)
+def test_usual_columns_are_what_they_were(folder, tmp_path, cells, kind):
+    target, _, notes = column(folder, tmp_path, cells)
+    assert (target.kind, notes) == (kind, [])
+
+
+def test_a_number_that_names_the_row_is_no_label(folder, tmp_path):
+    target, _, notes = column(folder, tmp_path, [str(5000 + 7 * k) for k in range(N)], name="study_nr")
+    assert target is None
+    assert any("as identifiers do" in note for note in notes)
+
+
+def test_classes_that_differ_in_case_only_are_said(folder, tmp_path):
+    target, _, notes = column(folder, tmp_path, ["Yes", "yes", "No"] * 8)
+    assert target.classes == ("No", "Yes", "yes")
+    assert any("Yes, yes differ in case or blanks only" in note for note in notes)
+
+
+@pytest.mark.parametrize("row", ["r000,N", "data/g0/r000,N", "data\\g0\\r000.hea,N"])
+def test_a_table_without_a_head_is_refused_and_its_columns_can_be_named(folder, tmp_path, row):
+    text = "\n".join([row, *(f"{name},{'NA'[k % 2]}" for k, name in enumerate(NAMES[1:]))]) + "\n"
+    with pytest.raises(InputError, match=r"has no head, its first row is a record's.*option 'columns'"):
+        entries(folder, tmp_path, text)
+    found = entries(folder, tmp_path, text, columns=["record", "rhythm"])
+    assert found.targets[0].classes == ("A", "N") or found.targets[0].classes == ("N",)
+    assert found.frame.set_index("record_id").loc["r000", "rhythm"] == found.targets[0].classes.index("N")
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda path: path,
+        lambda path: f"./{path}.hea",
+        lambda path: path.replace("/", "\\") + ".dat",
+        lambda path: f"C:\\Users\\me\\study\\{path}.mat".replace("/", "\\"),
+        lambda path: f"/mnt/other/place/{path}",
+        lambda path: f"../elsewhere/{path}",
+        lambda path: path.rsplit("/", 1)[-1].upper(),
+        lambda path: "another/prefix/" + path.rsplit("/", 1)[-1],
+    ],
+)
+def test_keys_are_paths_in_any_spelling(folder, tmp_path, spelt):
+    paths = {name: f"data/g{k % 2}/{name}" for k, name in enumerate(NAMES)}
+    text = "\n".join(["FileName,age", *(f"{spelt(paths[name])},{50 + k}" for k, name in enumerate(NAMES))])
+    found = entries(folder, tmp_path, text)
+    assert found.frame.set_index("record_id").loc[NAMES, "age"].tolist() == [50 + k for k in range(N)]
+
+
+def test_zeros_that_a_spreadsheet_ate_are_put_back_where_that_is_unambiguous(numbered, tmp_path):
+    for spelt in (str, lambda k: f"{k}.0"):
+        text = "\n".join(["ecg_id,age", *(f"{spelt(k + 8)},{50 + k}" for k in range(N))])
+        found = entries(numbered, tmp_path, text)
+        names = [f"{k + 8:05d}" for k in range(N)]
+        assert found.frame.set_index("record_id").loc[names, "age"].tolist() == [50 + k for k in range(N)]
+        assert any("without the zeros or the .0" in note for note in found.notes)
+
+
+def test_zeros_that_could_be_two_records_are_not_guessed(tmp_path):
+    for name in ("7", "007", "8"):
+        write_record(tmp_path / "in", name, ecg_mv(500, leads=1), ("II",))
+    found = entries(tmp_path / "in", tmp_path, "record,y\n07,1\n8,2\n")
+    assert found.frame.set_index("record_id")["y"].isna().to_dict() == {"007": True, "7": True, "8": False}
+    assert any("1 keys (such as '07') have no record" in note for note in found.notes)
+
+
+def test_an_index_beside_the_table_is_neither_key_nor_label(folder, tmp_path):
+    for head in ("", "Unnamed: 0", "index"):
+        rows = (f"{k},{50 + k},{name}" for k, name in enumerate(NAMES))
+        found = entries(folder, tmp_path, "\n".join([f"{head},age,Recording", *rows]))
+        assert [target.name for target in found.targets] == ["age"]
+        assert any("column 'Recording' names the records" in note for note in found.notes)
+
+
+def test_one_finding_a_row_is_a_multilabel(folder, tmp_path):
+    rows = [f"{name},{50 + k},{dx}" for k, name in enumerate(NAMES) for dx in (["AF", "LBBB"] if k % 2 else ["SR"])]
+    found = entries(folder, tmp_path, "\n".join(["record,age,dx", *rows]))
+    kinds = {target.name: (target.kind, target.classes) for target in found.targets}
+    assert kinds == {"age": ("regression", ()), "dx": ("multilabel", ("AF", "LBBB", "SR"))}
+    frame = found.frame.set_index("record_id").loc[NAMES]
+    assert (frame["dx"].iloc[0], frame["dx"].iloc[1]) == (["SR"], ["AF", "LBBB"])
+    assert any("12 records have several rows; their cells of 'dx' are joined" in note for note in found.notes)
+
+
+def test_several_numbers_or_patients_of_one_record_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"'r000' more than once, with different numbers in column 'age' \(1, 2\)"):
+        entries(folder, tmp_path, "record,age\nr000,1\nr000,2\nr001,1\n")
+    with pytest.raises(EnsembleError, match="several patients for record 'r000'"):
+        entries(folder, tmp_path, "record,patient_id,age\nr000,a,1\nr000,b,1\nr001,c,2\n")
+
+
+def test_rows_of_arrays_say_that_a_head_may_be_missing(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 12, 500)))
+    (tmp_path / "labels.csv").write_text("\n".join(["a", "b", "a", "b"]) + "\n")
+    options = {"file": "x.npy", "rate_hz": 100, "labels": "labels.csv"}
+    with pytest.raises(InputError, match="has it no head"):
+        open_cohort("arrays", tmp_path, options).entries()
+    found = open_cohort("arrays", tmp_path, {**options, "columns": ["y"]}).entries()
+    assert found.frame["y"].tolist() == [0, 1, 0, 1]
+
+
+def test_a_table_of_pandas_without_names_of_columns_has_a_head(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 12, 500)))
+    pd.DataFrame(np.arange(8).reshape(4, 2)).to_csv(tmp_path / "labels.csv", index=False)
+    options = {"file": "x.npy", "rate_hz": 100, "labels": "labels.csv"}
+    assert [t.name for t in open_cohort("arrays", tmp_path, options).entries().targets] == ["0", "1"]
