@@ -34,12 +34,14 @@ from stages.experts.models.ecg.stmem import OPTION_NAMES as ENCODER_OPTIONS
 from stages.experts.models.ecg.stmem import SOUP_GEOMETRY
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.ingest import IngestSettings
-from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
+from stages.posttrain import PosttrainPaths, PosttrainSettings
+from stages.posttrain import run as posttrain
 from stages.posttrain.cohort import share_of_patients
-from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.pretrain import PretrainPaths, PretrainSettings
+from stages.pretrain import run as pretrain
 from stages.scoring.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
 from stages.scoring.metrics import make_scorer
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 from stages.synthetic.generate import generate
 from stages.training.loop import LoopSettings
 
@@ -346,11 +348,11 @@ def measure(cohort: Cohort, runs: list[dict[str, np.ndarray]], what: str, seeds:
     return Measured([bootstrap(scorer, rows, n_patients) for scorer, rows in scored])
 
 
-def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, target: Target) -> Block:
+def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, target: Target) -> PredictionBlock:
     """Join predictions with the truth."""
     frame = records.iloc[run["rows"]]
     record_id, patient_id, split, fold = (frame[c].to_numpy() for c in ("record_id", "patient_id", "split", "fold"))
-    return Block(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
+    return PredictionBlock(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
 
 
 def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:

@@ -1,6 +1,8 @@
 """The folders' rules: imports run pipeline -> stages -> cache, and what may not be known where."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +102,36 @@ def test_no_file_is_longer_than_four_hundred_lines():
 
 def test_a_face_has_no_body():
     assert not structure.bodies_in_faces(ROOT)
+
+
+def test_no_underscore_name_leaves_its_folder():
+    assert not structure.private_imports(ROOT)
+
+
+DOORS = {
+    "ingest": "Ingest",
+    "embed": "Embed",
+    "fit_heads": "FitHeads",
+    "evaluate": "Evaluate",
+    "report": "Report",
+    "predict": "Predict",
+    "pretrain": "Pretrain",
+    "posttrain": "Posttrain",
+}
+
+
+@pytest.mark.parametrize(("stage", "name"), DOORS.items())
+def test_every_stage_has_the_same_door(stage, name):
+    """`run(settings, paths, progress=None) -> XSummary`, with settings that cannot be changed."""
+    room = importlib.import_module(f"stages.{stage}")
+    for suffix in ("Settings", "Paths", "Summary"):
+        assert f"{name}{suffix}" in room.__all__
+    parameters = inspect.signature(room.run).parameters
+    assert list(parameters)[:3] == ["settings", "paths", "progress"]
+    assert parameters["progress"].default is None
+    assert set(list(parameters)[3:]) <= {"machine"}
+    settings = getattr(room, f"{name}Settings")
+    frozen = (
+        settings.model_config["frozen"] if hasattr(settings, "model_config") else settings.__dataclass_params__.frozen
+    )
+    assert frozen

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.storage.locations import Place
-    from pipeline.study.params import Posttrain, Pretrain, Training
+    from pipeline.study.params import PosttrainSection, PretrainSection, TrainingSection
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
     from stages.settings import Machine
     from stages.training.loop import LoopSettings
 
-Section = TypeVar("Section", bound="Training")
+Section = TypeVar("Section", bound="TrainingSection")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,7 +55,7 @@ def pretrain(
     """
     from pipeline.study.runs import write_run
     from stages.pretrain import PretrainPaths
-    from stages.pretrain import pretrain as run_pretrain
+    from stages.pretrain import run as run_pretrain
 
     study = Study()
     chosen: dict[str, Any] = {"variant": variant, "size": size, "leads": leads, "epochs": epochs}
@@ -82,7 +82,7 @@ def pretrain_settings(
     study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, device: str | None = None
 ) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.study.params import Pretrain
+    from pipeline.study.params import PretrainSection
     from stages.pretrain import PretrainSettings
     from stages.pretrain.objectives import pretrainable
 
@@ -92,7 +92,7 @@ def pretrain_settings(
             f"--expert: which one? {', '.join(pretrainable())}; or --name of an entry under `pretrain` in params.yaml"
         )
     name = name or f"{expert}+{options['variant'] or 'pretrained'}"
-    params = _overridden(Pretrain, study.params.pretrain.get(name), {**options, "expert": expert})
+    params = _overridden(PretrainSection, study.params.pretrain.get(name), {**options, "expert": expert})
     return PretrainSettings(
         name=name,
         expert=params.expert,
@@ -119,7 +119,7 @@ def _overridden(kind: type[Section], params: Section | None, options: dict[str, 
         raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
-def _pretrain_loop(params: Pretrain, seed: int, machine: Machine) -> LoopSettings:
+def _pretrain_loop(params: PretrainSection, seed: int, machine: Machine) -> LoopSettings:
     """Fill in what is not given from the expert's recipe."""
     from stages.pretrain.objectives import recipe_of
 
@@ -164,7 +164,7 @@ def posttrain(
     """
     from pipeline.study.runs import write_run
     from stages.posttrain import PosttrainPaths
-    from stages.posttrain import posttrain as run_posttrain
+    from stages.posttrain import run as run_posttrain
     from stages.posttrain.stage import summary_lines
 
     study = Study()
@@ -203,11 +203,11 @@ def posttrain_settings(
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.compute.embedding import embed_settings
-    from pipeline.study.params import Posttrain
+    from pipeline.study.params import PosttrainSection
     from stages.posttrain import PosttrainSettings
 
     entry = study.params.posttrain.get(name or f"{expert}+{options['task']}")
-    params = _overridden(Posttrain, entry, {**options, "expert": expert})
+    params = _overridden(PosttrainSection, entry, {**options, "expert": expert})
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
     own = embed_settings(study, params.expert, device="cpu", accept_license=accept_license)
@@ -240,7 +240,7 @@ def _starting_weights(study: Study, weights: str | None) -> Path | None:
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
 
-def _posttrain_loop(params: Posttrain, seed: int, machine: Machine) -> LoopSettings:
+def _posttrain_loop(params: PosttrainSection, seed: int, machine: Machine) -> LoopSettings:
     """Fill in what is not given, as a re-implementation has it (docs/pretraining.md): AdamW 5e-4, cosine to 1e-5."""
     rate = params.learning_rate or 5e-4
     return loop_settings(
@@ -288,7 +288,7 @@ def _numbers(option: str, text: str | None) -> list[str] | None:
     return parts
 
 
-def loop_settings(params: Training, seed: int, machine: Machine, **more: Any) -> LoopSettings:
+def loop_settings(params: TrainingSection, seed: int, machine: Machine, **more: Any) -> LoopSettings:
     """Return the loop's settings; `more` holds what differs between commands."""
     from pipeline.compute.devices import choose_device
     from stages.training.distributed import local_device

@@ -50,7 +50,7 @@ class Embed(Settings):
     max_bad: int | None = Field(default=None, ge=0)
 
 
-class Training(Settings):
+class TrainingSection(Settings):
     """How a network is trained: what `pretrain` and `posttrain` share."""
 
     epochs: int | None = Field(default=None, ge=1)
@@ -65,7 +65,7 @@ class Training(Settings):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
-class Pretrain(Training):
+class PretrainSection(TrainingSection):
     """One version to pretrain; see docs/pretraining.md."""
 
     expert: str = "stmem"
@@ -76,7 +76,7 @@ class Pretrain(Training):
     warmup_epochs: float | None = Field(default=None, ge=0)
 
 
-class Posttrain(Training):
+class PosttrainSection(TrainingSection):
     """One version to post-train; see docs/pretraining.md."""
 
     expert: str = ""
@@ -106,8 +106,8 @@ class Params(Settings):
     signals: str = SIGNALS
     embeddings: str = EMBEDDINGS
     experts: dict[str, ExpertParams]
-    pretrain: dict[str, Pretrain] = Field(default_factory=dict)
-    posttrain: dict[str, Posttrain] = Field(default_factory=dict)
+    pretrain: dict[str, PretrainSection] = Field(default_factory=dict)
+    posttrain: dict[str, PosttrainSection] = Field(default_factory=dict)
     embed: Embed = Embed()
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
     fit_heads: FitHeadsSection = FitHeadsSection()
@@ -198,7 +198,11 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
 
 
-_NAMED: dict[str, type[BaseModel]] = {"experts": ExpertParams, "pretrain": Pretrain, "posttrain": Posttrain}
+_NAMED: dict[str, type[BaseModel]] = {
+    "experts": ExpertParams,
+    "pretrain": PretrainSection,
+    "posttrain": PosttrainSection,
+}
 """Sections whose keys are names of one's own."""
 
 

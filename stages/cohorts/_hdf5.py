@@ -77,7 +77,7 @@ def _open(path: str) -> Any:
         raise InputError(f"{Path(path).name} cannot be opened as HDF5") from error
 
 
-class Rows:
+class Hdf5Rows:
     """The rows of a dataset. What their chunks unpack to is looked at before HDF5 makes room for it."""
 
     def __init__(self, found: Any, told: str) -> None:
@@ -139,7 +139,7 @@ def _damage_told(told: str) -> Iterator[None]:
         raise InputError(f"{told} cannot be read ({' '.join(str(error).split())[:120]})") from error
 
 
-def dataset(path: str, name: str, n_axes: int) -> Rows:
+def dataset(path: str, name: str, n_axes: int) -> Hdf5Rows:
     """Return a dataset of a file.
 
     Raises
@@ -153,7 +153,7 @@ def dataset(path: str, name: str, n_axes: int) -> Rows:
         return _dataset(_opened(path).file(path), path, name, n_axes, told)
 
 
-def _dataset(file: Any, path: str, name: str, n_axes: int, told: str) -> Rows:
+def _dataset(file: Any, path: str, name: str, n_axes: int, told: str) -> Hdf5Rows:
     _check_links(file, name, told)
     found = file.get(name)
     if getattr(found, "ndim", None) != n_axes or found.dtype.kind not in "fiu":
@@ -164,7 +164,7 @@ def _dataset(file: Any, path: str, name: str, n_axes: int, told: str) -> Rows:
         raise InputError(
             f"{told} has chunks of {found.chunks}, more than {MAX_CHUNK_BYTES >> 20} MB; write smaller ones"
         )
-    return Rows(found, told)
+    return Hdf5Rows(found, told)
 
 
 def _check_links(file: Any, name: str, told: str) -> None:

@@ -51,7 +51,7 @@ class Judged(NamedTuple):
     products: np.ndarray
 
 
-class Block:
+class RowBlock:
     """Memory for `size` rows of a store: rows that stay as they are, then records that are read.
 
     Reading and judging is work for one thread and packing for another. There is no third step: threads that take turns

@@ -25,7 +25,7 @@ from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signal
 from cache.storage.locations import folder_of
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.record_table import Rows
-from stages.ingest.row_block import Block, Judged, KeptRows, quality_columns
+from stages.ingest.row_block import Judged, KeptRows, RowBlock, quality_columns
 from stages.readers.rows import QUALITY, RowOptions
 
 Progress = Callable[[int, int], None]
@@ -123,9 +123,9 @@ def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> N
         return
     store = open_signals(tasks[0].signals, mode="r+")
     # Made once for the whole run: asking the system for memory anew costs more than reading into it.
-    free: SimpleQueue[Block] = SimpleQueue()
+    free: SimpleQueue[RowBlock] = SimpleQueue()
     for _ in range(BLOCKS):
-        free.put(Block(store.chunk_records, store))
+        free.put(RowBlock(store.chunk_records, store))
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as packer, ThreadPoolExecutor(1) as writer:
         for task in tasks:
@@ -160,8 +160,8 @@ def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead
 
 
 def _read_shard(
-    task: Task, store: SignalStore, free: SimpleQueue[Block], report: Callable[[int], None]
-) -> Iterator[tuple[Block, Judged]]:
+    task: Task, store: SignalStore, free: SimpleQueue[RowBlock], report: Callable[[int], None]
+) -> Iterator[tuple[RowBlock, Judged]]:
     """Read a shard chunk by chunk, into blocks that are free."""
     cohort = _cohort(task.source, task.folder, task.options, task.row_options.seconds)
     kept = _kept(task)
@@ -187,7 +187,7 @@ def _kept(task: Task) -> KeptRows:
     return KeptRows(store.read_uv(rows), store.valid_of(rows), store.rates_of(rows))
 
 
-def _pack(block: Block, judged: Judged, free: SimpleQueue[Block]) -> PackedRows:
+def _pack(block: RowBlock, judged: Judged, free: SimpleQueue[RowBlock]) -> PackedRows:
     try:
         return block.pack(judged)
     finally:

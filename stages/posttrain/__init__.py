@@ -3,6 +3,6 @@
 Preview linear probing first, then full fine-tuning from that head with stochastic depth (arXiv 2509.12991).
 """
 
-from stages.posttrain.stage import PosttrainPaths, PosttrainSettings, PosttrainSummary, posttrain
+from stages.posttrain.stage import PosttrainPaths, PosttrainSettings, PosttrainSummary, run
 
-__all__ = ["PosttrainPaths", "PosttrainSettings", "PosttrainSummary", "posttrain"]
+__all__ = ["PosttrainPaths", "PosttrainSettings", "PosttrainSummary", "run"]

@@ -20,7 +20,7 @@ from cache.storage.locations import Place
 from stages.experts import Expert
 from stages.heads.targets.tasks import TaskSpec, encode, unusable
 from stages.scoring.metrics import score
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 from stages.training.inputs import input_identity, prepared_inputs, training_rows
 
 
@@ -98,7 +98,7 @@ class LabelledCohort:
             return {}
         rows = self.rows[positions]
         frame, part = self.records.iloc[rows], predicted[positions]
-        block = Block(
+        block = PredictionBlock(
             frame["record_id"].to_numpy(),
             frame["patient_id"].to_numpy(),
             frame["split"].to_numpy(),

@@ -114,7 +114,7 @@ class PosttrainSummary:
 Say = Callable[[int, int, float], None]
 
 
-def posttrain(settings: PosttrainSettings, paths: PosttrainPaths, progress: Say | None = None) -> PosttrainSummary:
+def run(settings: PosttrainSettings, paths: PosttrainPaths, progress: Say | None = None) -> PosttrainSummary:
     """Run every fraction and seed, and write the version.
 
     Raises

@@ -1,5 +1,5 @@
 """Stage `pretrain`: make an expert's weights from the training patients' signals alone, as a named version."""
 
-from stages.pretrain.stage import PretrainPaths, PretrainSettings, PretrainSummary, pretrain
+from stages.pretrain.stage import PretrainPaths, PretrainSettings, PretrainSummary, run
 
-__all__ = ["PretrainPaths", "PretrainSettings", "PretrainSummary", "pretrain"]
+__all__ = ["PretrainPaths", "PretrainSettings", "PretrainSummary", "run"]

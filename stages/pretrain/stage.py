@@ -74,7 +74,7 @@ class PretrainSummary:
     history: History
 
 
-def pretrain(
+def run(
     settings: PretrainSettings,
     paths: PretrainPaths,
     progress: Callable[[int, int, float], None] | None = None,

@@ -24,7 +24,7 @@ from stages.scoring.curves import (
     spread_rows,
 )
 from stages.scoring.metrics import METRICS
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 from stages.scoring.table import DASH, number
 
 UNIT = (0.0, 1.0)
@@ -43,7 +43,7 @@ def _joined(curves: list[Curve]) -> Curve | None:
     return None if not curves else curves[0] if len(curves) == 1 else macro_curve(curves)
 
 
-def roc_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
+def roc_figure(target: Target, blocks: dict[str, PredictionBlock], series: Series) -> str:
     """Return the ROC curves of the shown methods; with several classes the mean of the classes' curves."""
     axes = _unit_axes(f"ROC of {target.name}", ("false positive rate", "sensitivity"))
     axes.line(UNIT, UNIT, "reference")
@@ -54,7 +54,7 @@ def roc_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
     return axes.svg()
 
 
-def pr_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
+def pr_figure(target: Target, blocks: dict[str, PredictionBlock], series: Series) -> str:
     """Return the precision-recall curves of the shown methods, and the share of positives as the reference."""
     axes = _unit_axes(f"Precision and sensitivity of {target.name}", ("sensitivity", "precision"))
     for method, css in reversed(series.items()):
@@ -68,7 +68,7 @@ def pr_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
     return axes.svg()
 
 
-def reliability_figure(target: Target, blocks: dict[str, Block], series: Series) -> str:
+def reliability_figure(target: Target, blocks: dict[str, PredictionBlock], series: Series) -> str:
     """Return stated against observed probability; a dot's area grows with the records in its bin."""
     axes = _unit_axes(f"Calibration of {target.name}", ("stated probability", "observed share"))
     axes.line(UNIT, UNIT, "reference")
@@ -80,7 +80,7 @@ def reliability_figure(target: Target, blocks: dict[str, Block], series: Series)
     return axes.svg()
 
 
-def class_roc_figures(target: Target, blocks: dict[str, Block], series: Series) -> list[tuple[str, str]]:
+def class_roc_figures(target: Target, blocks: dict[str, PredictionBlock], series: Series) -> list[tuple[str, str]]:
     """Return a small ROC picture for each class, as (class, SVG)."""
     columns = {method: class_columns(target, blocks[method]) for method in series}
     found = []
@@ -97,7 +97,7 @@ def class_roc_figures(target: Target, blocks: dict[str, Block], series: Series) 
     return found
 
 
-def confusion_figure(target: Target, block: Block) -> str:
+def confusion_figure(target: Target, block: PredictionBlock) -> str:
     """Return the confusion matrix: rows are true classes, shades the share of the row, numbers the counts."""
     counts = confusion(target, block)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -123,7 +123,7 @@ def _short(words: str, at_most: int) -> str:
     return words if len(words) <= at_most else f"{words[: at_most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def predicted_figure(target: Target, block: Block) -> str:
+def predicted_figure(target: Target, block: PredictionBlock) -> str:
     """Return predicted against true values, at most `_SCATTER_POINTS` records evenly drawn."""
     rows = spread_rows(len(block), _SCATTER_POINTS)
     true, predicted = block.y_true[rows], block.y_pred[rows].astype(float)
@@ -141,7 +141,7 @@ def predicted_figure(target: Target, block: Block) -> str:
     return axes.svg()
 
 
-def error_figure(target: Target, block: Block) -> str:
+def error_figure(target: Target, block: PredictionBlock) -> str:
     """Return the histogram of predicted minus true, its outermost percent folded into the last bars."""
     error = block.y_pred.astype(float) - block.y_true
     bound = float(np.quantile(abs(error), 0.99)) or 1.0

@@ -15,7 +15,7 @@ import pandas as pd
 from cache.records import Target
 from stages.report.svg import Axes
 from stages.scoring.metrics import METRICS
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 
 _COLOURS = 7
 MAX_GROUPS = 15
@@ -49,7 +49,7 @@ def weights_figure(task: str, table: pd.DataFrame) -> str:
     return axes.svg()
 
 
-def weights_by_class(target: Target, block: Block, table: pd.DataFrame) -> list[tuple[str, int, list[float]]]:
+def weights_by_class(target: Target, block: PredictionBlock, table: pd.DataFrame) -> list[tuple[str, int, list[float]]]:
     """Return (group, records, mean weight per expert): groups are true classes, or quarters of the true value."""
     index = pd.MultiIndex.from_arrays([block.record_ids, block.fold])
     weights = table.reindex(index).to_numpy()
@@ -59,7 +59,7 @@ def weights_by_class(target: Target, block: Block, table: pd.DataFrame) -> list[
     return [(name, int(m.sum()), weights[m].mean(axis=0).tolist()) for name, m in groups if m.any()]
 
 
-def _groups(target: Target, block: Block) -> list[tuple[str, np.ndarray]]:
+def _groups(target: Target, block: PredictionBlock) -> list[tuple[str, np.ndarray]]:
     y = block.y_true
     if target.kind == "regression":
         edges = np.quantile(y, [0, 0.25, 0.5, 0.75, 1])

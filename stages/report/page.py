@@ -19,7 +19,7 @@ from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_m
 from stages.scoring.curves import class_columns
 from stages.scoring.metrics import METRICS
 from stages.scoring.plots import file_name
-from stages.scoring.predictions import Block, Predictions
+from stages.scoring.predictions import PredictionBlock, Predictions
 from stages.scoring.subgroups import SEX_NAMES
 from stages.scoring.table import decimals, ordered_methods
 
@@ -168,7 +168,7 @@ def _methods_figure(name: str, metrics: Json, titles: dict[str, str]) -> str:
     return figures.interval_figure(f"Methods of {name}", rows, metric, decimals(metrics, name, metric), reference)
 
 
-def _pictures(target: Target, blocks: dict[str, Block], series: dict[str, str]) -> list[tuple[str, str]]:
+def _pictures(target: Target, blocks: dict[str, PredictionBlock], series: dict[str, str]) -> list[tuple[str, str]]:
     main = next(iter(series))
     if target.kind == "regression":
         return [
@@ -186,7 +186,7 @@ def _pictures(target: Target, blocks: dict[str, Block], series: dict[str, str]) 
     return found
 
 
-def _panels(target: Target, blocks: dict[str, Block], series: dict[str, str]) -> list[tuple[str, Markup]]:
+def _panels(target: Target, blocks: dict[str, PredictionBlock], series: dict[str, str]) -> list[tuple[str, Markup]]:
     """Return a small ROC picture per class, where there are few enough classes for it."""
     if target.kind not in ("multiclass", "multilabel") or len(target.classes) > _MAX_PANELS:
         return []
@@ -228,7 +228,7 @@ def _group_name(grouping: str, group: str) -> str:
     return group if group in SEX_NAMES.values() else f"{grouping} {group}"
 
 
-def _gate(target: Target, block: Block, weights: pd.DataFrame | None) -> Json | None:
+def _gate(target: Target, block: PredictionBlock, weights: pd.DataFrame | None) -> Json | None:
     if weights is None or not ((weights["task"] == target.name) & (weights["split"] == "test")).any():
         return None
     table = gate_figures.weight_table(weights, target.name)

@@ -16,7 +16,7 @@ from cache.errors import InputError
 from cache.records import Target
 from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
 from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
-from stages.scoring.predictions import Block, Predictions
+from stages.scoring.predictions import PredictionBlock, Predictions
 
 MAIN_METHOD = "gate"
 EXPERT_PREFIX = "expert:"
@@ -51,7 +51,7 @@ def has_labelled_test(predictions: Predictions, task: str) -> bool:
     return any(predictions.read(task, method, "test").labelled.any() for method in predictions.methods(task))
 
 
-def labelled_test_block(predictions: Predictions, task: str, method: str) -> Block:
+def labelled_test_block(predictions: Predictions, task: str, method: str) -> PredictionBlock:
     """Return one method's labelled test records, sorted by record and fold.
 
     Raises
@@ -68,7 +68,7 @@ def labelled_test_block(predictions: Predictions, task: str, method: str) -> Blo
     return block.take(np.lexsort((block.fold, block.record_ids.astype(str))))
 
 
-def bootstrap_block(target: Target, block: Block, everybody: np.ndarray, draws: Draws) -> Bootstrap:
+def bootstrap_block(target: Target, block: PredictionBlock, everybody: np.ndarray, draws: Draws) -> Bootstrap:
     """Return the bootstrap of one block over the sorted patient names `everybody`."""
     patients = np.searchsorted(everybody, block.patient_ids.astype(str))
     return bootstrap(make_scorer(target, block), patients, len(everybody), draws.n, draws.seed)
@@ -89,7 +89,7 @@ class Comparison:
     """
 
     target: Target
-    blocks: dict[str, Block]
+    blocks: dict[str, PredictionBlock]
     samples: dict[str, Bootstrap]
     everybody: np.ndarray
     draws: Draws
@@ -134,11 +134,11 @@ def compare(predictions: Predictions, target: Target, draws: Draws, on_method: C
     return Comparison(target, blocks, samples, everybody, draws, main_method(names), best)
 
 
-def _same_records(first: Block, second: Block) -> bool:
+def _same_records(first: PredictionBlock, second: PredictionBlock) -> bool:
     return np.array_equal(first.record_ids, second.record_ids) and np.array_equal(first.fold, second.fold)
 
 
-def _common(target: Target, first: Block, second: Block) -> tuple[Block, Block]:
+def _common(target: Target, first: PredictionBlock, second: PredictionBlock) -> tuple[PredictionBlock, PredictionBlock]:
     keys = [pd.MultiIndex.from_arrays([block.record_ids, block.fold]) for block in (first, second)]
     pair = first.take(keys[0].isin(keys[1])), second.take(keys[1].isin(keys[0]))
     if not len(pair[0]):
@@ -146,7 +146,7 @@ def _common(target: Target, first: Block, second: Block) -> tuple[Block, Block]:
     return pair
 
 
-def _check_truths(target: Target, blocks: dict[str, Block]) -> None:
+def _check_truths(target: Target, blocks: dict[str, PredictionBlock]) -> None:
     (first_name, first), *others = blocks.items()
     for name, block in others:
         if _same_records(first, block) and not np.array_equal(

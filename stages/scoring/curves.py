@@ -11,7 +11,7 @@ import numpy as np
 
 from cache.records import Target
 from stages.scoring.metrics import ECE_BINS, calibration_bin, nan_mean
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 
 MAX_POINTS = 200
 _GRID = np.linspace(0, 1, 101)
@@ -25,7 +25,7 @@ class Curve:
     y: np.ndarray
 
 
-def class_columns(target: Target, block: Block) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def class_columns(target: Target, block: PredictionBlock) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Return (class, truth 0/1, probability) of every class's labelled records; binary gives one."""
     if target.kind == "binary":
         return [(target.classes[1] if len(target.classes) == 2 else target.name, block.y_true, block.y_pred)]
@@ -93,7 +93,7 @@ class Reliability:
     n: np.ndarray
 
 
-def reliability(target: Target, block: Block) -> Reliability:
+def reliability(target: Target, block: PredictionBlock) -> Reliability:
     """Return the reliability of the probabilities; multiclass: of the most probable class, as its ECE is."""
     if target.kind == "multiclass":
         top = np.argmax(block.y_pred, axis=1)
@@ -109,7 +109,7 @@ def reliability(target: Target, block: Block) -> Reliability:
     return Reliability(stated, observed, n[filled])
 
 
-def confusion(target: Target, block: Block) -> np.ndarray:
+def confusion(target: Target, block: PredictionBlock) -> np.ndarray:
     """Return counts [true class, most probable class] of a multiclass task."""
     size = len(target.classes)
     cells = block.y_true * size + np.argmax(block.y_pred, axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from cache.records import Kind, Target
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 from stages.scoring.ranking import Ranking, ratio
 
 ECE_BINS = 15
@@ -104,14 +104,14 @@ class Scorer(Protocol):
         """Score the records, each counted as often as `weights` [n, resamples] says."""
 
 
-def make_scorer(target: Target, block: Block) -> Scorer:
+def make_scorer(target: Target, block: PredictionBlock) -> Scorer:
     """Return the scorer of a task's kind for one method's predictions; unlabelled records do not count."""
     if target.kind == "regression":
         return _RegressionScorer(block.y_true, block.y_pred)
     return _ClassScorer(target.kind, block.y_true, block.y_pred)
 
 
-def score(target: Target, block: Block) -> Scores:
+def score(target: Target, block: PredictionBlock) -> Scores:
     """Return the plain metrics of one method, each as an array of length 1."""
     return make_scorer(target, block)(np.ones((len(block), 1)))
 

@@ -25,7 +25,7 @@ from stages.scoring.curves import (
     roc,
     spread_rows,
 )
-from stages.scoring.predictions import Block, Predictions
+from stages.scoring.predictions import PredictionBlock, Predictions
 
 FOLDERS = ("calibration", "confusion", "learning_curve", "methods", "pr", "predicted_vs_true", "roc")
 MAX_SCATTER = 2000
@@ -87,7 +87,7 @@ def _interval(found: dict[str, Any]) -> dict[str, Any]:
     return {key: found[key] for key in ("value", "low", "high")}
 
 
-def _pictures(target: Target, block: Block) -> dict[str, pd.DataFrame]:
+def _pictures(target: Target, block: PredictionBlock) -> dict[str, pd.DataFrame]:
     if target.kind == "regression":
         rows = spread_rows(len(block), MAX_SCATTER)
         return {"predicted_vs_true": pd.DataFrame({"true": block.y_true[rows], "predicted": block.y_pred[rows]})}
@@ -109,12 +109,12 @@ def _curve(curves: list[Any], x: str, y: str) -> pd.DataFrame:
     return pd.DataFrame({x: curve.x, y: curve.y})
 
 
-def _calibration(target: Target, block: Block) -> pd.DataFrame:
+def _calibration(target: Target, block: PredictionBlock) -> pd.DataFrame:
     found = reliability(target, block)
     return pd.DataFrame({"stated": found.stated, "observed": found.observed, "n": found.n})
 
 
-def _confusion(target: Target, block: Block) -> pd.DataFrame:
+def _confusion(target: Target, block: PredictionBlock) -> pd.DataFrame:
     """Return one row per record, as DVC's confusion template counts them; thinned where there are very many."""
     rows = spread_rows(len(block), MAX_CONFUSION)
     names = np.asarray(target.classes, dtype=object)

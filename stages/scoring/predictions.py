@@ -41,7 +41,7 @@ _ROWS_PER_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
-class Block:
+class PredictionBlock:
     """Predictions of one method for one task, as arrays.
 
     Attributes
@@ -68,9 +68,9 @@ class Block:
         """Return the number of records."""
         return len(self.record_ids)
 
-    def take(self, rows: np.ndarray) -> Block:
+    def take(self, rows: np.ndarray) -> PredictionBlock:
         """Return the rows given by an index or a mask."""
-        return Block(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+        return PredictionBlock(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
 
     @cached_property
     def labelled(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class Block:
 
 
 def has_label(y_true: np.ndarray) -> np.ndarray:
-    """Return the mask [n] of the records with at least one known label; `y_true` as in `Block`."""
+    """Return the mask [n] of the records with at least one known label; `y_true` as in `PredictionBlock`."""
     if y_true.dtype.kind == "i":
         return y_true >= 0
     known = ~np.isnan(y_true)
@@ -257,7 +257,7 @@ class Predictions:
         """Return the methods that predict a task, in the order they were written."""
         return [method for name, method in self._pairs if name == task]
 
-    def read(self, task: str, method: str, split: str | None = None) -> Block:
+    def read(self, task: str, method: str, split: str | None = None) -> PredictionBlock:
         """Return what one method predicts for one task, in one split or in all."""
         wanted = {"task": task, "method": method} | ({"split": split} if split else {})
         with pq.ParquetFile(self.path) as file:
@@ -295,7 +295,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.asarray(merged.dictionary.to_pylist(), dtype=object)
 
 
-def _block(target: Target, table: pa.Table) -> Block:
+def _block(target: Target, table: pa.Table) -> PredictionBlock:
     """Turn long rows, in whatever order, into arrays with one row per record, split and fold."""
     coded = {name: _codes(table.column(name)) for name in ("record_id", "patient_id", "split", "class")}
     fold = table.column("fold").to_numpy().astype(np.int64)
@@ -308,7 +308,7 @@ def _block(target: Target, table: pa.Table) -> Block:
     y_true[row, column] = table.column("y_true").to_numpy()
     y_pred[row, column] = table.column("y_pred").to_numpy()
     names = {name: coded[name][1][coded[name][0][first]] for name in ("record_id", "patient_id", "split")}
-    return Block(
+    return PredictionBlock(
         names["record_id"], names["patient_id"], names["split"], fold[first], *_kind_arrays(target, y_true, y_pred)
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 from stages.scoring.bootstrap import estimate
 from stages.scoring.comparison import Comparison, bootstrap_block
 from stages.scoring.metrics import HEADLINE
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))
 SEX_COLUMNS = ("gender", "sex")
@@ -76,7 +76,7 @@ def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:
     return {"n": len(main), "patients": len(np.unique(main.patient_ids.astype(str))), "methods": methods}
 
 
-def _headline(comparison: Comparison, part: Block) -> dict[str, Any]:
+def _headline(comparison: Comparison, part: PredictionBlock) -> dict[str, Any]:
     """Return the first headline metric within the group; its own patients are resampled."""
     metric = HEADLINE[comparison.target.kind][0]
     everybody = np.unique(part.patient_ids.astype(str))

@@ -23,7 +23,7 @@ from cache.records import Target, target_array
 from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
 from stages.scoring.comparison import Comparison, Draws, compare, has_labelled_test, main_method
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
-from stages.scoring.predictions import Block, Predictions, has_label
+from stages.scoring.predictions import PredictionBlock, Predictions, has_label
 from stages.scoring.subgroups import subgroups
 
 SCHEMA_VERSION = 1
@@ -199,7 +199,7 @@ def _counts(predictions: Predictions, compared: Comparison, records: pd.DataFram
     return found
 
 
-def _positives(target: Target, block: Block) -> Any:
+def _positives(target: Target, block: PredictionBlock) -> Any:
     """Return the records of class 1, or of each class."""
     if target.kind == "binary":
         return int((block.y_true == 1).sum())
@@ -216,7 +216,7 @@ def _per_class(compared: Comparison, method: str) -> Json:
     return found
 
 
-def _folds(target: Target, block: Block) -> Json:
+def _folds(target: Target, block: PredictionBlock) -> Json:
     """Return mean and standard deviation over folds (ddof 1), as papers with cross-validation report them."""
     parts = [score(target, block.take(block.fold == fold)).values for fold in np.unique(block.fold)]
     table = {name: np.array([part[name][0] for part in parts]) for name in parts[0]}

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.experts import load_expert
-from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
-from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.posttrain import PosttrainPaths, PosttrainSettings
+from stages.posttrain import run as posttrain
+from stages.pretrain import PretrainPaths, PretrainSettings
+from stages.pretrain import run as pretrain
 from stages.training.loop import LoopSettings
 
 LOOP = LoopSettings(epochs=3, batch_size=8, learning_rate=1e-2)

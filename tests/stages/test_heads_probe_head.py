@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stages.evaluate.methods import Memory
+from stages.evaluate.methods import FinishedMethods
 from stages.heads import TaskSpec
 from stages.heads.baselines.methods import METHODS
 
@@ -41,7 +41,7 @@ def test_the_probe_head_learns_a_planted_signal_and_is_remembered(tmp_path: Path
     assert np.isnan(alone["sex"][310:330]).all()
     for name, values in predict(3, {"flat": flat}).items():
         np.testing.assert_array_equal(values, alone[name])  # the same again, whatever was drawn before
-    memory = Memory(tmp_path, "k" * 16)
+    memory = FinishedMethods(tmp_path, "k" * 16)
     memory.put("probe_head", [alone], {"parameters": 1.0}, {})
     found = memory.get("probe_head")
     assert found is not None

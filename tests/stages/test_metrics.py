@@ -4,12 +4,14 @@ from sklearn import metrics as sk
 
 from cache.records import Target
 from stages.scoring.metrics import METRICS, METRICS_OF, make_scorer, score
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 
 
 def block(y_true, y_pred):
     ids = np.array([f"r{i}" for i in range(len(y_true))], dtype=object)
-    return Block(ids, ids, np.full(len(ids), "test"), np.zeros(len(ids), int), np.asarray(y_true), np.asarray(y_pred))
+    return PredictionBlock(
+        ids, ids, np.full(len(ids), "test"), np.zeros(len(ids), int), np.asarray(y_true), np.asarray(y_pred)
+    )
 
 
 def values(kind, y_true, y_pred, classes=()):

@@ -17,7 +17,8 @@ from cache.errors import StoreError, UsageError
 from cache.signals import open_signals
 from stages.experts import expert_class, list_experts, load_expert
 from stages.heads.targets.tasks import TaskSpec, layout
-from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
+from stages.posttrain import PosttrainPaths, PosttrainSettings
+from stages.posttrain import run as posttrain
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.stage import _load
 from stages.posttrain.tuned import Tuned, rate_groups
@@ -202,7 +203,8 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from stages.posttrain import PosttrainPaths, PosttrainSettings, posttrain
+from stages.posttrain import PosttrainPaths, PosttrainSettings
+from stages.posttrain import run as posttrain
 from stages.training.loop import LoopSettings
 torch.set_num_threads(1)
 settings, step = json.loads(sys.argv[1]), int(sys.argv[2])

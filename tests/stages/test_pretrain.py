@@ -17,7 +17,8 @@ from cache.errors import InputError, UsageError
 from cache.records import open_records
 from cache.signals import open_signals
 from stages.experts import list_experts, load_expert
-from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.pretrain import PretrainPaths, PretrainSettings
+from stages.pretrain import run as pretrain
 from stages.pretrain.objectives import pretrainable
 from stages.training.loop import LoopSettings, Training, learning_rate_factor
 from stages.training.memory import in_batches
@@ -89,7 +90,8 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.pretrain import PretrainPaths, PretrainSettings
+from stages.pretrain import run as pretrain
 from stages.training.loop import LoopSettings
 torch.set_num_threads(1)
 settings, step = json.loads(sys.argv[1]), int(sys.argv[2])

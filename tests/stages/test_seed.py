@@ -19,7 +19,8 @@ from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import expert_class, load_expert
 from stages.experts.checkpoints import PACKAGE_FOLDER, find_weights, sha256_of
 from stages.experts.run import run_expert
-from stages.pretrain import PretrainPaths, PretrainSettings, pretrain
+from stages.pretrain import PretrainPaths, PretrainSettings
+from stages.pretrain import run as pretrain
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.loop import LoopSettings

@@ -201,8 +201,8 @@ class MantisTransformerV1(nn.Module):
         self.transformer.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    PreNorm(options.hidden_dim, MantisAttentionV1(options)),
-                    PreNorm(options.hidden_dim, MantisFeedForward(options.hidden_dim, options.transf_mlp_dim)),
+                    MantisPreNorm(options.hidden_dim, MantisAttentionV1(options)),
+                    MantisPreNorm(options.hidden_dim, MantisFeedForward(options.hidden_dim, options.transf_mlp_dim)),
                 ]
             )
             for _ in range(options.transf_depth)
@@ -234,7 +234,7 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("pe", table)
 
 
-class PreNorm(nn.Module):
+class MantisPreNorm(nn.Module):
     """A layer norm in front of a branch."""
 
     def __init__(self, width: int, fn: nn.Module) -> None:

@@ -139,8 +139,8 @@ class StMemBlock(nn.Module):
 
     def __init__(self, attention: nn.Module, feed_forward: nn.Module, width: int, drop_path_rate: float) -> None:
         super().__init__()
-        self.attn = PreNorm(width, attention)
-        self.ff = PreNorm(width, feed_forward)
+        self.attn = StMemPreNorm(width, attention)
+        self.ff = StMemPreNorm(width, feed_forward)
         self.drop_path_rate = drop_path_rate
 
     @classmethod
@@ -163,7 +163,7 @@ class StMemBlock(nn.Module):
         return drop_path(self.ff(x), self.drop_path_rate, self.training) + x
 
 
-class PreNorm(nn.Module):
+class StMemPreNorm(nn.Module):
     """LayerNorm, then `fn`."""
 
     def __init__(self, width: int, fn: nn.Module) -> None:

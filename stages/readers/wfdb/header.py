@@ -88,7 +88,7 @@ def _per_mv(gain: float, units: str, lead: str) -> float:
     return gain / scale
 
 
-class Layout(NamedTuple):
+class FrameLayout(NamedTuple):
     """What the signal lines of many headers have in common: all but file name, first value and checksum, per lead.
 
     Attributes
@@ -130,7 +130,7 @@ class Header(NamedTuple):
     n_segments: int
     rate_hz: float
     n_samples: int | None
-    layout: Layout | None
+    layout: FrameLayout | None
     file_names: tuple[str, ...]
     initials: tuple[int | None, ...]
     checksums: tuple[int | None, ...]
@@ -204,7 +204,7 @@ def _decoded(content: bytes) -> str:
 _Stated = tuple[int | None, ...]
 
 
-def _columns(lines: list[str]) -> tuple[Layout | None, tuple[str, ...], _Stated, _Stated]:
+def _columns(lines: list[str]) -> tuple[FrameLayout | None, tuple[str, ...], _Stated, _Stated]:
     """Return what the signal lines say: their layout, and each lead's file, first value and checksum."""
     if not lines:
         return None, (), (), ()
@@ -222,7 +222,7 @@ def _columns(lines: list[str]) -> tuple[Layout | None, tuple[str, ...], _Stated,
 
 
 @lru_cache(maxsize=4096)
-def _like(*cells: tuple[str, ...]) -> Layout | None:
+def _like(*cells: tuple[str, ...]) -> FrameLayout | None:
     """Return the layout of all lines that have these cells; None where they need a closer look."""
     try:
         return _layout(
@@ -235,12 +235,12 @@ def _like(*cells: tuple[str, ...]) -> Layout | None:
         return None
 
 
-def _layout(signals: list[SignalLine]) -> Layout:
+def _layout(signals: list[SignalLine]) -> FrameLayout:
     gains, faults = zip(*map(_gain, signals), strict=True)
     formats = {s.format for s in signals}
     plain = len(formats) == 1 and formats <= set(_DIRECT)
     plain = plain and all(s.samples_per_frame == 1 and s.skew == 0 for s in signals)
-    return Layout(
+    return FrameLayout(
         leads=tuple(s.lead for s in signals),
         gains_per_mv=gains,
         baselines=tuple(s.baseline for s in signals),

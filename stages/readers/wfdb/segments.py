@@ -17,7 +17,7 @@ from stages.readers.lead_names import OwnNames, arrange
 from stages.readers.paths import DataFolder
 from stages.readers.recording import Counts, Recording
 from stages.readers.standard_leads import LEFT_OUT, left_out
-from stages.readers.wfdb.header import Header, Layout, read_header
+from stages.readers.wfdb.header import FrameLayout, Header, read_header
 from stages.readers.wfdb.limits import MAX_SEGMENTS_READ, beside, check_size, frames_wanted
 from stages.readers.wfdb.signals import check_calibrated, read_signals
 
@@ -164,7 +164,7 @@ def _segment_headers(
     return leads, headers
 
 
-def _check_units(header: Header, layout: Layout, units: dict[str, str], own: OwnNames) -> None:
+def _check_units(header: Header, layout: FrameLayout, units: dict[str, str], own: OwnNames) -> None:
     arranged = arrange(layout.leads, own)
     if not arranged.columns:
         return
@@ -176,7 +176,7 @@ def _check_units(header: Header, layout: Layout, units: dict[str, str], own: Own
             raise InputError(f"lead {signal.lead} is in {signal.units} and in another segment in {before}")
 
 
-def _segment_header(master: Header, folder: str | Path | DataFolder, path: str) -> tuple[Header, Layout]:
+def _segment_header(master: Header, folder: str | Path | DataFolder, path: str) -> tuple[Header, FrameLayout]:
     header = read_header(folder, path)
     if header.n_segments:
         raise InputError("it has segments itself")

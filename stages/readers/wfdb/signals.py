@@ -17,7 +17,7 @@ from stages.readers.lead_names import OwnNames, arrange, no_standard_lead
 from stages.readers.paths import DataFolder, open_file
 from stages.readers.recording import Counts, Recording, at_limit
 from stages.readers.wfdb.checksums import as_stated, says_sums, sums_agree
-from stages.readers.wfdb.header import Header, Layout
+from stages.readers.wfdb.header import FrameLayout, Header
 from stages.readers.wfdb.limits import MAX_SAMPLES, beside, check_size, frames_wanted
 from stages.readers.wfdb.mat_file import check_mat, is_mat
 from stages.readers.wfdb.through_wfdb import read_with_wfdb
@@ -42,7 +42,7 @@ def read_signals(
     return read_with_wfdb(header, folder, above, seconds, own)
 
 
-def check_calibrated(layout: Layout, own: OwnNames) -> None:
+def check_calibrated(layout: FrameLayout, own: OwnNames) -> None:
     """Refuse a record without standard leads, or with one that cannot be turned into mV; others may be anything."""
     leads = arrange(layout.leads, own)
     if not leads.columns:
@@ -55,7 +55,12 @@ def check_calibrated(layout: Layout, own: OwnNames) -> None:
 
 
 def _read_direct(
-    header: Header, layout: Layout, folder: str | Path | DataFolder, above: str, seconds: float | None, own: OwnNames
+    header: Header,
+    layout: FrameLayout,
+    folder: str | Path | DataFolder,
+    above: str,
+    seconds: float | None,
+    own: OwnNames,
 ) -> Counts:
     file_name, offset, n_signals = header.file_names[0], layout.offset, len(layout.leads)
     descriptor, size = open_file(folder, beside(above, file_name))
@@ -85,7 +90,7 @@ def _read_direct(
     return counts
 
 
-def _samples(descriptor: int, header: Header, layout: Layout, n_samples: int) -> np.ndarray:
+def _samples(descriptor: int, header: Header, layout: FrameLayout, n_samples: int) -> np.ndarray:
     """Read int16 [time, lead]."""
     samples = np.empty((n_samples, len(layout.leads)), dtype="<i2")
     if os.preadv(descriptor, [samples.data.cast("B")], layout.offset) != samples.nbytes:
@@ -93,7 +98,7 @@ def _samples(descriptor: int, header: Header, layout: Layout, n_samples: int) ->
     return samples.byteswap(inplace=True) if layout.plain == ">" else samples
 
 
-def _check_sums(header: Header, layout: Layout, descriptor: int, n_samples: int) -> None:
+def _check_sums(header: Header, layout: FrameLayout, descriptor: int, n_samples: int) -> None:
     """Refuse samples that are not those the header was written for: then their checksums are not those it states."""
     file_name, n_signals = header.file_names[0], len(header.file_names)
     if not (
