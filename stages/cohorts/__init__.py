@@ -3,9 +3,9 @@
 Not here: file formats (stages/readers), splits (stages/ingest/folds.py), writing the stores (stages/ingest).
 """
 
-from stages.cohorts._base import Cohort, Entries, Options, Published
 from stages.cohorts._overlaps import shared_collections
 from stages.cohorts._registry import check_options, list_cohorts, open_cohort, register
+from stages.cohorts.contract import Cohort, Entries, Options, Published
 
 __all__ = [
     "Cohort",

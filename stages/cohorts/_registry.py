@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cache.errors import MissingFileError, UsageError
-from stages.cohorts._base import Cohort
+from stages.cohorts.contract import Cohort
 
 ENTRY_POINT_GROUP = "ensemble.cohorts"
 _PACKAGE = "stages.cohorts"

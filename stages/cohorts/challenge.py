@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from stages.cohorts._base import Cohort, Entries
 from stages.cohorts._registry import register
 from stages.cohorts._snomed import SCORED, add_classes, add_comments
+from stages.cohorts.contract import Cohort, Entries
 from stages.readers.record_search import find_records, no_record
 
 

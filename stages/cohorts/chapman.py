@@ -9,9 +9,9 @@ import pandas as pd
 
 from cache.errors import InputError, MissingFileError
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries
 from stages.cohorts._registry import register
 from stages.cohorts._snomed import add_classes, add_comments
+from stages.cohorts.contract import Cohort, Entries
 from stages.readers.record_search import find_records
 from stages.readers.tables import find_table, read_table
 

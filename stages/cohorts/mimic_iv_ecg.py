@@ -14,8 +14,8 @@ from pydantic import Field
 
 from cache.errors import MissingFileError
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries, Options, check_not_empty
 from stages.cohorts._registry import register
+from stages.cohorts.contract import Cohort, Entries, Options, check_not_empty
 from stages.cohorts.mimic_labels import reports
 from stages.cohorts.mimic_labels.potassium import nearest_flag, read_results, seconds
 from stages.readers.tables import find_table, numbers, read_table

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from cache.errors import InputError, UsageError
 from cache.records import Target
-from stages.cohorts._base import Cohort, Entries, Options, Published, check_not_empty
 from stages.cohorts._registry import register
+from stages.cohorts.contract import Cohort, Entries, Options, Published, check_not_empty
 from stages.readers.tables import numbers, read_table
 
 COLUMNS = ["ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]

@@ -6,8 +6,8 @@ numbers regression, more words multiclass, words joined by ";" multilabel.
 
 from __future__ import annotations
 
-from stages.cohorts._base import Cohort, Entries
 from stages.cohorts._registry import register
+from stages.cohorts.contract import Cohort, Entries
 from stages.cohorts.labels.join import labelled_entries
 from stages.cohorts.labels.options import LabelOptions
 from stages.readers.record_search import find_records, no_record

@@ -9,7 +9,7 @@ import pandas as pd
 
 from cache.errors import InputError, UsageError
 from cache.records import BASE_COLUMNS, Kind, Target
-from stages.cohorts._base import Entries
+from stages.cohorts.contract import Entries
 from stages.cohorts.labels.keys import KeyMatcher, is_index, key_candidates
 from stages.cohorts.labels.kinds import Column, as_numbers, infer
 from stages.cohorts.labels.options import LabelOptions

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cache.records import Kind
-from stages.cohorts._base import Options
+from stages.cohorts.contract import Options
 
 
 class LabelOptions(Options):

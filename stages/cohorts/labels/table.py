@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cache.errors import InputError, MissingFileError
-from stages.cohorts._base import check_not_empty
+from stages.cohorts.contract import check_not_empty
 from stages.cohorts.labels.options import LabelOptions
 from stages.readers.tables import numbers, read_table
 
