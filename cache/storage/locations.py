@@ -6,6 +6,7 @@ Not here: how shards are encoded (`cache.zarr_io.shards`), what is special about
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from cache.errors import MissingFileError, UsageError
@@ -85,6 +86,29 @@ def n_bytes(store: Place) -> int:
     if isinstance(store, ObjectPath):
         return sum(entry.size for entry in store.files().values())
     return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+def move(store: Place, target: Place, guard: Callable[[], None] | None = None) -> None:
+    """Move a store to a name beside it, where nothing stands.
+
+    A folder is renamed. Objects are copied by their server, root metadata last, and then removed, root metadata first:
+    whenever it is interrupted, one of the two is whole.
+
+    Parameters
+    ----------
+    guard
+        Raises where this process no longer owns the store.
+    """
+    if guard is not None:
+        guard()
+    if isinstance(store, Path):
+        store.rename(Path(str(target)))
+        return
+    names = sorted(store.files(), key=lambda name: name == METADATA)
+    store.copy(names, ObjectPath(str(target)))
+    if guard is not None:
+        guard()
+    remove(store)
 
 
 def remove(store: Place) -> None:

@@ -204,6 +204,13 @@ class ObjectPath:
                 if not missing_ok:
                     raise
 
+    def copy(self, names: list[str], target: ObjectPath) -> None:
+        """Copy objects below this name to the same names below another of this storage; the last of them at the end."""
+        for part in (names[:-1], names[-1:]):
+            with _told(self):
+                if part:
+                    self._fs.copy([f"{self._key}/{name}" for name in part], [f"{target._key}/{name}" for name in part])
+
     def delete(self, names: list[str]) -> None:
         """Delete objects below this name, by the thousand."""
         keys = [f"{self._key}/{name}" for name in names]

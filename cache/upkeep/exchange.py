@@ -22,6 +22,7 @@ from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.records import records_digest
 from cache.storage.locations import Place
+from cache.upkeep.kept import set_aside
 from cache.upkeep.resume import create_embeddings
 
 IMPORTED = "imported"
@@ -217,6 +218,7 @@ def import_vectors(
     try:
         if not claims.try_own():
             raise StoreError(f"{store}: another process works in it; wait for it to end")
+        set_aside(store, identity.fingerprint, claims.confirm)
         made = create_embeddings(store, layout, identity, guard=claims.confirm)
         for shard in range(made.n_shards):
             taken = {name: _taken(values, rows[made.rows_of(shard)]) for name, values in arrays.items()}

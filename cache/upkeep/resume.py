@@ -17,6 +17,7 @@ from cache.files import link_or_copy
 from cache.storage.locations import Place, name_within, place, store_exists
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard
+from cache.upkeep.kept import bring_back, set_aside
 from cache.zarr_io.groups import add_array, create_group, grow_objects, recover_group
 
 CHUNK_RECORDS = 256
@@ -123,7 +124,8 @@ def resume_or_create(
 ) -> tuple[EmbeddingStore, str]:
     """Open the store where it stopped if it was made from the same things; otherwise start afresh.
 
-    With `prefix`, a store of the first rows is extended: its full shards stay, the rest is pending.
+    With `prefix`, a store of the first rows is extended: its full shards stay, the rest is pending. A store of other
+    things is moved aside (`cache.upkeep.kept`); one of these very things that was moved aside comes back.
 
     Returns
     -------
@@ -137,13 +139,24 @@ def resume_or_create(
     path = place(path)
     recover_group(path, guard)
     if not store_exists(path):
-        return create_embeddings(path, layout, identity, guard=guard), "no store yet"
+        return _back_or_new(path, layout, identity, guard), "no store yet"
     store = open_embeddings(path, mode="r+")
     if store.fingerprint == identity.fingerprint and store.shard_records == layout.shard_records:
         return store, ""
     if prefix is not None and _fits(store, layout) and grew_from(store, identity, layout.n_records, prefix):
         return create_embeddings(path, layout, identity, store, guard), ""
-    return create_embeddings(path, layout, identity, guard=guard), difference(store, identity)
+    why = difference(store, identity)
+    set_aside(path, identity.fingerprint, guard)
+    return _back_or_new(path, layout, identity, guard), why
+
+
+def _back_or_new(path: Place, layout: Layout, identity: Identity, guard: Guard | None) -> EmbeddingStore:
+    """Bring kept vectors of this identity back, or make an empty store."""
+    if bring_back(path, identity.fingerprint, guard):
+        back = open_embeddings(path, mode="r+")
+        if back.shard_records == layout.shard_records or not back.pending():
+            return back
+    return create_embeddings(path, layout, identity, guard=guard)
 
 
 def _fits(store: EmbeddingStore, layout: Layout) -> bool:

@@ -157,7 +157,7 @@ def cache_repair() -> None:
 def cache_gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete it; otherwise it is only listed.")] = False,
 ) -> None:
-    """List, or delete, the stores that neither params.yaml nor heads/ names, and what killed runs left.
+    """List, or delete, stores that neither params.yaml nor heads/ names, those that others replaced, and leftovers.
 
     Example: `ensemble cache gc --delete`
     """

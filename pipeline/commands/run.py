@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,12 +92,16 @@ def embed(
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:port.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     max_bad: Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more records have no vector.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace vectors that were made otherwise, without asking.")
+    ] = False,
     accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept a non-commercial licence.")] = False,
 ) -> None:
     """Run one frozen expert over all records, once; goes on where a killed run stopped.
 
     Example: `ensemble embed --expert ecgfm --weights mimic_iv_ecg_physionet_pretrained.pt`
     """
+    from pipeline.compute.replacement import confirm_replacement
     from pipeline.compute.workers import run_embed, worker_count
     from pipeline.study.markers import write_marker
     from pipeline.study.runs import write_run
@@ -111,9 +116,10 @@ def embed(
     settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_license)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
-        load_for(replace(settings, device="cpu"))  # weights that do not load are told before anything else
+        load_for(with_changes(settings, device="cpu"))  # weights that do not load are told before anything else
         _print_plan(Embedder(settings, paths).plan())
         return
+    confirm_replacement(Embedder(settings, paths), agreed=replace)
     if scheduler is None:
         n_workers = worker_count(workers or study.machine().workers, settings.device, settings.threads)
         summary = run_embed(settings, paths, workers=n_workers)

@@ -18,6 +18,7 @@ from cache.signals import open_signals
 from cache.storage.locations import Place, half_made_in, n_bytes, remove, store_exists, stores_in
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.exchange import IMPORTED, import_vectors, read_ids, read_vectors
+from cache.upkeep.kept import kept_stores, replaced_by
 from cache.upkeep.resume import difference, grew_from
 from cache.zarr_io.groups import leftovers
 from pipeline.study.folder import Study
@@ -141,7 +142,10 @@ def unused(study: Study) -> list[Unused]:
     stores = _stores(study)
     found = [Unused(p, "neither params.yaml nor heads/ names it") for p in stores if p.stem not in used]
     left = [*half_made_in(study.embeddings), *(each for path in [study.signals, *stores] for each in leftovers(path))]
-    return found + [Unused(path, "left by a killed run") for path in left]
+    replaced = [
+        Unused(path, f"kept when {replaced_by(path).name} was made anew") for path in kept_stores(study.embeddings)
+    ]
+    return found + replaced + [Unused(path, "left by a killed run") for path in left]
 
 
 def _fitted(study: Study) -> list[str]:
@@ -164,7 +168,7 @@ def collect(study: Study) -> Iterator[str]:
     """
     for found in unused(study):
         line = f"deleted {found}"
-        store = next((p for p in _stores(study) if found.path in (p, *leftovers(p))), found.path)
+        store = next((p for p in _stores(study) if found.path in (p, *leftovers(p))), replaced_by(found.path))
         with _owning(study, store):
             remove(found.path)
         yield line

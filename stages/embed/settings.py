@@ -47,6 +47,29 @@ class EmbedPaths:
     state: Path
 
 
+@dataclass(frozen=True)
+class ReplacedStore:
+    """A store with vectors that a run would put another one in the place of.
+
+    Attributes
+    ----------
+    n_records
+        How many of its records are embedded.
+    why
+        What it was made from that is otherwise now.
+    kept
+        Where it is moved to; None: it is removed, because only the size of its shards is another one.
+    brings_back
+        Whether vectors of what is asked for were moved aside earlier, and come back.
+    """
+
+    store: Place
+    n_records: int
+    why: str
+    kept: Place | None
+    brings_back: bool
+
+
 @dataclass
 class EmbedSummary:
     """What a run did, for the run record and the last line on the terminal."""

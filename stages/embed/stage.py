@@ -21,9 +21,11 @@ from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
 from cache.errors import ClaimsLostError, MissingFileError, StoreError
 from cache.record_rows import RecordRows
 from cache.signals import open_signals
+from cache.storage.locations import store_exists
 from cache.upkeep.checks import count_without_vector
+from cache.upkeep.kept import kept_path
 from cache.upkeep.resume import difference, grew_from, resume_or_create
-from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary
+from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary, ReplacedStore
 from stages.embed.shard_pipeline import Line, Progress, size_of
 from stages.experts import Expert, ExpertSpec, expert_class, load_expert
 from stages.experts.checkpoints import find_weights, origin_of, weights_digest
@@ -32,6 +34,7 @@ from stages.experts.run import set_precision, torch_threads
 from stages.experts.views import checked_views, view_shapes
 
 _LOG = logging.getLogger(__name__)
+NO_STORE = "no store yet"
 WHOLE_SECONDS = 10.0
 """A shorter record is named as such: experts were made for as much."""
 
@@ -128,16 +131,30 @@ class Embedder:
         summary.n_embedded = len(self.records) - summary.n_resumed
         return summary
 
+    def replaced(self) -> ReplacedStore | None:
+        """Return the store with vectors that a run would replace; None where it goes on with what is there."""
+        _, why = self._kept()
+        if not why or why == NO_STORE:
+            return None
+        store = open_embeddings(self.paths.store)
+        pending = set(store.pending())
+        n_done = _count(store, [shard for shard in range(store.n_shards) if shard not in pending])
+        same = store.fingerprint == self.identity.fingerprint
+        kept = None if same else kept_path(self.paths.store, store.fingerprint)
+        back = store_exists(kept_path(self.paths.store, self.identity.fingerprint))
+        return ReplacedStore(self.paths.store, n_done, why, kept, back) if n_done else None
+
     def _kept(self) -> tuple[int, str]:
         """Return how many records a run would find embedded, and why none where it would start afresh."""
         try:
             store = open_embeddings(self.paths.store)
         except MissingFileError:
-            return 0, "no store yet"
+            return 0, NO_STORE
         pending = set(store.pending())
         done = [shard for shard in range(store.n_shards) if shard not in pending]
         if store.fingerprint == self.identity.fingerprint:
-            return _count(store, done), ""
+            resized = bool(pending) and store.shard_records != self.settings.shard_records
+            return (0, difference(store, self.identity)) if resized else (_count(store, done), "")
         if grew_from(store, self.identity, len(self.records), self._digests):
             whole = len(store) // store.shard_records
             return _count(store, [shard for shard in done if shard < whole]), ""

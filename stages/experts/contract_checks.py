@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.errors import EnsembleError, InputError
+from cache.errors import EnsembleError, InputError, UsageError
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert
 from stages.experts.faults import check_encoding, first_line, line_of_code
 from stages.experts.registry import expert_class, load_expert
@@ -327,6 +327,17 @@ def weights_load_under_their_keys(case: Case) -> str:
     )
 
 
+def unknown_options_are_refused(case: Case) -> str:
+    """Give an option that no expert has: loading another network than was asked for without a word is worse."""
+    try:
+        load_expert(case.name, config={"no_such_option": 1}, random_weights=True)
+    except UsageError as error:
+        return (
+            "" if case.name.partition("-")[0] in str(error) else f"refuses an unknown option without its name: {error}"
+        )
+    return "takes the config option 'no_such_option' without a word"
+
+
 CHECKS: tuple[Check, ...] = (
     outputs_fit_the_spec,
     tokens_fit_the_spec,
@@ -343,6 +354,7 @@ CHECKS: tuple[Check, ...] = (
     other_leads_are_refused,
     half_precision_stays_close,
     weights_load_under_their_keys,
+    unknown_options_are_refused,
 )
 
 

@@ -283,7 +283,9 @@ class StoreMachine(RuleBasedStateMachine):
             for shard in range(self.n_shards):
                 write(fresh, shard, self.written.get(shard, 0))
             assert files_of(self.path) == files_of(fresh)
-            assert not [file for file in self.folder.iterdir() if file.name.startswith(".")]
+            left = [file.name for file in self.folder.iterdir() if file.name.startswith(".")]
+            assert [name for name in left if not name.endswith(".kept.zarr")] == []
+            assert len(left) == self.version - 1  # the store that another version replaced
         shutil.rmtree(self.folder)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -158,8 +160,77 @@ def test_other_settings_start_the_store_afresh(toy_study, embed):
     params = yaml.safe_load((toy_study / "params.yaml").read_text())
     params["experts"]["ecgfm"]["preprocessing"] = "enecg"
     (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
-    done = embed(toy_study)
+    before = bytes_of(toy_study / "embeddings/ecgfm.zarr")
+    refused = embed(toy_study)
+    assert refused.returncode == 2
+    assert (
+        "holds vectors of 40 records that were made otherwise (changed: preprocessing); say --replace" in refused.stderr
+    )
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == before
+    done = embed(toy_study, "--replace")
     assert "40 records embedded" in done.stdout
+    [kept] = (toy_study / "embeddings").glob(".ecgfm.*.kept.zarr")
+    assert f"replaced; they are kept as {kept.name} until `ensemble cache gc --delete`" in done.stderr
+    assert bytes_of(kept) == before
+    params["experts"]["ecgfm"].pop("preprocessing")
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    back = embed(toy_study, "--replace")
+    assert "come back" in back.stderr
+    assert "0 records embedded" in back.stdout
+    assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == before
+
+
+@pytest.mark.parametrize(("answer", "code", "embedded"), [("y", 0, True), ("n", 2, False)])
+def test_on_a_terminal_it_asks_before_it_replaces_vectors(toy_study, embed, answer, code, embedded):
+    embed(toy_study)
+    before = bytes_of(toy_study / "embeddings/ecgfm.zarr")
+    leader, terminal = pty.openpty()
+    command = [*EMBED, "--workers", "1", "--precision", "bf16"]
+    process = subprocess.Popen(command, cwd=toy_study, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    said = ""
+    while "Embed again?" not in said:
+        said += os.read(leader, 1024).decode()
+    os.write(leader, f"{answer}\n".encode())
+    drain = threading.Thread(target=lambda: [None for _ in iter(lambda: read_or_nothing(leader), b"")], daemon=True)
+    drain.start()
+    process.communicate(timeout=120)
+    drain.join()
+    os.close(leader)
+    assert process.returncode == code
+    assert (bytes_of(toy_study / "embeddings/ecgfm.zarr") != before) == embedded
+
+
+def read_or_nothing(file):
+    try:
+        return os.read(file, 1024)
+    except OSError:  # a terminal whose other end is closed
+        return b""
+
+
+def test_garbage_collection_frees_what_was_replaced(toy_study, embed, ensemble):
+    embed(toy_study)
+    embed(toy_study, "--precision", "bf16", "--replace")
+    [kept] = (toy_study / "embeddings").glob(".ecgfm.*.kept.zarr")
+    listed = ensemble("cache", "gc").stdout
+    assert f"embeddings/{kept.name} (" in listed
+    assert "kept when ecgfm.zarr was made anew" in listed
+    assert kept.exists()
+    ensemble("cache", "gc", "--delete")
+    assert not kept.exists()
+    assert (toy_study / "embeddings/ecgfm.zarr").exists()
+
+
+def test_shards_of_another_size_replace_unfinished_vectors_only_when_told(toy_study, embed):
+    embed(toy_study)
+    (toy_study / "embeddings/ecgfm.zarr/done/c/3").unlink()
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    params["embed"]["shard_records"] = 8
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    refused = embed(toy_study)
+    assert refused.returncode == 2
+    assert "vectors of 36 records that were made otherwise (changed: shard size)" in refused.stderr
+    assert "40 records embedded" in embed(toy_study, "--replace").stdout
 
 
 def test_another_version_of_the_code_starts_the_store_afresh(toy_study, embed, monkeypatch):
@@ -169,7 +240,7 @@ def test_another_version_of_the_code_starts_the_store_afresh(toy_study, embed, m
     monkeypatch.setattr(cls, "published_spec", lambda *variant: replace(published(*variant), version="next"))
     assert "40 of 40 records to embed, 0 done already" in (told := embed(toy_study, "--dry-run").stdout)
     assert "(changed: version)" in told
-    assert "40 records embedded" in embed(toy_study).stdout
+    assert "40 records embedded" in embed(toy_study, "--replace").stdout
     assert open_embeddings(toy_study / "embeddings/ecgfm.zarr").attributes["version"] == "next"
 
 

@@ -129,7 +129,7 @@ def test_another_option_of_the_preprocessing_makes_the_store_again(toy_study, em
     assert embed().returncode == 0
     store = toy_study / "embeddings/band-power.zarr"
     before = open_embeddings(store).fingerprint
-    narrower = embed(bands="BANDS_HZ = ((0.5, 5.0), (5.0, 15.0), (15.0, 40.0), (40.0, 90.0))\n")
+    narrower = embed("--replace", bands="BANDS_HZ = ((0.5, 5.0), (5.0, 15.0), (15.0, 40.0), (40.0, 90.0))\n")
     assert narrower.returncode == 0, narrower.stderr
     assert "40 records embedded" in narrower.stdout
     assert open_embeddings(store).fingerprint != before

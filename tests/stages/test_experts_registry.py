@@ -10,12 +10,18 @@ from stages.experts.contract_checks import (
     CHECKS,
     half_precision_stays_close,
     published_spec_is_true,
+    unknown_options_are_refused,
     weights_load_under_their_keys,
 )
 from stages.experts.run import run_expert, set_precision
 from tests.stages.small_experts import NAMES, PATHS, new_expert, prepared, small_case, small_expert
 
-ONCE = (published_spec_is_true, half_precision_stays_close, weights_load_under_their_keys)
+ONCE = (
+    published_spec_is_true,
+    half_precision_stays_close,
+    weights_load_under_their_keys,
+    unknown_options_are_refused,
+)
 """Checks that do not depend on the input path."""
 EACH_PATH = [check for check in CHECKS if check not in ONCE]
 

@@ -74,6 +74,26 @@ def published_options(variant: str | None) -> EcgFmOptions:
     return EcgFmOptions(kind="classifier", num_labels=labels, apply_mask=False) if labels else EcgFmOptions()
 
 
+TRAINING_ONLY = (
+    *("activation_dropout", "activation_fn", "all_gather", "args", "attention_dropout", "checkpoint_activations"),
+    *("codebook_negatives", "conv_dropout", "cross_sample_negatives", "data", "dropout", "dropout_features"),
+    *("dropout_input", "encoder_layerdrop", "feature_grad_mult", "final_dropout", "freeze_finetune_updates"),
+    *("in_channels", "input_size", "label_smoothing", "latent_temp", "layer_type", "layerdrop", "logit_temp"),
+    *(
+        "mask_channel_before",
+        "mask_channel_length",
+        "mask_channel_min_space",
+        "mask_channel_other",
+        "mask_channel_prob",
+    ),
+    *("mask_channel_selection", "mask_length", "mask_min_space", "mask_other", "mask_prob", "mask_selection"),
+    *("max_positions", "model_path", "n_negatives", "negatives_from_everywhere", "no_mask_channel_overlap"),
+    *("no_mask_overlap", "no_pretrained_weights", "normalize", "num_negatives", "output_size", "quantize_input"),
+    *("quantizer_depth", "quantizer_factor", "same_quantizer", "target_glu"),
+)
+"""Options of fairseq-signals' wav2vec 2.0 models that a frozen network does not depend on."""
+
+
 @register("ecgfm")
 class EcgFm(Expert):
     """ECG-FM (McKeen et al., arXiv 2408.05178; fairseq-signals). `Encoding.output` holds the classifier's logits."""
@@ -179,7 +199,7 @@ def _kind(state: Mapping[str, Tensor]) -> tuple[str, str]:
 def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | None, variant: str | None) -> EcgFmOptions:
     """Merge the published options, then what the weights' shapes say, then the overrides."""
     options = dataclasses.asdict(published_options(variant))
-    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES)
+    overrides = architecture_overrides("ecgfm", config, OPTION_NAMES, TRAINING_ONLY)
     overrides.pop("kind", None)
     if "conv_feature_layers" in overrides:
         overrides["conv_feature_layers"] = parse_conv_layers(overrides["conv_feature_layers"])

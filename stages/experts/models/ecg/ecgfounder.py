@@ -45,6 +45,10 @@ def published_options(variant: str | None) -> Net1DOptions:
     return Net1DOptions(in_channels=_PUBLISHED[variant or "12lead"][2])
 
 
+TRAINING_ONLY = ("use_do", "verbose", "return_features")
+"""Arguments of Net1D that a frozen network does not depend on."""
+
+
 @register("ecgfounder")
 class EcgFounder(Expert):
     """ECGFounder (Li et al., arXiv 2410.04133; PKUDigitalHealth/ECGFounder). `Encoding.output` holds its 150 logits."""
@@ -76,7 +80,7 @@ class EcgFounder(Expert):
         """Construct from overrides and an official state dict, see `Expert.build`; one lead is told by its shapes."""
         options = dataclasses.asdict(published_options(variant))
         options |= options_from_state(state) if state is not None else {}
-        options |= architecture_overrides("ecgfounder", config, OPTION_NAMES)
+        options |= architecture_overrides("ecgfounder", config, OPTION_NAMES, TRAINING_ONLY)
         merged = Net1DOptions(**options)
         _check(merged)
         expert = cls(preprocessing=preprocessing)

@@ -18,7 +18,7 @@ from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.parts.pooling import mean_tokens
-from stages.experts.options import architecture_overrides
+from stages.experts.options import HUGGING_FACE, architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
 from stages.experts.token_times import convolved_token_times
@@ -33,8 +33,13 @@ FIR_SECONDS = 0.3
 WINDOW = 2500
 DECIMATION = 5
 SMOOTH = 1e-8
-# Of a head that HubertConfig describes and this model has not; the authors' own option is `vocab_sizes`.
-NOT_OURS = ("vocab_size",)
+# Of training, and of a head that HubertConfig describes and this model has not (the authors' own is `vocab_sizes`).
+NOT_OURS = (
+    *("activation_dropout", "apply_spec_augment", "attention_dropout", "classifier_dropout", "ctc_loss_reduction"),
+    *("ctc_zero_infinity", "feat_proj_dropout", "feat_quantizer_dropout", "final_dropout", "hidden_dropout"),
+    *("initializer_range", "layerdrop", "mask_feature_length", "mask_feature_min_masks", "mask_time_length"),
+    *("mask_time_min_masks", "tokenizer_class", "use_weighted_layer_sum", "vocab_size"),
+)
 # A finetuned checkpoint's own classifier.
 UNUSED_KEYS = (r"classifier\.", r"label_embedding\.weight$")
 # The authors' Cardio-Learning union, which their pretraining data is said to contain; taken as seen, to be safe.
@@ -214,7 +219,7 @@ def _options(
     """Merge the published options, then what the weights' shapes say, then the overrides."""
     from stages.experts.networks.hubert_net import OPTION_NAMES, options_from_state
 
-    overrides = architecture_overrides("hubert", config, OPTION_NAMES, NOT_OURS)
+    overrides = architecture_overrides("hubert", config, OPTION_NAMES, (*NOT_OURS, *HUGGING_FACE))
     for name in ("conv_dim", "conv_kernel", "conv_stride", "vocab_sizes"):
         if name in overrides:
             overrides[name] = tuple(overrides[name])

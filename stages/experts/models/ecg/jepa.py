@@ -31,7 +31,11 @@ LEADS = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
 POSITION_TYPES = ("sincos", "learnable", "rope")
 # The whole pretraining model's names for what the encoder calls otherwise.
 ALIASES = {"encoder_embed_dim": "embed_dim", "encoder_depth": "depth", "encoder_num_heads": "num_heads"}
-PREDICTOR_OPTIONS = ("predictor_embed_dim", "predictor_depth", "predictor_num_heads")
+PREDICTOR_OPTIONS = (
+    *("predictor_embed_dim", "predictor_depth", "predictor_num_heads", "mask_scale", "mask_type", "drop_rate"),
+    *("attn_drop_rate", "drop_path_rate", "norm_layer", "init_std"),
+)
+"""Options of the pretraining predictor and of training."""
 UNUSED_KEYS = (r"target_encoder\.", r"predictor\.")
 PUBLISHED_PARAMETERS = 85_374_720
 _HEADS = {768: 16}

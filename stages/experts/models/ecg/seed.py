@@ -21,6 +21,7 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit
+from stages.experts.options import architecture_overrides
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
@@ -159,9 +160,7 @@ def seed_options(config: Mapping[str, Any] | None) -> StMemOptions:
     UsageError
         Another option.
     """
-    if unknown := sorted(set(config or {}) - set(FREE)):
-        raise UsageError(f"expert 'seed' has no config option '{unknown[0]}'; it has: {', '.join(FREE)}")
-    return replace(OPTIONS, **(config or {}))
+    return replace(OPTIONS, **architecture_overrides("seed", config, FREE))
 
 
 def _spec(options: StMemOptions, n_parameters: int) -> ExpertSpec:

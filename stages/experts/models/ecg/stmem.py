@@ -36,7 +36,12 @@ SOUP_GEOMETRY: dict[str, Any] = {"seq_len": 1000, "patch_size": 50}
 ALIASES = {"embed_dim": "width", "num_heads": "heads", "encoder_dim_head": "dim_head"}
 PRETRAINED_ON = ("chapman", "ningbo", "code15")
 SOUP_PRETRAINED_ON = ("ptbxl", "challenge2020")
-DECODER_OPTIONS = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_dim_head", "decoder_norm_eps")
+DECODER_OPTIONS = (
+    *("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_dim_head", "decoder_norm_eps", "mask_ratio"),
+    *("norm_pix_loss", "loss_select", "drop_path_rate", "attn_drop_out_rate", "linear_head_classes"),
+    *("probe_head_classes", "norm_layer"),
+)
+"""Options of the pretraining decoder, of training, and of ECG-Soup's heads."""
 OPTION_NAMES = tuple(f.name for f in dataclasses.fields(StMemOptions))
 # The pretraining decoder, ECG-Soup's probe head (MLP with batch norm) and its gate over layers.
 UNUSED_KEYS = (r"(to_)?decoder_", r"mask_embedding$", r"head\.\d+\.", r"gating\.")

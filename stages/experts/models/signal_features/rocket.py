@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cache.errors import UsageError
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec
+from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals.dsp import as_signals, fill_gaps, resample_rate
 from stages.experts.signals.reference_ecgs import reference_signals, uniform
@@ -223,12 +224,9 @@ class Rocket(Expert):
         preprocessing: str | None = None,
     ) -> Rocket:
         """Draw the kernels; `config` may name another `seed`."""
-        options = dict(config or {})
-        seed = options.pop("seed", SEED)
-        if options or state:
-            raise UsageError(
-                f"expert 'rocket' has the one option 'seed' and no weights; remove {sorted(options or state or ())[:3]}"
-            )
+        seed = architecture_overrides("rocket", config, ("seed",)).get("seed", SEED)
+        if state:
+            raise UsageError(f"expert 'rocket' has no weights; remove {sorted(state)[:3]}")
         if not isinstance(seed, int) or seed < 0:
             raise UsageError(f"expert 'rocket': seed is {seed!r}; give a whole number from 0")
         expert = cls(preprocessing=preprocessing)

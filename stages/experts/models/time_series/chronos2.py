@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.options import architecture_overrides
+from stages.experts.options import HUGGING_FACE, architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp
 from stages.experts.token_times import TokenTimes
@@ -189,7 +189,7 @@ def _network(core: Mapping[str, Any], forecasting: Mapping[str, Any]) -> nn.Modu
 
 def _options(config: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Merge (a part of) a hub config.json over the published one; `chronos_config` may be partial."""
-    given = architecture_overrides("chronos2", config, (*CORE, "chronos_config"), TRAINING_ONLY)
+    given = architecture_overrides("chronos2", config, (*CORE, "chronos_config"), (*TRAINING_ONLY, *HUGGING_FACE))
     forecasting = architecture_overrides("chronos2", given.pop("chronos_config", None), FORECASTING)
     core, forecasting = CORE | given, FORECASTING | forecasting
     if core["feed_forward_proj"] != "relu":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.options import architecture_overrides
+from stages.experts.options import TIME_SERIES_LIBRARY, architecture_overrides
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
@@ -78,6 +78,10 @@ def _apply(maps: nn.Module, x: Tensor) -> Tensor:
     )
 
 
+TRAINING_ONLY = ("c_out", "d_ff", "d_model", "e_layers", "num_kernels", "top_k", *TIME_SERIES_LIBRARY)
+"""Arguments that its siblings read, and those of training."""
+
+
 @register("dlinear")
 class DLinear(Expert):
     """DLinear. Layers `trend` and `season` are the two maps' outputs, and the embedding is their sum, the forecast y.
@@ -107,7 +111,7 @@ class DLinear(Expert):
     ) -> DLinear:
         """Construct from overrides and an official state dict; lengths that no override gives are the state's."""
         names = [field.name for field in dataclasses.fields(DLinearOptions)]
-        overrides = _shapes(state or {}) | architecture_overrides("dlinear", config, names)
+        overrides = _shapes(state or {}) | architecture_overrides("dlinear", config, names, TRAINING_ONLY)
         expert = cls(preprocessing=preprocessing)
         expert.module = DLinearNet(DLinearOptions(**overrides))
         if state is not None:

@@ -22,7 +22,7 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.parts.positions import SinePositions
-from stages.experts.options import architecture_overrides
+from stages.experts.options import HUGGING_FACE, architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
 from stages.experts.token_times import TokenTimes
@@ -33,7 +33,21 @@ BEAT_RATE_HZ = 250.0
 REVIN_EPS = 1e-5
 # Heads of other tasks (classification, forecasting) and a backbone saved as an encoder-decoder.
 UNUSED_KEYS = (r"head\.", r"decoder\.", r"(encoder\.)?shared\.")
-TRAINING_ONLY = ("task_name", "task", "model_name", "device", "model_kwargs", "patch_dropout", "head_dropout")
+TRAINING_ONLY = (
+    *("task_name", "task", "model_name", "device", "model_kwargs", "patch_dropout", "head_dropout", "dropout"),
+    *("transformer_backbone", "freeze_embedder", "freeze_encoder", "freeze_head", "enable_gradient_checkpointing"),
+    *("orth_gain", "set_input_mask", "n_channels", "num_class", "forecast_horizon", "reduction", "debug", "mask_ratio"),
+    *("randomly_initialize_backbone", "getattr"),
+)
+T5_UNUSED = (
+    "classifier_dropout",
+    "dense_act_fn",
+    "dropout_rate",
+    "initializer_factor",
+    "is_gated_act",
+    "num_decoder_layers",
+)
+"""Options of T5's training, and of its decoder, which is never built."""
 
 _FLAN_T5 = {
     "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
@@ -278,7 +292,7 @@ def _windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
 def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOptions:
     """Merge (a part of) a hub config.json over the published one of a size; `t5_config` may be partial or absent."""
     names = [f.name for f in dataclasses.fields(MomentOptions)] + ["transformer_backbone"]
-    given = architecture_overrides("moment", config, names, TRAINING_ONLY)
+    given = architecture_overrides("moment", config, names, (*TRAINING_ONLY, *HUGGING_FACE))
     backbone = str(given.pop("transformer_backbone", None) or f"google/flan-t5-{variant or 'small'}")
     size = backbone.rpartition("-")[2]
     if size not in _FLAN_T5:
@@ -286,8 +300,8 @@ def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOpt
     t5: dict[str, Any] = {**_FLAN_T5_COMMON, **_FLAN_T5[size]}
     width = given.pop("d_model", None)
     t5 |= {"d_model": width} if width else {}
-    # `num_decoder_layers`, `is_encoder_decoder` and the like describe a decoder that is never built.
-    t5 |= {k: v for k, v in (given.pop("t5_config", None) or {}).items() if k in _T5_NAMES}
+    names = sorted(_T5_NAMES)
+    t5 |= architecture_overrides("moment", given.pop("t5_config", None), names, (*T5_UNUSED, *HUGGING_FACE))
     if width and t5["d_model"] != width:
         raise UsageError(f"expert 'moment': d_model {width} and t5_config's {t5['d_model']} differ; give one of them")
     options = MomentOptions(t5_config=t5, d_model=t5["d_model"], **given)

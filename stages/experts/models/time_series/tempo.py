@@ -19,13 +19,25 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks, windows_in_cache
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.tempo_net import PARTS, Tempo, TempoOptions, official_keys
-from stages.experts.options import architecture_overrides
+from stages.experts.options import HUGGING_FACE, TIME_SERIES_LIBRARY, architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
 from stages.experts.signals.decompose import stl
 from stages.experts.token_times import TokenTimes
 
-TRAINING_ONLY = ("is_gpt", "pretrain", "freeze", "loss_func")
+TRAINING_ONLY = (
+    *("is_gpt", "pretrain", "freeze", "loss_func", "cos", "decay_fac", "equal", "hid_dim", "lora", "percent", "tmax"),
+    *("c_out", "d_ff", "e_layers", "enc_in", "only_multimodal", "stl_weight", *TIME_SERIES_LIBRARY),
+)
+GPT2_NAMES = (
+    *("activation_function", "layer_norm_epsilon", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions"),
+    *("reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "vocab_size"),
+)
+GPT2_UNUSED = (
+    *("add_cross_attention", "attn_pdrop", "embd_pdrop", "initializer_range", "resid_pdrop", "summary_activation"),
+    *("summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
+)
+"""Options of GPT-2's training, and of heads that are not built."""
 # GPT-2's causal buffers of older transformers, EnECG's attention map, the probabilistic heads, an unused prompt pool.
 UNUSED_KEYS = (
     r"gpt2_trend\..*\.attn\.(bias|masked_bias)$",
@@ -108,6 +120,9 @@ class TempoExpert(Expert):
 def _options(config: Mapping[str, Any] | None) -> TempoOptions:
     names = [field.name for field in dataclasses.fields(TempoOptions)]
     given = architecture_overrides("tempo", config, names, TRAINING_ONLY)
+    if "gpt2" in given:
+        unused = (*GPT2_UNUSED, *HUGGING_FACE)
+        given["gpt2"] = architecture_overrides("tempo", given["gpt2"], GPT2_NAMES, unused)
     if given.get("prompt_token_ids"):
         given["prompt_token_ids"] = _by_part(given["prompt_token_ids"])
     if "d_model" not in given and "n_embd" in given.get("gpt2", {}):

@@ -18,13 +18,13 @@ from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.timesnet_net import TIME_FEATURES, TimesNet, TimesNetOptions
-from stages.experts.options import architecture_overrides
+from stages.experts.options import TIME_SERIES_LIBRARY, architecture_overrides
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
 from stages.experts.signals import enecg_input as _enecg
 from stages.experts.token_times import TokenTimes
 
-TRAINING_ONLY = ("task_name", "label_len", "moving_avg", "kernel_size", "weights")
+TRAINING_ONLY = ("kernel_size", "individual", *TIME_SERIES_LIBRARY)
 _PUBLISHED_PARAMETERS = 1_130_618
 
 

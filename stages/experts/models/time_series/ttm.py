@@ -18,7 +18,7 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.ttm_net import TtmForPrediction
 from stages.experts.networks.ttm_options import OPTION_NAMES, TtmOptions, hidden_widths, options_from_state
-from stages.experts.options import architecture_overrides
+from stages.experts.options import HUGGING_FACE, architecture_overrides
 from stages.experts.registry import register
 from stages.experts.signals import dsp as _dsp
 from stages.experts.token_times import TokenTimes
@@ -26,7 +26,13 @@ from stages.experts.token_times import TokenTimes
 RECORD_SECONDS = 10.0
 LOWEST_RATE_HZ = 100.0
 # Of training alone, though they look like architecture options.
-TRAINING_ONLY = ("dropout", "head_dropout", "positional_encoding_type", "num_patches", "d_model_scale", "init_std")
+TRAINING_ONLY = (
+    *("dropout", "head_dropout", "positional_encoding_type", "num_patches", "d_model_scale", "init_std", "loss"),
+    *("decoder_d_model_scale", "decoder_num_patches", "distribution_output", "gate_mode", "huber_delta", "init_embed"),
+    *("init_linear", "init_processing", "mask_value", "masked_context_length", "num_parallel_samples", "post_init"),
+    *("quantile", "stride_ratio", "fcm_context_length", "fcm_gated_attn", "fcm_mix_layers", "fcm_prepend_past"),
+    *("fcm_prepend_past_offset", "fcm_use_mixer", "exogenous_channel_indices", "use_fft_embedding", "use_cls"),
+)
 # Official options that would need what an ECG does not have, or give something else than one forecast.
 REFUSED = {
     "enable_forecast_channel_mixing": "forecast channel mixing",
@@ -158,7 +164,7 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
         raise UsageError(
             f"expert 'ttm': config option gate_mode '{(config or {})['gate_mode']}'; only softmax is supported"
         )
-    overrides = architecture_overrides("ttm", config, OPTION_NAMES, TRAINING_ONLY)
+    overrides = architecture_overrides("ttm", config, OPTION_NAMES, (*TRAINING_ONLY, *REFUSED, *HUGGING_FACE))
     if overrides.get("prediction_channel_indices") is not None:
         overrides["prediction_channel_indices"] = tuple(sorted(overrides["prediction_channel_indices"]))
     if "patch_length" in overrides:
