@@ -34,7 +34,7 @@ def predict(
     study = Study()
     paths = PredictPaths(study.heads, tuple(find_records(records)))
     computed = [name for name in study.fitted_experts() if not is_imported(study, name)]  # others see no new ECG
-    chosen = {name: embed_settings(study, name, device=device, accept_license=True) for name in computed}
+    chosen = {name: embed_settings(study, name, device=device, accept_licence=True) for name in computed}
     settings = PredictSettings(
         {name: load_for(each) for name, each in chosen.items()},
         {name: expert_identity(describe(each)) for name, each in chosen.items()},

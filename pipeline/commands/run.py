@@ -95,7 +95,9 @@ def embed(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace vectors that were made otherwise, without asking.")
     ] = False,
-    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept a non-commercial licence.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", "--accept-license", help="Accept a non-commercial licence.")
+    ] = False,
 ) -> None:
     """Run one frozen expert over all records, once; goes on where a killed run stopped.
 
@@ -113,7 +115,7 @@ def embed(
         write_marker(study, expert)
         return
     local_device = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
-    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_license)
+    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_licence)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         load_for(with_changes(settings, device="cpu"))  # weights that do not load are told before anything else

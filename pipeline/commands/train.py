@@ -156,7 +156,9 @@ def posttrain(
     learning_rate: Annotated[float | None, typer.Option(min=0, help="At its peak.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    accept_license: Annotated[bool, typer.Option("--accept-license", help="Accept a non-commercial licence.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", "--accept-license", help="Accept a non-commercial licence.")
+    ] = False,
 ) -> None:
     """Adapt a backbone to a task: preview linear probing, then fine-tuning with stochastic depth.
 
@@ -174,7 +176,7 @@ def posttrain(
     chosen |= {"fractions": _numbers("--fractions", fractions), "seeds": _numbers("--seeds", seeds)}
     chosen |= {"probing": False} if plain or no_probing else {}
     chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
-    settings = posttrain_settings(study, expert, name, chosen, accept_license=accept_license, device=device)
+    settings = posttrain_settings(study, expert, name, chosen, accept_licence=accept_licence, device=device)
     paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
     if _leads():
         typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
@@ -198,7 +200,7 @@ def posttrain_settings(
     name: str | None,
     options: dict[str, Any],
     *,
-    accept_license: bool = False,
+    accept_licence: bool = False,
     device: str | None = None,
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
@@ -210,7 +212,7 @@ def posttrain_settings(
     params = _overridden(PosttrainSection, entry, {**options, "expert": expert})
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
-    own = embed_settings(study, params.expert, device="cpu", accept_license=accept_license)
+    own = embed_settings(study, params.expert, device="cpu", accept_licence=accept_licence)
     seeds = params.seeds or [study.params.seed if params.seed is None else params.seed]
     return PosttrainSettings(
         name=name or f"{params.expert}+{params.task}",
@@ -265,7 +267,7 @@ def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
     from stages.embed import identity_of
 
     path = study.embedding(settings.expert)
-    own = embed_settings(study, settings.expert, device="cpu", accept_license=True)
+    own = embed_settings(study, settings.expert, device="cpu", accept_licence=True)
     asked = replace(own, weights=settings.weights, config=dict(settings.config) or None)
     try:
         store = open_embeddings(path)

@@ -50,7 +50,7 @@ def embed_settings(
     device: str | None = None,
     precision: str | None = None,
     batch_size: str | None = None,
-    accept_license: bool = False,
+    accept_licence: bool = False,
 ) -> EmbedSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.compute.devices import choose_device
@@ -61,10 +61,10 @@ def embed_settings(
     cls, variant = expert_class(expert)
     params, machine = study.expert_params(expert), study.machine()
     spec = cls.published_spec(variant)
-    if spec.non_commercial and not (accept_license or params.accept_license):
+    if spec.non_commercial and not (accept_licence or params.accept_licence):
         raise UsageError(
-            f"expert '{expert}' is licensed {spec.licence}; if your use allows it, say --accept-license or set "
-            f"experts.{expert}.accept_license: true in params.yaml"
+            f"expert '{expert}' is licensed {spec.licence}; if your use allows it, say --accept-licence or set "
+            f"experts.{expert}.accept_licence: true in params.yaml"
         )
     return EmbedSettings(
         expert=expert,

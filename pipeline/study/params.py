@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from cache.errors import MissingFileError, UsageError
 from stages.evaluate.settings import EvaluateSection
@@ -39,7 +39,7 @@ class ExpertParams(Settings):
     preprocessing: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     dtype: Literal["float16", "float32"] | None = None
-    accept_license: bool = False
+    accept_licence: bool = Field(default=False, validation_alias=AliasChoices("accept_licence", "accept_license"))
     views: tuple[Literal["segments", "std", "max", "last"], ...] = ()
 
 

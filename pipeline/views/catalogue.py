@@ -151,7 +151,7 @@ def expert_details(name: str) -> str:
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),
         "views": ", ".join(spec.views),
         "parameters": f"{spec.published_parameters:,}",
-        "licence": spec.licence + (" (non-commercial: accept it with --accept-license)" if spec.non_commercial else ""),
+        "licence": spec.licence + (" (non-commercial: accept it with --accept-licence)" if spec.non_commercial else ""),
         "trained here": _trainable(name),
         "made by": _made_by(name),
         "pretrained on": ", ".join(spec.pretrained_on) or ("" if "+" in name else "none of the cohorts here"),

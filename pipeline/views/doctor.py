@@ -147,11 +147,11 @@ def _expert(study: Study, name: str) -> Iterator[Finding]:
         yield Finding(WARN, f"expert {name}: weights {state}", fix[state])
     else:
         yield _loaded(study, name, state)
-    if spec.non_commercial and not study.expert_params(name).accept_license:
+    if spec.non_commercial and not study.expert_params(name).accept_licence:
         yield Finding(
             WARN,
             f"expert {name}: licence {spec.licence}, not accepted",
-            f"if your use allows it, experts.{name}.accept_license: true",
+            f"if your use allows it, experts.{name}.accept_licence: true",
         )
 
 

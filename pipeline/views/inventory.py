@@ -77,7 +77,7 @@ def _state(study: Study, store: EmbeddingStore, cohort: _Cohort) -> str:
             return "imported" if same else "stale: imported for other records"
         if name not in study.params.experts:
             return "not in params.yaml"
-        settings = embed_settings(study, name, device="cpu", accept_license=True)
+        settings = embed_settings(study, name, device="cpu", accept_licence=True)
         identity = identity_of(settings, *cohort.digests)
         if identity.fingerprint == store.fingerprint:
             return "current"

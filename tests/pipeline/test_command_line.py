@@ -87,7 +87,7 @@ def test_doctor_tells_weights_that_are_missing_and_licences_that_are_not_accepte
     code, out, _ = ensemble("doctor", "--offline")
     assert code == 1
     assert "WARN  expert hubert: weights to fetch (hub) -> ensemble weights fetch hubert" in out
-    assert "experts.hubert.accept_license: true" in out
+    assert "experts.hubert.accept_licence: true" in out
     assert re.search(r"FAIL  expert jepa: weights missing: params.yaml names .*gone.pth -> ", out)
 
 
