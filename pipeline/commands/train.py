@@ -184,8 +184,8 @@ def posttrain(
         summary = run_posttrain(settings, paths, tell)
     if not summary.folder:
         return
-    told = {**asdict(settings), "weights": str(settings.weights or "")}
-    write_run(study.state, f"posttrain-{settings.name}", {"settings": told, "runs": summary.runs})
+    settings_json = {**asdict(settings), "weights": str(settings.weights or "")}
+    write_run(study.state, f"posttrain-{settings.name}", {"settings": settings_json, "runs": summary.runs})
     for line in summary_lines(summary):
         typer.echo(line)
     typer.echo(
@@ -212,16 +212,16 @@ def posttrain_settings(
     params = _overridden(PosttrainSection, entry, {**options, "expert": expert})
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
-    own = embed_settings(study, params.expert, device="cpu", accept_licence=accept_licence)
+    of_expert = embed_settings(study, params.expert, device="cpu", accept_licence=accept_licence)
     seeds = params.seeds or [study.params.seed if params.seed is None else params.seed]
     return PosttrainSettings(
         name=name or f"{params.expert}+{params.task}",
         expert=params.expert,
         task=params.task,
         loop=_posttrain_loop(params, seeds[0], study.machine(device=device)),
-        weights=_starting_weights(study, params.weights) or own.weights,
-        config={**(own.config or {}), **params.config},
-        preprocessing=params.preprocessing or own.preprocessing,
+        weights=_starting_weights(study, params.weights) or of_expert.weights,
+        config={**(of_expert.config or {}), **params.config},
+        preprocessing=params.preprocessing or of_expert.preprocessing,
         probing=params.probing,
         drop_path=params.drop_path,
         drop_path_schedule=params.drop_path_schedule,
@@ -267,8 +267,8 @@ def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
     from stages.embed import identity_of
 
     path = study.embedding(settings.expert)
-    own = embed_settings(study, settings.expert, device="cpu", accept_licence=True)
-    asked = replace(own, weights=settings.weights, config=dict(settings.config) or None)
+    of_expert = embed_settings(study, settings.expert, device="cpu", accept_licence=True)
+    asked = replace(of_expert, weights=settings.weights, config=dict(settings.config) or None)
     try:
         store = open_embeddings(path)
     except MissingFileError:

@@ -143,14 +143,14 @@ def load_strict(
         Listing missing and unexpected keys, or the shapes that differ.
     """
     unused = [re.compile(pattern) for pattern in unused_keys]
-    own = module.state_dict()
-    kept = {k: v for k, v in state.items() if k in own or not any(p.match(k) for p in unused)}
-    missing = sorted(own.keys() - kept.keys())
-    unexpected = sorted(kept.keys() - own.keys())
+    expected = module.state_dict()
+    kept = {k: v for k, v in state.items() if k in expected or not any(p.match(k) for p in unused)}
+    missing = sorted(expected.keys() - kept.keys())
+    unexpected = sorted(kept.keys() - expected.keys())
     shapes = [
-        f"{k} {list(kept[k].shape)} instead of {list(own[k].shape)}"
-        for k in sorted(own.keys() & kept.keys())
-        if kept[k].shape != own[k].shape
+        f"{k} {list(kept[k].shape)} instead of {list(expected[k].shape)}"
+        for k in sorted(expected.keys() & kept.keys())
+        if kept[k].shape != expected[k].shape
     ]
     if missing or unexpected or shapes:
         parts = [

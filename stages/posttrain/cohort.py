@@ -1,6 +1,6 @@
 """The labelled records that a backbone is adapted on: prepared input, targets and split, row for row.
 
-Lives here: reading them, and which patients a fraction takes. Not here: what is done with them (`run`).
+Lives here: reading them, and which patients a fraction takes. Not here: what is done with them (`stage`).
 """
 
 from __future__ import annotations

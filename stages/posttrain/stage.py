@@ -234,8 +234,8 @@ class _Run:
     def _features(self, tuned: Tuned, positions: np.ndarray) -> torch.Tensor:
         """Compute features [position, width] of the records at `positions`; NaN elsewhere."""
         batch = self.s.loop.micro_batch or self.s.loop.batch_size
-        mine = self.group.mine(positions)
-        part = tuned.frozen_features(self.data.inputs, mine, batch)
+        local_share = self.group.share_of(positions)
+        part = tuned.frozen_features(self.data.inputs, local_share, batch)
         found = part.new_full((len(self.data.rows), part.shape[1]), torch.nan)
         found[positions] = self.group.join(part, len(positions))
         return found.cpu()

@@ -1,6 +1,6 @@
 """A backbone with the head of one task, to be fine-tuned: forward, features, groups of learning rates.
 
-Not here: the loop (`stages.training`), the order of the stages (`run`).
+Not here: the loop (`stages.training`), the order of the steps (`stage`).
 """
 
 from __future__ import annotations

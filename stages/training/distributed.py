@@ -42,7 +42,7 @@ class Group:
         devices = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=some_unused)
 
-    def mine(self, rows: np.ndarray) -> np.ndarray:
+    def share_of(self, rows: np.ndarray) -> np.ndarray:
         """Return this process's share of rows."""
         return rows[self.rank :: self.size]
 
@@ -68,9 +68,9 @@ class Group:
         """Return the leader's value to all."""
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told)
-        return told[0]
+        shared = [value]
+        dist.broadcast_object_list(shared)
+        return shared[0]
 
     def share(self, model: nn.Module) -> None:
         """Give all the leader's parameters and buffers."""
@@ -115,7 +115,7 @@ def training_group(device: torch.device) -> Iterator[Group]:
 
 
 def without_exchange(model: nn.Module, *, last: bool) -> Any:
-    """Keep gradients to oneself until the last part of a step."""
+    """Do not exchange gradients before the last part of a step."""
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     hold: Callable[[], Any] = model.no_sync

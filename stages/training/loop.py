@@ -200,7 +200,7 @@ class Training:
         """Fetch this process's share of the step's records, in the order that seed and epoch say."""
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.batches))
         start = self.step % self.steps_per_epoch * self.batch
-        rows = self.group.mine(order[start : start + self.batch])
+        rows = self.group.share_of(order[start : start + self.batch])
         generator = np.random.default_rng([self.settings.seed, 2, self.step, self.group.rank])
         return self.batches.fetch(rows, generator)
 

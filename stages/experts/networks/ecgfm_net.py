@@ -1,7 +1,7 @@
 """The architecture of ECG-FM (fairseq-signals' wav2vec 2.0 for 12 leads) under its official key names.
 
 Lives here: options, what a state dict says about them, the network. Not here: signals, windows and the published facts
-(`ecgfm`). The pretraining-only parts (quantizer, projections, mask token) exist so that an official checkpoint loads
+(`models.ecg.ecgfm`). Pretraining-only parts (quantizer, projections, mask token) are held so that a checkpoint loads
 strictly; no embedding uses them.
 """
 

@@ -1,7 +1,7 @@
 """HuBERT-ECG's network: transformers' HuBERT parts under the official key names.
 
 Lives here: options, what a state dict says about them, the network. Not here: signals and the published facts
-(`hubert`).
+(`models.ecg.hubert`).
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class HubertEcg(nn.Module):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__()
-        own = ("classifier_proj_size", "ensemble_length", "vocab_sizes")
-        config = HubertConfig(**{k: v for k, v in options.items() if k not in own})
+        of_hubert_ecg = ("classifier_proj_size", "ensemble_length", "vocab_sizes")
+        config = HubertConfig(**{k: v for k, v in options.items() if k not in of_hubert_ecg})
         config._attn_implementation = "sdpa"
         self.convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.norm_last = config.do_stable_layer_norm

@@ -1,6 +1,6 @@
 """ECG-JEPA's encoder: a vision transformer whose tokens see their own lead and their own moment, official key names.
 
-Lives here: the network alone. Not here: signals, published facts (`jepa`), the predictor of pretraining.
+Lives here: the network alone. Not here: signals, published facts (`models.ecg.jepa`), the predictor of pretraining.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Net1D, the residual grouped-convolution network of ECGFounder, under its official key names.
 
 Lives here: options, what a state dict says about them, the network. Not here: signals and the published facts
-(`ecgfounder`).
+(`models.ecg.ecgfounder`).
 """
 
 from __future__ import annotations

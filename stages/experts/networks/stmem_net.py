@@ -1,7 +1,7 @@
 """ST-MEM's encoder: a vision transformer over patches of every lead, under the official key names.
 
 Lives here: the network alone, in pieces that frozen encoding, masked pretraining and fine-tuning share. Not here:
-signals, windows, published facts (`stmem`), a pretraining decoder.
+signals, windows, published facts (`models.ecg.stmem`), a pretraining decoder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TEMPO's network under the official keys: one GPT-2 with LoRA over trend, season and residual.
 
-Lives here: what TEMPO adds around transformers' GPT-2. Not here: the expert's contract (`tempo`).
+Lives here: what TEMPO adds around transformers' GPT-2. Not here: the expert's contract (`models.time_series.tempo`).
 """
 
 from __future__ import annotations

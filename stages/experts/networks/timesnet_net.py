@@ -1,6 +1,6 @@
 """TimesNet's forecaster under the official keys, records independent of one another.
 
-Lives here: the network, reused by `pretrain`. Not here: the expert's contract (`timesnet`).
+Lives here: the network, reused by `pretrain`. Not here: the expert's contract (`models.time_series.timesnet`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TinyTimeMixer (TTM), the forecaster of granite-tsfm, natively under its official key names.
 
-Not here: its options and what a state dict tells of them (`networks.ttm_options`), signals, published facts (`ttm`).
+Not here: its options and what a state dict says of them (`ttm_options`), the expert (`models.time_series.ttm`).
 """
 
 from __future__ import annotations
