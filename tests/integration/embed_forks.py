@@ -39,9 +39,9 @@ def embed(task: dict) -> None:
 
     run_expert = line.run_expert
 
-    def run(expert: Expert, x: Tensor, batch_size: int | None = None) -> Vectors:
+    def run(expert: Expert, x: Tensor, *more: object) -> Vectors:
         say(f"begun {len(x)}")
-        return run_expert(expert, x, batch_size)
+        return run_expert(expert, x, *more)
 
     EmbeddingStore.write, line.run_expert = write, run
     study = Study()
