@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cache.errors import InputError
+from cache.errors import InputError, MissingFileError
 from cache.records import Target
 from cache.signals import LEADS
 from stages.cohorts._hdf5 import check_size, dataset
@@ -42,11 +42,19 @@ class Code15(Cohort):
         columns = ["exam_id", "patient_id", "age", "is_male", "normal_ecg", "trace_file", *DIAGNOSES]
         table, notes = read_table(path, columns)
         shards = sorted({str(name) for name in table["trace_file"].dropna()})
-        here = [name for name in shards if self._may_be_read(name)]
-        if len(here) < len(shards):
-            notes.append(f"{len(shards) - len(here)} of {len(shards)} shards are not there; their exams are left out")
-        table = table[table["trace_file"].isin(here)].reset_index(drop=True)
         check_not_empty(table, path)
+        places = {name: found for name in shards if (found := self._place(name)) is not None}
+        if not places:
+            raise MissingFileError(self._no_shard(shards))
+        if len(places) < len(shards):
+            absent = [name for name in shards if name not in places]
+            such = f"{len(absent)} of {len(shards)} shards are not there (such as {absent[0][:80]})"
+            notes.append(f"{such}; their exams are left out")
+        table = table[table["trace_file"].isin(places)].reset_index(drop=True)
+        table["exam_id"] = table["exam_id"].map(_whole)
+        table["patient_id"] = table["patient_id"].map(_whole)
+        table["trace_file"] = table["trace_file"].map(places)
+        here = sorted(set(places.values()))
         # Of a name that leaves the folder, or a damaged shard, there are no rows: its exams are bad.
         rows = {(name, exam): row for name in here for row, exam in enumerate(self._exams(name, notes))}
         where = [rows.get(key, -1) for key in zip(table["trace_file"], table["exam_id"], strict=True)]
@@ -54,12 +62,26 @@ class Code15(Cohort):
         frame["path"] = [f"{name}#{row}" for name, row in zip(table["trace_file"], where, strict=True)]
         return Entries(frame, _add_labels(frame, table), notes)
 
-    def _may_be_read(self, name: str) -> bool:
-        """Whether a shard is there, or its name leaves the folder: reading says so of every exam then."""
+    def _place(self, name: str) -> str | None:
+        """Return where a shard lies: here, or in a folder of its own (as zips unpack to); None where it is not there.
+
+        A name that leaves the folder is returned as it stands: reading says so of every exam then.
+        """
         try:
-            return is_file(Path(inside(self.data, name)))
+            if is_file(Path(inside(self.data, name))):
+                return name
+            stem = Path(name).stem
+            folders = (stem, *sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+            below = (f"{folder}/{name}" for folder in folders)
+            return next((place for place in below if is_file(Path(inside(self.data, place)))), None)
         except InputError:
-            return True
+            return name
+
+    def _no_shard(self, shards: list[str]) -> str:
+        packed = sorted(path.name for path in self.folder.glob("exams_part*.zip"))
+        unzip = f"; unzip {packed[0]}" + (f" and {len(packed) - 1} more" if packed[1:] else "") if packed else ""
+        first = shards[0][:80] if shards else "exams_part0.hdf5"
+        return f"{self.folder}: none of the {len(shards)} shards that exams.csv names (such as {first}) is here{unzip}"
 
     def _exams(self, name: str, notes: list[str]) -> list[str]:
         """Return the exam ids of a shard; none, with a note, where it is damaged: its exams are bad then."""
@@ -89,6 +111,11 @@ class Code15(Cohort):
             raise InputError("all its samples are zero")
         signals_mv = samples[used[0] : used[-1] + 1].T
         return Recording(signals_mv, LEADS, RATE_HZ, signals_mv.shape[1])
+
+
+def _whole(cell: str | None) -> str | None:
+    """Write 1169160.0 as 1169160."""
+    return None if cell is None else cell.removesuffix(".0")
 
 
 def _add_labels(frame: pd.DataFrame, table: pd.DataFrame) -> list[Target]:

@@ -20,6 +20,7 @@ from stages.cohorts._snomed import OLDEST_YEARS
 from stages.cohorts.contract import Cohort, Entries, Options
 from stages.cohorts.mimic_iv_ecg import RR_LONGEST_MS, TARGETS
 from stages.cohorts.mimic_labels.reports import OTHER
+from stages.readers.prefixes import relocated
 
 LONGEST_LINE = 1 << 20
 FILES = "files/"
@@ -54,10 +55,11 @@ class EnecgJsonl(Cohort):
         names = [p.rstrip("/").rsplit("/", 1)[-1] for p in paths]
         frame = pd.DataFrame({"record_id": names, "patient_id": given["subject_id"].map(_whole), "path": paths})
         limits = {"rr_interval": (1e-9, RR_LONGEST_MS), "age": (0, OLDEST_YEARS), "gender": (0, 1), "flag": (0, 1)}
-        notes = []
+        notes: list[str] = []
         cut = sum(path != said for path, said in zip(paths, given["ecg_path"], strict=True))
         if cut:
             notes.append(f"ecg_path: {cut} absolute paths are taken from their {FILES} on")
+        frame["path"] = relocated(self.folder, frame["path"], ".hea", notes)
         for name, (low, high) in {**limits, "report_label": (0, OTHER)}.items():
             values = np.array([_number(name, value) for value in given[name]])
             whole = name in ("rr_interval", "age") or values == np.floor(values)
@@ -74,7 +76,7 @@ class EnecgJsonl(Cohort):
             if not path.is_file():
                 raise MissingFileError(f"{path} does not exist; option 'file' must name a .jsonl file")
             return path
-        found = sorted(self.folder.glob("*.jsonl"))
+        found = sorted(path for path in self.folder.glob("*.jsonl") if not path.name.startswith("._"))
         if len(found) != 1:
             raise MissingFileError(f"{self.folder} holds {len(found)} .jsonl files; name one by the option 'file'")
         return found[0]

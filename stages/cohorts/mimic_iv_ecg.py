@@ -18,6 +18,7 @@ from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, check_not_empty
 from stages.cohorts.mimic_labels import reports
 from stages.cohorts.mimic_labels.potassium import nearest_flag, read_results, seconds
+from stages.readers.prefixes import relocated
 from stages.readers.tables import find_table, numbers, read_table
 
 RR_MISSING_MS = 29999
@@ -58,7 +59,7 @@ class MimicIvEcg(Cohort):
         listed, notes = read_table(path, ["subject_id", "study_id", "ecg_time", "path"])
         check_not_empty(listed, path)
         frame = pd.DataFrame({"record_id": listed["study_id"], "patient_id": listed["subject_id"]})
-        frame["path"] = listed["path"]
+        frame["path"] = relocated(self.folder, listed["path"], ".hea", notes)
         self._add_machine(frame, notes)
         subject, (time_s, timed) = numbers(listed["subject_id"]), seconds(listed["ecg_time"])
         if not timed.all():

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from cache.errors import InputError, UsageError
+from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import Target
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, Published, check_not_empty
+from stages.readers.prefixes import relocated, some_there
 from stages.readers.tables import numbers, read_table
 
 COLUMNS = ["ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]
@@ -70,7 +71,7 @@ class Ptbxl(Cohort):
         table, notes = read_table(path, COLUMNS)
         check_not_empty(table, path)
         frame = pd.DataFrame({"record_id": table["ecg_id"], "patient_id": table["patient_id"].map(_whole)})
-        frame["path"] = table["filename_hr" if rate == 500 else "filename_lr"]
+        frame["path"] = self._paths(table, rate, notes)
         targets = self._add_statements(frame, table["scp_codes"], likelihood, notes)
         targets += _add_age_and_sex(frame, table, notes)
         folds = numbers(table["strat_fold"])
@@ -78,6 +79,17 @@ class Ptbxl(Cohort):
             raise InputError(f"{path}: strat_fold is not a number from 1 to 10 in every row")
         frame["fold"] = folds.astype(int) - 1
         return Entries(frame, targets, notes, Published(n_folds=10, val=8, test=9))
+
+    def _paths(self, table: pd.DataFrame, rate: int, notes: list[str]) -> pd.Series:
+        """Return the path of each record at a rate; where only those of the other rate are there, that is an error."""
+        columns, other = {500: "filename_hr", 100: "filename_lr"}, 600 - rate
+        paths = relocated(self.folder, table[columns[rate]], ".hea", notes)
+        if not some_there(self.folder, paths, ".hea") and some_there(self.folder, table[columns[other]], ".hea"):
+            raise MissingFileError(
+                f"{self.folder / f'records{rate}'} holds no record, records{other} does; "
+                f"cohort.options: {{rate: {other}}} reads these"
+            )
+        return paths
 
     def _add_statements(
         self, frame: pd.DataFrame, cells: pd.Series, likelihood: float, notes: list[str]

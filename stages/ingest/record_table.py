@@ -61,9 +61,20 @@ class Rows:
 
 def new_rows(entries: Entries, source: str, limit: int | None, seed: int) -> Rows:
     """Make the rows of a cohort that is ingested for the first time."""
-    rows = _listed(entries, source, limit)
+    rows = _without_empty(_listed(entries, source, limit))
     rows.notes.extend(_add_folds(rows.frame, entries, seed))
     return rows
+
+
+def _without_empty(rows: Rows) -> Rows:
+    """Leave out targets that no record can have a class of, e.g. of a list of statements that has none of a kind."""
+    empty = [target.name for target in rows.targets if _is_empty(target)]
+    rows.notes.extend(f"{name}: left out, the labels name no class of it" for name in empty)
+    return replace(rows, targets=[target for target in rows.targets if target.name not in empty])
+
+
+def _is_empty(target: Target) -> bool:
+    return target.kind in ("multilabel", "multiclass") and not target.classes
 
 
 def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, records_path: Path) -> Rows:
@@ -82,6 +93,9 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
     if others:
         raise InputError(f"{records_path} holds source '{others.pop()}'; --append takes more of the same source only")
     listed = _listed(entries, source, limit)
+    known = kept.attrs["targets"]
+    # A few records may have no class of a target that the table has, and the other way round.
+    listed = replace(listed, targets=[t for t in listed.targets if t.name in known or not _is_empty(t)])
     targets = _joined_targets(list(kept.attrs.pop("targets").values()), listed, records_path)
     fresh = _not_in(kept, listed)
     _as_codes(kept, targets)
