@@ -64,7 +64,7 @@ def _load_third_party(point: EntryPoint) -> None:
         for name in _REGISTRY.keys() - before:
             if not issubclass(_REGISTRY[name], Cohort):
                 raise TypeError(f"'{name}' is no subclass of stages.cohorts.Cohort")
-    except Exception as error:  # somebody else's code: anything may happen
+    except (Exception, SystemExit) as error:  # somebody else's code: anything may happen
         _REGISTRY.clear()
         _REGISTRY.update(before)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -158,4 +158,9 @@ def _one_line(source: str, cls: type[Cohort], error: ValidationError) -> str:
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"source '{source}' has no option '{name}'; {hint}its options: {', '.join(names)}"
     value = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"source '{source}', option '{name}': {first['msg'].lower()}{value}"
+    return f"source '{source}', option '{name}': {_lowered(first['msg'])}{value}"
+
+
+def _lowered(message: str) -> str:
+    plain = message.removeprefix("Value error, ")
+    return plain[:1].lower() + plain[1:]

@@ -11,7 +11,8 @@ USUAL_MV = (0.2, 5.0)
 """Heights that a factor should lead to."""
 FACTORS = (1e-3, 1e3, 1e-6, 1e6, 0.1, 10.0, 0.01, 100.0)
 """Microvolts or volts taken for millivolts first, then slips of the decimal point."""
-CLIPPED_MV = 1.9 * LIMIT_UV / 1000
+CLIPPED_MV = 0.9 * LIMIT_UV / 1000
+"""Such waves reach the limit of the store: how high they were is not known."""
 SUSPECT_MV = 3.0
 """Waves of ECGs are rarely higher; those of z-scores always are."""
 SCORE_TOLERANCE = 0.03
@@ -47,7 +48,7 @@ def fitting_factor(height_mv: float) -> float | None:
     >>> fitting_factor(900.0), fitting_factor(0.001), fitting_factor(12.0)
     (0.001, 1000.0, 0.1)
     """
-    if height_mv >= CLIPPED_MV:  # how high they were is not known
+    if height_mv >= CLIPPED_MV:
         return FACTORS[0]
     return next((factor for factor in FACTORS if USUAL_MV[0] <= height_mv * factor <= USUAL_MV[1]), None)
 
