@@ -15,6 +15,7 @@ from cache.errors import EnsembleError
 from pipeline.commands import info, run, study, train
 
 INTERRUPTED = 130
+GOES_ON = "interrupted; the same command goes on where it stopped"
 
 # Must be set before torch loads OpenMP: threads that wait by spinning halve the speed of a machine that others use too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -53,7 +54,12 @@ def main() -> None:
     except EnsembleError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", INTERRUPTED, debug)
+        _fail(GOES_ON, INTERRUPTED, debug)
+    except SystemExit as ended:
+        # Typer turns Ctrl-C into an exit of its own, by another way in every version.
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            _fail(GOES_ON, INTERRUPTED, debug)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         sys.exit(1)

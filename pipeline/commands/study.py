@@ -28,19 +28,40 @@ def init(
     source: Annotated[str, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")],
     path: Annotated[Path, typer.Option(help="Folder with the records.")],
     labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the source, NAME=VALUE, such as file=ecgs.npy; may be repeated."),
+    ] = None,
     embeddings: Annotated[
         str | None, typer.Option(help="Where the embeddings go, s3://bucket/prefix; into the study if not given.")
     ] = None,
 ) -> None:
     """Make a study of your own: params.yaml, dvc.yaml and .gitignore, ready for `dvc repro`.
 
-    Example: `ensemble init my-study --source ptbxl --path ~/ptb-xl`
+    Example: `ensemble init my-study --source ptbxl --path ~/ptb-xl`, or of arrays
+    `ensemble init my-study --source arrays --path data --option file=ecgs.npy --option rate_hz=500`
     """
     from pipeline.study.scaffold import make_study
 
-    made = make_study(folder, source, path, labels, embeddings)
+    made = make_study(folder, source, path, labels, embeddings, _options(option or []))
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
+
+
+def _options(given: list[str]) -> dict[str, object]:
+    """Read NAME=VALUE pairs; a value is read as YAML, so that numbers and lists come as such."""
+    import yaml
+
+    found: dict[str, object] = {}
+    for pair in given:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.strip():
+            raise UsageError(f"--option {pair}: expected NAME=VALUE, such as file=ecgs.npy")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--option {pair}: the value is not readable; quote it") from error
+    return found
 
 
 def download(

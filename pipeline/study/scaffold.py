@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,7 +30,12 @@ MARKED = "embeddings/${key}.json  # stands for the objects: DVC watches files of
 
 
 def make_study(
-    folder: Path, source: str, path: Path, labels: Path | None = None, embeddings: str | None = None
+    folder: Path,
+    source: str,
+    path: Path,
+    labels: Path | None = None,
+    embeddings: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write a study's files and run `dvc init` there; refuses to overwrite any.
 
@@ -36,6 +43,8 @@ def make_study(
     ----------
     embeddings
         Where the embedding stores lie, such as s3://bucket/study/embeddings; None: in the study.
+    options
+        Of the source, as `cohort.options` holds them.
 
     Returns
     -------
@@ -51,22 +60,26 @@ def make_study(
     from stages.cohorts import open_cohort
 
     path = path.expanduser().resolve()
-    options = {"labels": str(labels.expanduser().resolve())} if labels else {}
-    cohort = open_cohort(source, path, options)
+    chosen = {**(options or {}), **({"labels": str(labels.expanduser().resolve())} if labels else {})}
+    cohort = open_cohort(source, path, chosen)
     if embeddings is not None and not isinstance(place(embeddings), ObjectPath):
         raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
     there = [name for name in TEMPLATES if (folder / name).exists()]
     if there:
         raise UsageError(f"{folder} holds {there[0]} already; choose another folder or remove it")
-    deps = [str(path / name) for name in cohort.manifests if (path / name).exists()] + list(options.values())
+    named = [Path(value) if Path(value).is_absolute() else path / value for value in map(str, chosen.values())]
+    deps = [str(path / name) for name in cohort.manifests if (path / name).exists()]
+    deps += [str(file) for file in named if file.is_file()]
     for name, template in TEMPLATES.items():
         text = files("pipeline.study").joinpath("templates", template).read_text(encoding="utf-8")
-        write_text(folder / name, _filled(text, source, str(path), options, deps, embeddings))
+        write_text(folder / name, _filled(text, source, str(path), chosen, deps, embeddings))
     _dvc_init(folder)
     return [*TEMPLATES, ".dvc/"]
 
 
-def _filled(text: str, source: str, path: str, options: dict[str, str], deps: list[str], embeddings: str | None) -> str:
+def _filled(
+    text: str, source: str, path: str, options: Mapping[str, Any], deps: list[str], embeddings: str | None
+) -> str:
     def inline(value: object) -> str:
         return (
             yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
@@ -78,7 +91,7 @@ def _filled(text: str, source: str, path: str, options: dict[str, str], deps: li
     values = {
         "@SOURCE@": inline(source),
         "@PATH@": inline(path),
-        "@OPTIONS@": inline(options),
+        "@OPTIONS@": inline(dict(options)),
         "@SHARD@": "1024",
         "@EMBEDDINGS@": inline(embeddings or EMBEDDINGS),
         "@EMBEDDED@": MARKED if embeddings else KEPT,

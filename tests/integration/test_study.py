@@ -103,6 +103,42 @@ def test_dvc_shows_metrics_and_plots(made):
     assert (made.folder / "pages/index.html").is_file()
 
 
+def test_moving_to_another_machine_runs_nothing(made):
+    before = (made.folder / "params.yaml").read_text()
+    made.change_params(machine={"device": "cpu", "workers": 2, "threads": 2, "batch_size": 3, "memory_gb": 0.5})
+    assert made.stages_run() == []
+    (made.folder / "params.yaml").write_text(before)
+
+
+def test_nothing_depends_on_the_state_folder(made):
+    outputs = ("metrics.json", "evaluation.json", "predictions.parquet", "report.html")
+    before = {name: (made.folder / name).read_bytes() for name in outputs}
+    shutil.rmtree(made.folder / ".ensemble")
+    assert made.ensemble("report").returncode == 0
+    assert {name: (made.folder / name).read_bytes() for name in outputs} == before
+    assert made.stages_run() == []
+
+
+def test_a_clone_with_pulled_outputs_gives_the_same_report(made, tmp_path):
+    dvc = (sys.executable, "-m", "dvc")
+    assert made.run(*dvc, "remote", "add", "-d", "-f", "shelf", str(tmp_path / "shelf")).returncode == 0
+    pushed = made.run(*dvc, "push", "-q")
+    assert pushed.returncode == 0, pushed.stderr
+    clone = Study(tmp_path / "clone")
+    (clone.folder / ".dvc").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", ".dvcignore"):  # what git would bring
+        shutil.copy(made.folder / name, clone.folder / name)
+    shutil.copytree(made.folder / "weights", clone.folder / "weights")
+    pulled = clone.run(*dvc, "pull", "-q")
+    assert pulled.returncode == 0, pulled.stderr
+    expected = (made.folder / "report.html").read_bytes()
+    assert (clone.folder / "report.html").read_bytes() == expected
+    (clone.folder / "report.html").unlink()
+    done = clone.ensemble("report")
+    assert done.returncode == 0, done.stderr
+    assert (clone.folder / "report.html").read_bytes() == expected
+
+
 def test_no_patient_is_in_two_splits_of_the_predictions(made):
     table = pd.read_parquet(made.folder / "predictions.parquet")
     per_patient = table.groupby("patient_id", observed=True)["split"].nunique()

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -36,6 +38,24 @@ def test_a_study_is_ready_for_dvc(tmp_path, ptbxl):
         check=True,
     )
     assert {"ingest", "embed@rocket", "embed@morphology", "fit-heads", "evaluate", "report"} <= set(done.stdout.split())
+
+
+def test_a_study_of_arrays_can_be_made_and_ingested(tmp_path, ensemble, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.save(folder / "ecgs.npy", np.random.default_rng(0).normal(0, 0.3, (4, 12, 5000)).astype(np.float32))
+    pd.DataFrame({"y": [0, 1, 0, 1]}).to_csv(folder / "labels.csv", index=False)
+    options = ["--option", "file=ecgs.npy", "--option", "rate_hz=500", "--option", "labels=labels.csv"]
+    code, _, err = ensemble("init", str(tmp_path / "study"), "--source", "arrays", "--path", str(folder), *options)
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path / "study")
+    assert ensemble("ingest")[0] == 0
+    deps = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["ingest"]["deps"]
+    assert deps == [str(folder / "ecgs.npy"), str(folder / "labels.csv")]
+    code, _, err = ensemble(
+        "init", str(tmp_path / "x"), "--source", "arrays", "--path", str(folder), "--option", "file"
+    )
+    assert (code, "expected NAME=VALUE" in err) == (2, True)
 
 
 def code_that_runs(stage: str) -> set[Path]:
