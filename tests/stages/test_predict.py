@@ -1,0 +1,126 @@
+"""New ECGs are made into rows and embedded as the study's own were, and what is wrong with them is said."""
+
+import numpy as np
+import pytest
+
+from cache import open_embeddings, open_records, open_signals
+from cache.errors import InputError, MissingFileError, UsageError
+from stages.experts.run import RunSettings, set_precision
+from stages.heads import EnsembleHeads
+from stages.learning.data import expert_parts
+from stages.predict import Prediction, find_records, read_record, row_options
+from stages.predict.stage import _features
+from stages.readers.rows import RowOptions
+from tests.integration.end_to_end import Case, embedded, ingested, small_and_saved, write_case
+
+CASES = [
+    Case(500, 10.0, "eight leads"),
+    Case(360, 10.0, "mimic", "uV"),
+    Case(1000, 15.0, "reversed"),
+    Case(250, 5.0),
+    Case(500, 2.5, "standard", "V"),
+]
+
+
+def test_a_fit_remembers_how_its_rows_were_made():
+    heads = EnsembleHeads()
+    heads.provenance_ = {"rows": {"derive_leads": True, "pace_spikes": False, "seconds": None}}
+    assert row_options(heads) == RowOptions(derive_leads=True, seconds=None)
+    heads.provenance_ = {}
+    assert row_options(heads) == RowOptions()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_predict_computes_the_stored_vectors_to_the_last_bit(tmp_path, precision):
+    study = ingested(tmp_path, CASES, 10.0, derive_leads=True)
+    kept = open_records(tmp_path / "records.parquet").attrs["row_options"]
+    recorded = [read_record(tmp_path / "files" / case.name, RowOptions(**kept)) for case in study.cases]
+    signals = open_signals(tmp_path / "signals.zarr")
+    for row, record in enumerate(recorded):
+        [(_, signals_mv, rate_hz)] = signals.read_groups(slice(row, row + 1))
+        assert rate_hz == record.rate_hz
+        np.testing.assert_array_equal(signals_mv[0], record.signals_mv)
+    for name in ("ecgfm", "ttm"):
+        expert, weights = small_and_saved(name, tmp_path)
+        embedded(study, name, weights, precision=precision, dtype="float16", batch_size=2)
+        stored = expert_parts(open_embeddings(tmp_path / "embeddings" / f"{name}.zarr"))
+        set_precision(expert, precision)
+        for row, record in enumerate(recorded):
+            found = [Prediction(record.name)]
+            parts = _features(name, expert, [record], RunSettings(dtype="float16"), found)
+            assert parts.keys() == stored.keys()
+            for part, values in parts.items():
+                np.testing.assert_array_equal(values[0], stored[part][row], err_msg=f"{name} {part} {study.cases[row]}")
+            refused = [w for w in found[0].warnings if w.startswith(f"expert {name} gave nothing: expert ")]
+            assert len(refused) == len(found[0].warnings) == np.isnan(stored["embedding"][row]).all()
+
+
+def test_warnings_say_what_is_wrong_with_a_record(tmp_path):
+    for case in (Case(500, 10.0), Case(250, 5.0, "eight leads")):
+        write_case(tmp_path, case)
+    good, short = Case(500, 10.0).name, Case(250, 5.0, "eight leads").name
+    assert read_record(tmp_path / good).warnings == ()
+    warned = read_record(tmp_path / f"{short}.hea", RowOptions(derive_leads=True)).warnings
+    assert "short record: 5.0 s of 10 s" in warned
+    assert "missing leads: III, aVR, aVL, aVF" in warned
+    assert "leads computed from I and II: III, aVR, aVL, aVF" in warned
+    header = tmp_path / f"{good}.hea"
+    text = header.read_text()
+    header.write_text(text.replace("1000(0)/mV", "40(0)/mV"))
+    assert any(
+        w.startswith("amplitude: waves of ") and w.endswith("is its unit right?")
+        for w in read_record(tmp_path / good).warnings
+    )
+    names = dict(zip(("I", "III"), ("III", "I"), strict=True))
+    lines = [line.rsplit(" ", 1) for line in text.splitlines()]
+    header.write_text("\n".join(f"{first} {names.get(last, last)}" for first, last in lines) + "\n")
+    assert "limb leads look exchanged: labels I/III" in read_record(tmp_path / good).warnings
+    counts = np.fromfile(tmp_path / f"{good}.dat", dtype="<i2").reshape(-1, 12)
+    counts[200::500] += 3000
+    counts.tofile(tmp_path / f"{good}.dat")
+    header.write_text(
+        "\n".join(
+            " ".join([*line.split()[:6], "0", *line.split()[7:]]) if k else line
+            for k, line in enumerate(text.splitlines())
+        )
+        + "\n"
+    )
+    assert any(w.startswith("pacemaker spikes: ") for w in read_record(tmp_path / good).warnings)
+
+
+def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    for case in CASES[:2]:
+        write_case(tmp_path / "a", case)
+    found = find_records([tmp_path, tmp_path / "a" / f"{CASES[0].name}.dat"])
+    assert sorted(path.name for path in found[:2]) == sorted(case.name for case in CASES[:2])
+    assert len(found) == 3
+    (tmp_path / "empty").mkdir()
+    for wrong, error in (
+        (["nowhere"], MissingFileError),
+        ([str(tmp_path / "empty")], MissingFileError),
+        ([""], UsageError),
+    ):
+        with pytest.raises(error):
+            find_records(wrong)
+    (tmp_path / "a" / f"{CASES[0].name}.dat").write_bytes(b"")
+    with pytest.raises(InputError, match=f"{CASES[0].name}: .*cut short"):
+        read_record(tmp_path / "a" / CASES[0].name)
+
+
+def test_one_unreadable_record_of_many_is_named_after_the_predictions_of_the_others(ensemble, toy_study, monkeypatch):
+    monkeypatch.chdir(toy_study)
+    for arguments in (["embed", "--expert", "ecgfm"], ["fit-heads"]):
+        done = ensemble(*arguments)
+        assert done.returncode == 0, done.stderr
+    (toy_study / "new").mkdir()
+    for case in CASES[1:4]:
+        write_case(toy_study / "new", case)
+    header = (toy_study / "new" / f"{CASES[1].name}.hea").read_text()
+    (toy_study / "new" / "lost.hea").write_text(header.replace(CASES[1].name, "lost"))
+    done = ensemble("predict", "new", "--json")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 3
+    assert "lost: " in done.stderr
+    assert "1 of 4 records cannot be read" in done.stderr
+    assert ensemble("predict", f"new/{CASES[1].name}", "--json").returncode == 0
