@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cache.errors import InputError, MissingFileError
 from cache.records import Target
 from stages.readers import Counts, DataFolder, Recording, read_wfdb
-from stages.readers.lead_names import OwnNames, standard_lead
+from stages.readers.lead_names import LeadNames, standard_lead
 from stages.readers.recording import SECONDS_KEPT
 
 
@@ -106,7 +106,7 @@ class Cohort(ABC):
         return DataFolder(str(self.folder), self.options.follow_links)
 
     @property
-    def lead_names(self) -> OwnNames:
+    def lead_names(self) -> LeadNames:
         """The study's own spellings of leads."""
         return tuple(self.options.lead_names.items())
 

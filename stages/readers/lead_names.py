@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cache.errors import InputError
 from cache.signals import LEADS
 
-OwnNames = tuple[tuple[str, str], ...]
+LeadNames = tuple[tuple[str, str], ...]
 """A study's own spellings: (name in the files, standard lead)."""
 
 _PLACES = {name.upper(): k for k, name in enumerate(LEADS)}
@@ -60,17 +60,17 @@ class Leads(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def arrange(names: tuple[str, ...], own: OwnNames = ()) -> Leads:
+def arrange(names: tuple[str, ...], lead_names: LeadNames = ()) -> Leads:
     """Say which columns of a file are standard leads.
 
     Examples
     --------
     >>> arrange(("ECG I", "MDC_ECG_LEAD_AVR", "PLETH"))
     Leads(columns=((0, 0), (3, 1)), repeated=(), others=('PLETH',))
-    >>> arrange(("CH1",), own=(("CH1", "V1"),)).columns
+    >>> arrange(("CH1",), lead_names=(("CH1", "V1"),)).columns
     ((6, 0),)
     """
-    places = [_place(name, own) for name in _in_context(names)]
+    places = [_place(name, lead_names) for name in _in_context(names)]
     first: dict[int, int] = {}
     repeated, others = [], []
     for column, (name, place) in enumerate(zip(names, places, strict=True)):
@@ -171,8 +171,8 @@ def _is_eeg(name: str) -> bool:
     return _EEG.fullmatch(_normal(name)) is not None
 
 
-def _place(spelt: _Spelt, own: OwnNames) -> int | None:
-    for name, lead in own:
+def _place(spelt: _Spelt, lead_names: LeadNames) -> int | None:
+    for name, lead in lead_names:
         if _normal(name) == _normal(spelt.name):
             return _PLACES.get(lead.upper())
     return spelt.place

@@ -17,7 +17,7 @@ from cache.errors import InputError
 from cache.signals import LEADS, MISSING, N_SAMPLES, RATE_HZ
 from stages.readers.amplitude import amplitude_note
 from stages.readers.at_500_hz import row_at_500_hz
-from stages.readers.lead_names import OwnNames
+from stages.readers.lead_names import LeadNames
 from stages.readers.limbs import SHOWN, SlopeProducts, derive_limb_leads
 from stages.readers.pacing import count_pace_spikes
 from stages.readers.quality import Quality
@@ -65,7 +65,7 @@ class RowOptions:
     derive_leads: bool = False
     pace_spikes: bool = False
     seconds: float | None = SECONDS_KEPT
-    lead_names: OwnNames = ()
+    lead_names: LeadNames = ()
     scale: float = 1.0
 
     @classmethod

@@ -9,19 +9,19 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING
-from stages.readers.lead_names import Leads, OwnNames, arrange, no_standard_lead
+from stages.readers.lead_names import LeadNames, Leads, arrange, no_standard_lead
 from stages.readers.recording import Counts, Recording
 
 LEFT_OUT = "leads left out: "
 LONGEST_NOTE = 200
 
 
-def keep_standard(recording: Recording | Counts, own: OwnNames = ()) -> Recording | Counts:
+def keep_standard(recording: Recording | Counts, lead_names: LeadNames = ()) -> Recording | Counts:
     """Return a recording of standard leads only, in standard order; the same one where nothing is to be done.
 
     Parameters
     ----------
-    own
+    lead_names
         A study's own spellings: (name in the files, standard lead).
 
     Raises
@@ -29,10 +29,10 @@ def keep_standard(recording: Recording | Counts, own: OwnNames = ()) -> Recordin
     InputError
         No standard lead at all, or two of one name that differ.
     """
-    leads = arrange(recording.leads, own)
+    leads = arrange(recording.leads, lead_names)
     if not leads.columns:
         raise no_standard_lead(recording.leads)
-    if not leads.others and not leads.repeated and not own and len(leads.columns) == len(recording.leads):
+    if not leads.others and not leads.repeated and not lead_names and len(leads.columns) == len(recording.leads):
         return recording
     columns, notes = _resolved(recording, leads)
     names = tuple(LEADS[place] for place, _ in leads.columns)

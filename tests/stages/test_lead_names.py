@@ -85,8 +85,8 @@ def test_vr_is_left_out_beside_avr():
 
 
 def test_a_study_says_what_its_names_mean():
-    own = (("CH1", "I"), ("ch 2", "aVR"), ("V1", "V6"))
-    assert arrange(("CH1", "CH 2", "V1", "CH3"), own) == (((0, 0), (3, 1), (11, 2)), (), ("CH3",))
+    lead_names = (("CH1", "I"), ("ch 2", "aVR"), ("V1", "V6"))
+    assert arrange(("CH1", "CH 2", "V1", "CH3"), lead_names) == (((0, 0), (3, 1), (11, 2)), (), ("CH3",))
 
 
 def test_leads_left_out_are_named_and_the_rest_is_in_order(tmp_path):
@@ -100,7 +100,7 @@ def test_a_record_without_standard_leads_says_how_to_name_them(tmp_path):
     write_record(tmp_path, leads=("CH1", "CH2"))
     with pytest.raises(InputError, match=r"\(CH1, CH2\).*lead_names: \{NAME: I\}"):
         read_wfdb(tmp_path, "r1")
-    assert keep_standard(read_wfdb(tmp_path, "r1", own=(("CH1", "I"),)), (("CH1", "I"),)).leads == ("I",)
+    assert keep_standard(read_wfdb(tmp_path, "r1", lead_names=(("CH1", "I"),)), (("CH1", "I"),)).leads == ("I",)
 
 
 @pytest.mark.parametrize(

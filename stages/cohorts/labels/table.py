@@ -83,8 +83,8 @@ def cells_of(column: pd.Series, rows: list[list[int]], records: list[str], path:
     """
     values: list[str | None] = [None if cell in NULLS else cell for cell in column]
     cells, n_joined = [], 0
-    for record, own in zip(records, rows, strict=True):
-        different = list(dict.fromkeys(cell for row in own if (cell := values[row]) is not None))
+    for record, record_rows in zip(records, rows, strict=True):
+        different = list(dict.fromkeys(cell for row in record_rows if (cell := values[row]) is not None))
         if len(different) > 1:
             if np.isfinite(numbers(pd.Series(different, dtype=object))).all():
                 raise InputError(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from cache.errors import InputError
-from stages.readers.lead_names import OwnNames
+from stages.readers.lead_names import LeadNames
 from stages.readers.paths import DataFolder
 from stages.readers.recording import RATES_HZ, SECONDS_KEPT, Counts, Recording, check_rate
 from stages.readers.wfdb.header import read_header
@@ -15,7 +15,7 @@ from stages.readers.wfdb.signals import read_signals
 
 
 def read_wfdb(
-    folder: str | Path | DataFolder, path: str, seconds: float | None = SECONDS_KEPT, own: OwnNames = ()
+    folder: str | Path | DataFolder, path: str, seconds: float | None = SECONDS_KEPT, lead_names: LeadNames = ()
 ) -> Recording | Counts:
     """Read a record from its beginning: what is kept of it, and a second more.
 
@@ -29,7 +29,7 @@ def read_wfdb(
         Of the record within it, with or without `.hea`.
     seconds
         What is kept of a record; None: all.
-    own
+    lead_names
         A study's own names of leads. Channels that are no standard lead may be in any unit, and may be left out.
 
     Raises
@@ -44,6 +44,6 @@ def read_wfdb(
     above = os.path.dirname(relative)
     check_rate(max(header.rate_hz, RATES_HZ[0]))  # a frame may have several samples
     read = read_segments if header.n_segments else read_signals
-    recording = read(header, folder, above, seconds, own)
+    recording = read(header, folder, above, seconds, lead_names)
     check_rate(recording.rate_hz)
     return recording

@@ -13,7 +13,7 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS
-from stages.readers.lead_names import OwnNames, arrange
+from stages.readers.lead_names import LeadNames, arrange
 from stages.readers.paths import DataFolder
 from stages.readers.recording import Counts, Recording
 from stages.readers.standard_leads import LEFT_OUT, left_out
@@ -30,12 +30,12 @@ class _Standard(NamedTuple):
     """The standard leads of a whole record, under its own names; segments may lack some of them."""
 
     slots: tuple[Slot, ...]
-    own: OwnNames
+    lead_names: LeadNames
     others: tuple[str, ...]
 
 
 def read_segments(
-    master: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, own: OwnNames
+    master: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, lead_names: LeadNames
 ) -> Recording:
     """Read the standard leads of a record of several segments; where there is no segment, samples are missing.
 
@@ -45,8 +45,8 @@ def read_segments(
         The segments do not fit each other or the record's header, or one cannot be read.
     """
     spans = _spans(master)
-    names, headers = _segment_headers(master, spans, folder, above, own)
-    standard = _standard(names, own)
+    names, headers = _segment_headers(master, spans, folder, above, lead_names)
+    standard = _standard(names, lead_names)
     per_frame = _per_frame(headers.values(), standard)
     n_frames = sum(length for _, length in spans)
     wanted = min(n_frames, frames_wanted(master.rate_hz, seconds)) * per_frame
@@ -84,8 +84,8 @@ def _slots(names: Sequence[str]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def _standard(names: tuple[str, ...], own: OwnNames) -> _Standard:
-    leads = arrange(names, own)
+def _standard(names: tuple[str, ...], lead_names: LeadNames) -> _Standard:
+    leads = arrange(names, lead_names)
     columns = sorted((*leads.columns, *leads.repeated), key=lambda pair: pair[1])
     slots = _slots(names)
     # What a name means may depend on the others of the record, which a segment may lack.
@@ -109,7 +109,7 @@ def _part(
     header: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, standard: _Standard
 ) -> Recording:
     """Read the standard leads of one segment."""
-    part = read_signals(header, folder, above, seconds, standard.own)
+    part = read_signals(header, folder, above, seconds, standard.lead_names)
     part = part.to_recording() if isinstance(part, Counts) else part
     rows = [row for row, slot in enumerate(_slots(part.leads)) if slot in standard.slots]
     return Recording(
@@ -139,7 +139,7 @@ def _spans(master: Header) -> list[tuple[str, int]]:
 
 
 def _segment_headers(
-    master: Header, spans: list[tuple[str, int]], folder: str | Path | DataFolder, above: str, own: OwnNames
+    master: Header, spans: list[tuple[str, int]], folder: str | Path | DataFolder, above: str, lead_names: LeadNames
 ) -> tuple[tuple[str, ...], dict[str, Header | None]]:
     """Return the leads of a record and the header of each segment, None of a gap; all must fit together."""
     headers: dict[str, Header | None] = {"~": None}
@@ -155,7 +155,7 @@ def _segment_headers(
                 if (spans[0][1] and layout.leads != leads) or not set(layout.leads) <= set(leads):
                     raise InputError(f"its leads are {', '.join(layout.leads)[:120]}, and not those of the first")
                 if length:
-                    _check_units(header, layout, units, own)
+                    _check_units(header, layout, units, lead_names)
         stated = headers[name]
         if stated is not None and stated.n_samples not in (None, length):
             raise InputError(f"segment {name}: it has {stated.n_samples} samples and is said to have {length}")
@@ -164,11 +164,11 @@ def _segment_headers(
     return leads, headers
 
 
-def _check_units(header: Header, layout: FrameLayout, units: dict[str, str], own: OwnNames) -> None:
-    arranged = arrange(layout.leads, own)
+def _check_units(header: Header, layout: FrameLayout, units: dict[str, str], lead_names: LeadNames) -> None:
+    arranged = arrange(layout.leads, lead_names)
     if not arranged.columns:
         return
-    check_calibrated(layout, own)
+    check_calibrated(layout, lead_names)
     columns = {column for _, column in (*arranged.columns, *arranged.repeated)}
     for signal in (signal for column, signal in enumerate(header.signals) if column in columns):
         before = units.setdefault(signal.lead, signal.units.lower())

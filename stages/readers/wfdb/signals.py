@@ -13,7 +13,7 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.signals import MISSING
-from stages.readers.lead_names import OwnNames, arrange, no_standard_lead
+from stages.readers.lead_names import LeadNames, arrange, no_standard_lead
 from stages.readers.paths import DataFolder, open_file
 from stages.readers.recording import Counts, Recording, at_limit
 from stages.readers.wfdb.checksums import as_stated, says_sums, sums_agree
@@ -24,7 +24,7 @@ from stages.readers.wfdb.through_wfdb import read_with_wfdb
 
 
 def read_signals(
-    header: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, own: OwnNames
+    header: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, lead_names: LeadNames
 ) -> Recording | Counts:
     """Read the beginning of a record that has no segments; `above` is the folder of its header.
 
@@ -37,14 +37,14 @@ def read_signals(
     if layout is None:
         raise InputError("its header describes no signals")
     if layout.plain and header.file_names.count(header.file_names[0]) == len(header.file_names):
-        return _read_direct(header, layout, folder, above, seconds, own)
-    check_calibrated(layout, own)
-    return read_with_wfdb(header, folder, above, seconds, own)
+        return _read_direct(header, layout, folder, above, seconds, lead_names)
+    check_calibrated(layout, lead_names)
+    return read_with_wfdb(header, folder, above, seconds, lead_names)
 
 
-def check_calibrated(layout: FrameLayout, own: OwnNames) -> None:
+def check_calibrated(layout: FrameLayout, lead_names: LeadNames) -> None:
     """Refuse a record without standard leads, or with one that cannot be turned into mV; others may be anything."""
-    leads = arrange(layout.leads, own)
+    leads = arrange(layout.leads, lead_names)
     if not leads.columns:
         raise no_standard_lead(layout.leads)
     if not any(layout.faults):
@@ -60,7 +60,7 @@ def _read_direct(
     folder: str | Path | DataFolder,
     above: str,
     seconds: float | None,
-    own: OwnNames,
+    lead_names: LeadNames,
 ) -> Counts:
     file_name, offset, n_signals = header.file_names[0], layout.offset, len(layout.leads)
     descriptor, size = open_file(folder, beside(above, file_name))
@@ -81,7 +81,7 @@ def _read_direct(
             _check_sums(header, layout, descriptor, n_samples)
     finally:
         os.close(descriptor)
-    check_calibrated(layout, own)
+    check_calibrated(layout, lead_names)
     counts = Counts(
         samples, layout.leads, layout.gains_per_mv, layout.baselines, header.rate_hz, n_samples, notes=layout.notes
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from cache.errors import InputError
 from stages.readers.at_500_hz import resample
-from stages.readers.lead_names import OwnNames, arrange
+from stages.readers.lead_names import LeadNames, arrange
 from stages.readers.paths import DataFolder, inside, open_file
 from stages.readers.recording import Recording, at_limit
 from stages.readers.standard_leads import left_out
@@ -39,7 +39,7 @@ _SWAPPED = "61"
 
 
 def read_with_wfdb(
-    header: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, own: OwnNames
+    header: Header, folder: str | Path | DataFolder, above: str, seconds: float | None, lead_names: LeadNames
 ) -> Recording:
     """Read the beginning of the standard leads of a record; those of fewer samples a frame are resampled.
 
@@ -57,7 +57,7 @@ def read_with_wfdb(
     if whole and says_sums(header) and not mostly_stated(header, [int(lead.sum()) for lead in counts]):
         raise InputError(f"header and {', '.join(sorted(set(header.file_names)))[:160]} disagree (checksums)")
     n_frames = header.n_samples or len(counts[0]) // signals[0].samples_per_frame
-    leads = arrange(tuple(signal.lead for signal in signals), own)
+    leads = arrange(tuple(signal.lead for signal in signals), lead_names)
     columns = sorted(column for _, column in (*leads.columns, *leads.repeated))
     per_frame = max(signals[k].samples_per_frame for k in columns)
     rows = [_lead(counts[k], signals[k], min(wanted, n_frames), per_frame) for k in columns]
