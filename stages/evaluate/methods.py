@@ -168,17 +168,18 @@ def _reference(name: str, setting: Setting) -> Fit:
 def make_method(name: str, heads: EnsembleHeads) -> Any:
     """Construct a reference method with what it shares with the heads: the fit itself, or each option that it has too.
 
-    `concat` and `full_rank` train no mixing of layers: where the heads' is trained (PMA), they read the plain mean.
+    `concat` and `full_rank` train no mixing: where the heads' is (PMA, attention), they read the plain mean.
     """
     factory = METHODS[name]
     if name in ("mean", "stacking"):
         return factory(heads=heads)
-    if name in ("ppa", "pma"):
+    if name in ("ppa", "pma", "attention"):
         return factory(**heads.get_params())
     accepted = inspect.signature(factory).parameters
     shared = {option: value for option, value in heads.get_params().items() if option in accepted}
     if "layer_mix" in shared:
-        parts = ["ppa" if part == "pma" else part for part in parse_mix(shared["layer_mix"])]
+        plain = {"pma": "ppa", "attention": "embedding"}
+        parts = [plain.get(part, part) for part in parse_mix(shared["layer_mix"])]
         shared["layer_mix"] = "+".join(dict.fromkeys(parts))
     return factory(**shared)
 

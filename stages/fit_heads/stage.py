@@ -16,6 +16,7 @@ from cache.files import write_text
 from cache.storage.locations import Place
 from stages.fit_heads.settings import FitHeadsPaths, FitHeadsSettings, FitHeadsSummary
 from stages.heads import EnsembleHeads
+from stages.heads.inputs.expert_features import VIEWS
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import Data, read_data, read_outputs, task_specs
 from stages.learning.folds import Split, make_splits
@@ -68,6 +69,7 @@ def run(
                 "fingerprints": data.fingerprints,
                 "identities": data.identities,
                 "dtypes": data.dtypes,
+                "views": {name: [part for part in VIEWS if part in parts] for name, parts in data.features.items()},
                 "rows": data.records.attrs["row_options"],
                 "folds": settings.folds,
             },

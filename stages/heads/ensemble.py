@@ -24,6 +24,7 @@ from stages.heads.gate.inputs import parse_sources
 from stages.heads.gate.training import GateOptions
 from stages.heads.in_memory.lora import LoraOptions
 from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, parse_mix, read_features
+from stages.heads.layers.trained_mix import TRAINED, train_mixes
 from stages.heads.options import EstimatorOptions, checked, signature_of
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
@@ -46,9 +47,10 @@ class EnsembleHeads(FittedHeads):
     Parameters
     ----------
     layer_mix
-        Parts of an expert's cached arrays, joined by "+": "embedding" (the authors'), "last", "ppa", "pma". An expert
-        without layers gives its embedding. "pma" trains ECG-Soup's gate per expert, fold and task, and then validation
-        rows alone judge.
+        Parts of an expert's cached arrays, joined by "+": "embedding" (the authors'), "last", "ppa", "pma" (of layers),
+        "std", "max", "last_token", "attention" (of views of the tokens). An expert without what is asked for gives its
+        embedding. "pma" trains ECG-Soup's gate, "attention" a query over the seconds, per expert, fold and task, and
+        then validation rows alone judge.
     lora
         Train LoRA on the probe.
     rank, alpha, lora_epochs, lora_learning_rate
@@ -162,12 +164,9 @@ class EnsembleHeads(FittedHeads):
             balanced=self.balanced,
         )
         parts = parse_mix(self.layer_mix)
-        n_inner = inner_fold_count(folds, self.inner_folds, "pma" in parts)
-        self.mixers_: dict[str, Any] = {}
-        if "pma" in parts:
-            from stages.heads.layers.pma import train_mixers
-
-            self.mixers_ = train_mixers(read, data, folds, self.seed)
+        trained = next((part for part in TRAINED if part in parts), "")
+        n_inner = inner_fold_count(folds, self.inner_folds, trained)
+        self.mixers_: dict[str, Any] = train_mixes(parts, read, data, folds, self.seed)
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)
         with fit_threads(len(folds) * sum(value.size for value in read.values())):
             fitted = fit_all(
@@ -199,7 +198,7 @@ class EnsembleHeads(FittedHeads):
         """Features to fit on: one matrix per fold where the mixing of layers was trained, else read by rows."""
         if name in self.mixers_:
             return self._matrices(name, value, len(self.mixers_[name]))
-        return Features(lambda rows: mix_layers(name, value.take(rows), parse_mix(self.layer_mix), None), len(value))
+        return Features(lambda rows: mix_layers(name, value.take(rows), parse_mix(self.layer_mix)), len(value))
 
     def _head_options(self) -> HeadOptions:
         lora = LoraOptions(

@@ -133,12 +133,12 @@ def _target_scale(
     return centre, scale
 
 
-def inner_fold_count(splits: list[Split], asked: int | str, forbidden: bool) -> int:
-    """Resolve `inner_folds="auto"`: 5, or 0 where validation rows are enough or a stage cannot be cross-fitted."""
+def inner_fold_count(splits: list[Split], asked: int | str, trained: str) -> int:
+    """Resolve `inner_folds="auto"`: 5, or 0 where validation rows are enough or a part of `layer_mix` is `trained`."""
     smallest_val = min(len(val) for _, val, _ in splits)
-    if forbidden:
+    if trained:
         if smallest_val == 0:
-            raise InputError("layer_mix 'pma' needs validation rows in every fold")
+            raise InputError(f"layer_mix '{trained}' needs validation rows in every fold")
         return 0
     if asked == "auto":
         return 0 if smallest_val >= ENOUGH_VALIDATION else 5

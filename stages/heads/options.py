@@ -19,6 +19,7 @@ from cache.errors import UsageError
 from stages.settings import Settings, allowed
 
 AUTO = "auto"
+LAYER_MIX = "embedding, last, ppa, pma, std, max, last_token, attention, joined by '+'"
 STRENGTHS = tuple(10**exponent for exponent in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
 """Penalties of the probe to choose from."""
 
@@ -69,7 +70,7 @@ class FitOptions(Settings):
     4
     """
 
-    layer_mix: Annotated[str, allowed(lambda v: isinstance(v, str), "embedding, last, ppa, pma, joined by '+'")] = (
+    layer_mix: Annotated[str, allowed(lambda v: isinstance(v, str), LAYER_MIX)] = (
         "embedding+ppa"
     )
     lora: Flag = True

@@ -105,10 +105,12 @@ def load(cls: type[E], folder: Path) -> E:
             for f in range(config["n_folds"])
         ]
         if any("/mixer/" in k for k in arrays):
-            from stages.heads.layers.pma import Mixer
+            from stages.heads.layers.trained_mix import TrainedMix
 
             heads.mixers_ = {
-                name: [Mixer.from_arrays(_below(arrays, f"fold{f}/mixer/{name}/")) for f in range(config["n_folds"])]
+                name: [
+                    TrainedMix.from_arrays(_below(arrays, f"fold{f}/mixer/{name}/")) for f in range(config["n_folds"])
+                ]
                 for name in heads.experts_
                 if any(k.startswith(f"fold0/mixer/{name}/") for k in arrays)
             }

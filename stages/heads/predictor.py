@@ -54,12 +54,12 @@ class FittedHeads(Estimator):
         """One feature matrix per fold; the very same array where nothing about it was trained."""
         parts = parse_mix(self.layer_mix)
         if name not in self.mixers_:
-            return [mix_layers(name, value, parts, None)] * n_folds
-        return [mix_layers(name, value, parts, mixer(value)) for mixer in self.mixers_[name]]
+            return [mix_layers(name, value, parts)] * n_folds
+        return [mix_layers(name, value, parts, mix(value)) for mix in self.mixers_[name]]
 
     @property
     def n_trainable_(self) -> int:
-        """Trained parameters of one fold: probes, LoRA, gate (and PMA gates)."""
+        """Trained parameters of one fold: probes, LoRA, gate (and what mixes layers or seconds)."""
         model = self._fitted()[0]
         heads = sum(h.weight.size + h.bias.size + h.lora_a.size + h.lora_b.size for h in model.heads.values())
         mixers = sum(m[0].n_parameters for m in self.mixers_.values())

@@ -87,7 +87,8 @@ def predict(
     features, dtypes = {}, heads.provenance_.get("dtypes", {})
     for name in heads.experts_:
         if name in experts:
-            rounded = replace(settings or RunSettings(), dtype=dtypes.get(name))
+            views = tuple(heads.provenance_.get("views", {}).get(name, ()))
+            rounded = replace(settings or RunSettings(), dtype=dtypes.get(name), views=views)
             features[name] = _features(name, experts[name], records, rounded, found)
     if not features:
         raise InputError(f"none of the fit's experts is here: {', '.join(heads.experts_)}")
@@ -118,7 +119,9 @@ def _features(
     embedded = embed_records(expert, [Signal(record.signals_mv, record.rate_hz) for record in records], settings)
     for row, reason in embedded.reasons.items():
         found[row].warnings.append(f"expert {name} gave nothing: {reason}")
-    return layer_parts(embedded.embedding, expert.spec.layer_names, expert.spec.layer_dims, lambda: embedded.layers)
+    spec = expert.spec
+    parts = layer_parts(embedded.embedding, spec.layer_names, spec.layer_dims, lambda: embedded.layers)
+    return parts | embedded.views
 
 
 def _fill(

@@ -16,6 +16,11 @@ METHODS: dict[str, tuple[str, str]] = {
         "the default itself (heads, low-rank adapters, gate over experts) on a mean of each expert's layers that a "
         "small network weighs anew for each record",
     ),
+    "attention": (
+        "attention over seconds",
+        "the default itself (heads, low-rank adapters, gate over experts) on each expert's seconds of the record, "
+        "which a learned query weighs anew for each record",
+    ),
     "full_rank": (
         "full-rank heads",
         "per expert and task a network with one hidden layer of 64 units, trained in full; experts averaged alike",

@@ -14,7 +14,7 @@ from stages.scoring.metrics import METRICS
 
 DASH = "\N{EN DASH}"
 GROUPS = ("ensemble", "single experts", "baseline")
-_FIRST = ("gate", "enecg", "ppa", "pma", "full_rank", "probe_head", "concat", "stacking", "mean")
+_FIRST = ("gate", "enecg", "ppa", "pma", "attention", "full_rank", "probe_head", "concat", "stacking", "mean")
 _MARKS = {"better": "▲", "worse": "▼", "same": "≈"}
 
 

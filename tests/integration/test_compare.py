@@ -100,11 +100,12 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
     monkeypatch.setattr(compared, "_reference", whole)
     found, fitted = _evaluate(study, compare=True, fractions=(0.5, 1.0))
     assert fitted == ["full_rank", "ppa", "pma", "probe_head", "enecg", "gate on 50% of the patients"]
-    expected = {"gate", "expert:mine", "expert:dlinear", *compared.COMPARED}
+    expected = {"gate", "expert:mine", "expert:dlinear", *compared.COMPARED} - {"attention"}
     assert set(found.metrics["tasks"]["sex"]["methods"]) == expected
     assert set(found.costs) == expected
     assert all(cost["parameters"] >= 0 for cost in found.costs.values())
-    assert found.left_out == {}
+    assert list(found.left_out) == ["attention"]  # no store here has segments, and it says how to get them
+    assert "views: [segments]" in found.left_out["attention"]
     first = (study / "metrics.json").read_bytes()
     assert "seconds" not in first.decode()
     found, fitted = _evaluate(study, compare=True, fractions=(0.5, 1.0))
@@ -112,7 +113,8 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
     assert (study / "metrics.json").read_bytes() == first
     points = found.learning_curve["age"]
     assert {p["fraction"] for p in points if p["method"] == "gate"} == {0.5, 1.0}
-    assert found.left_out == {}
+    assert list(found.left_out) == ["attention"]  # no store here has segments, and it says how to get them
+    assert "views: [segments]" in found.left_out["attention"]
     found, fitted = _evaluate(study, compare=True, fractions=(0.02,))
     assert fitted == ["gate on 2% of the patients"]
     assert "0.02" in found.missing_points["sex"]  # one patient a split has one sex
@@ -212,7 +214,9 @@ def test_a_reference_method_gets_the_options_that_it_shares_with_the_fit(name):
     heads = EnsembleHeads(**given, on_unusable="skip", memory_gb=1.0, seed=5)
     method = compared.make_method(name, heads)
     expected = {option: value for option, value in heads.get_params().items() if option in method.get_params()}
-    mixed = {"ppa": "ppa", "pma": "pma"}.get(name, "last+ppa")  # concat and full_rank train no mixing
+    mixed = {"ppa": "ppa", "pma": "pma", "attention": "attention"}.get(
+        name, "last+ppa"
+    )  # concat and full_rank train no mixing
     assert {k: method.get_params()[k] for k in expected} == expected | (
         {"layer_mix": mixed} if "layer_mix" in expected else {}
     )

@@ -18,7 +18,7 @@ TASKS = (
     TaskSpec("age", "regression", unit="years"),
     TaskSpec("r", "multiclass", tuple("abc")),
 )
-NAMES = [name for name in METHODS if name not in ("pma", "gate")]
+NAMES = [name for name in METHODS if name not in ("pma", "attention", "gate")]
 
 
 def _study(n: int = 300) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -61,7 +61,8 @@ def test_a_method_learns_what_can_be_learnt(name: str) -> None:
 
 def _layered(x: np.ndarray) -> dict[str, np.ndarray]:
     """Give an expert layers too, so that every method has what it reads."""
-    return {"embedding": x, "layers": np.stack([x, 0.5 * x, x[:, ::-1]], 1), "embed": x}
+    layers, seconds = np.stack([x, 0.5 * x, x[:, ::-1]], 1), np.stack([0.5 * x, 1.5 * x, x], 1)
+    return {"embedding": x, "layers": layers, "embed": x, "segments": seconds}
 
 
 ROWS = np.arange(400)
@@ -112,7 +113,7 @@ def test_permuted_training_labels_give_chance(name: str) -> None:
         return np.asarray(method.predict_proba(held_out)["sex"])
 
     # 20 of the 120 test records among the training records give 0.63, all of them as validation records 0.54
-    assert abs(_permuted_auroc(predict, y, 1 if name in ("full_rank", "pma") else 2) - 0.5) < 0.03
+    assert abs(_permuted_auroc(predict, y, 1 if name in ("full_rank", "pma", "attention") else 2) - 0.5) < 0.03
     if name != "trivial":
         assert roc_auc_score(y[SPLIT[2]], predict(y)) > 0.75
 

@@ -205,6 +205,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "full_rank": FullRank,
     "ppa": lambda **options: EnsembleHeads(**{**options, "layer_mix": "ppa"}),
     "pma": lambda **options: EnsembleHeads(**{**options, "layer_mix": "pma"}),
+    "attention": lambda **options: EnsembleHeads(**{**options, "layer_mix": "attention"}),
     "probe_head": ProbeHeads,
     "gate": EnsembleHeads,
 }

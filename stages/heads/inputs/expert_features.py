@@ -15,7 +15,7 @@ import numpy as np
 from cache.errors import InputError, UsageError
 from stages.heads.inputs.lazy_rows import READ_ROWS, ChosenRows, LazyRows, all_missing, has_infinity
 
-PARTS = ("embedding", "last", "ppa", "pma", "std", "max", "last_token")
+PARTS = ("embedding", "last", "ppa", "pma", "std", "max", "last_token", "attention")
 VIEWS = {"segments": 3, "std": 2, "max": 2, "last": 2}
 """Views of the tokens beside the means, and their axes; in `layer_mix`, the view `last` is `last_token`."""
 
@@ -131,18 +131,23 @@ def parse_mix(layer_mix: str) -> tuple[str, ...]:
     return parts
 
 
-def mix_layers(name: str, features: ExpertFeatures, parts: tuple[str, ...], pma: np.ndarray | None) -> np.ndarray:
+def mix_layers(
+    name: str,
+    features: ExpertFeatures,
+    parts: tuple[str, ...],
+    trained: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
     """Build the feature matrix [n, d] of one expert: the parts asked for that it has, side by side.
 
-    An expert without cached layers gives its embedding, and one without an embedding its layers' mean. `pma` is the
-    trained mixture [n, D], where "pma" is asked for.
+    An expert without cached layers gives its embedding, and one without an embedding its layers' mean. `trained`
+    holds what was trained, "pma" and "attention" [n, D], where they are asked for.
     """
     columns = []
     for part in parts:
         if part == "embedding" and features.embedding is not None:
             columns.append(np.asarray(features.embedding, np.float32))
-        elif part == "pma" and pma is not None:
-            columns.append(pma)
+        elif trained is not None and part in trained:
+            columns.append(trained[part])
         elif part in ("std", "max", "last_token") and (view := part.removesuffix("_token")) in features.views:
             columns.append(np.asarray(features.views[view], np.float32))
         elif part in ("last", "ppa") and features.layers is not None:

@@ -133,7 +133,7 @@ def _train(
         nn.init.zeros_(last.bias)
         mix.norm.requires_grad_(False)
         with torch.no_grad():
-            head = _convex_head(mix.eval()(layers[train], embed[train]), y[train], weight[train], blocks)
+            head = fit_convex_head(mix.eval()(layers[train], embed[train]), y[train], weight[train], blocks)
         parameters = [*(p for p in mix.parameters() if p.requires_grad), *head.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
@@ -158,7 +158,7 @@ def _train(
     return mix
 
 
-def _convex_head(z: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> nn.Linear:
+def fit_convex_head(z: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> nn.Linear:
     """Fit ridge, logistic and multinomial regression on z [rows, D], as a torch layer."""
     x = z.numpy()
     rotation = Rotation.fit(x)
