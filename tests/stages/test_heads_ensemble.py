@@ -327,7 +327,7 @@ def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
     heads.fit(features, {"y": y}, splits=[(train, val, test)])
     p = heads.predict_proba(_take(features, test))["y"]
     assert roc_auc_score(y[test], p) > 0.9
-    weights = heads.mixers_["net"][0].mixes[0].weights(torch.from_numpy(features["net"]["embed"]))
+    weights = heads.mixers_["net"][0].pma.mixes[0].weights(torch.from_numpy(features["net"]["embed"]))
     assert weights.mean(0).argmax() == 1
     heads.save(tmp_path)
     np.testing.assert_array_equal(EnsembleHeads.load(tmp_path).predict_proba(_take(features, test))["y"], p)
