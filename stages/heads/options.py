@@ -70,9 +70,7 @@ class FitOptions(Settings):
     4
     """
 
-    layer_mix: Annotated[str, allowed(lambda v: isinstance(v, str), LAYER_MIX)] = (
-        "embedding+ppa"
-    )
+    layer_mix: Annotated[str, allowed(lambda v: isinstance(v, str), LAYER_MIX)] = "embedding+ppa"
     lora: Flag = True
     rank: Annotated[int, _whole(1)] = 8
     alpha: Positive = 32
