@@ -229,7 +229,8 @@ def evaluate(
         study.metrics,
         study.headline,
         study.evaluation,
-        study.state / "compared",
+        study.state / "finished",
+        study.evaluate_costs,
     )
     found = run(
         settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)

@@ -88,6 +88,11 @@ class Study:
         return self.folder / "fit_costs.json"
 
     @property
+    def evaluate_costs(self) -> Path:
+        """evaluate_costs.json."""
+        return self.folder / "evaluate_costs.json"
+
+    @property
     def predictions(self) -> Path:
         """predictions.parquet."""
         return self.folder / "predictions.parquet"

@@ -22,7 +22,7 @@ def report_settings(study: Study) -> ReportSettings:
     experts = [_expert(study, name) for name in study.fitted_experts()]
     trainings = [_training(study, name) for name in _made_here(study)]
     return ReportSettings(
-        title=f"{study.params.cohort.source}: {', '.join(expert.name for expert in experts)}",
+        title=f"{', '.join(_sources(study))}: {', '.join(expert.name for expert in experts)}",
         warnings=(*_overlaps(study, experts), *_seen_warnings(study, trainings)),
         commands=tuple(commands(study)),
         experts=tuple(experts),
@@ -41,6 +41,7 @@ def report_paths(study: Study) -> ReportPaths:
         study.evaluation,
         study.fit_costs,
         study.plots,
+        study.evaluate_costs,
     )
 
 
@@ -100,9 +101,14 @@ def overlap_warnings(study: Study) -> list[str]:
     return [*_overlaps(study, experts), *_seen_warnings(study, trainings)]
 
 
+def _sources(study: Study) -> list[str]:
+    """Return the sources of the records, sorted."""
+    return sorted(set(open_records(study.records)["source"].dropna().astype(str)))
+
+
 def _overlaps(study: Study, experts: Sequence[ExpertFacts]) -> list[str]:
     """Warn where an expert's published weights have seen records of the cohort that it is judged on."""
-    sources = sorted(set(open_records(study.records)["source"].astype(str)))
+    sources = _sources(study)
     return [
         overlap_warning(expert.name, source, seen)
         for expert in experts

@@ -44,7 +44,7 @@ def learning_curve(
     Parameters
     ----------
     folder
-        Where finished fractions are remembered.
+        Folder of finished fractions; the seed that draws the patients is part of their names.
     metrics
         Content of metrics.json, for the point at 1.
     """
@@ -58,16 +58,17 @@ def learning_curve(
             found, skipped = _fraction(setting, folder, fraction, draws, on_fit)
             for task, reason in skipped.items():
                 missing.setdefault(task, {})[f"{fraction:g}"] = reason
-        for task, told in found["tasks"].items():
-            curve.setdefault(task, []).extend(_points(fraction, told))
+        for task, judged in found["tasks"].items():
+            curve.setdefault(task, []).extend(_points(fraction, judged))
     return curve, missing
 
 
 def _fraction(
     setting: Setting, folder: Path, fraction: float, draws: Draws, on_fit: Callable[[str], None]
 ) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Return the metrics of a fit on a share of the patients, and task -> why so few do not do; both remembered."""
-    table, reasons = (folder / f"fraction-{fraction:g}.{suffix}" for suffix in ("parquet", "json"))
+    """Return the metrics of a fit on a share of the patients, and task -> why it was not learnt; both stay on disk."""
+    name = f"fraction-{fraction!r}-seed-{draws.seed}"
+    table, reasons = (folder / f"{name}.{suffix}" for suffix in ("parquet", "json"))
     if not reasons.is_file():
         on_fit(f"gate on {fraction:.0%} of the patients")
         try:
@@ -93,14 +94,14 @@ def _points(fraction: float, task: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> dict[str, str]:
-    """Fit on a share of the patients, write what the fit says of the test records, and return the tasks left out."""
+    """Fit on a share of the patients, write its predictions of the test records, and return the tasks left out."""
     data, heads = setting.data, setting.heads
     splits = [patient_share(split, data.patients, fraction, seed) for split in setting.splits]
     fit = EnsembleHeads(**{**heads.get_params(), "on_unusable": "skip"})
     fit.fit(data.features, data.targets, heads.tasks_, splits=splits, groups=data.patients, gate_signal=setting.signal)
-    few = Setting(data, fit, splits, setting.signal, setting.stores, setting.signals_path, setting.heads_folder)
+    subset = Setting(data, fit, splits, setting.signal, setting.stores, setting.signals_path, setting.heads_folder)
     with writing_predictions(path, {t.name: t for t in data.tasks}) as table:
-        for method, predictions in (fit_predictions(few) | {MEAN: _means(few)}).items():
+        for method, predictions in (fit_predictions(subset) | {MEAN: _means(subset)}).items():
             for fold, (_, _, test) in enumerate(splits):
                 write_block(table, data, method, "test", fold, test, predictions[fold])
     return fit.skipped_
@@ -122,7 +123,7 @@ def fit_predictions(setting: Setting) -> dict[str, FoldPredictions]:
     folds = range(len(setting.splits))
     found = {"gate": [heads.predict_proba(data.features, gate_signal=signal, fold=fold) for fold in folds]}
     single = [heads.expert_predictions(data.features, gate_signal=signal, fold=fold) for fold in folds]
-    return found | {f"{EXPERT_PREFIX}{name}": [told[name] for told in single] for name in heads.experts_}
+    return found | {f"{EXPERT_PREFIX}{name}": [fold[name] for fold in single] for name in heads.experts_}
 
 
 def _means(setting: Setting) -> FoldPredictions:

@@ -58,7 +58,9 @@ class EvaluatePaths:
     headline
         The first metric of each task and method: short enough for `dvc metrics show`.
     evaluation
-        What was compared, at what cost, what was left out, and the learning curve (docs/outputs.md).
+        What was compared and left out, parameters, and the learning curve: equal for equal runs (docs/outputs.md).
+    costs
+        Seconds and peak memory of each method fitted for comparison, which differ from run to run; None: not written.
     finished
         Folder of finished methods, from which a killed evaluation goes on.
     """
@@ -73,11 +75,12 @@ class EvaluatePaths:
     headline: Path
     evaluation: Path
     finished: Path
+    costs: Path | None = None
 
 
 @dataclass
 class EvaluateSummary:
-    """What an evaluation found: `metrics` is the content of metrics.json, the rest that of evaluation.json.
+    """What an evaluation found: the contents of metrics.json, evaluation.json and evaluate_costs.json.
 
     Attributes
     ----------
@@ -101,5 +104,20 @@ class EvaluateSummary:
 
     def evaluation(self, versions: Mapping[str, str]) -> dict[str, Any]:
         """Return the content of evaluation.json; `versions`: of the packages that the numbers depend on."""
-        content = {name: value for name, value in vars(self).items() if name != "metrics"}
-        return {"schema_version": 1, **content, "fractions": list(self.fractions), "versions": dict(versions)}
+        content = {name: value for name, value in vars(self).items() if name not in ("metrics", "costs")}
+        parameters = {method: costs["parameters"] for method, costs in self.costs.items()}
+        return {
+            "schema_version": 1,
+            **content,
+            "fractions": list(self.fractions),
+            "parameters": parameters,
+            "versions": dict(versions),
+        }
+
+    def run_costs(self) -> dict[str, dict[str, float | None]]:
+        """Return the content of evaluate_costs.json: method -> seconds and peak memory of this run."""
+        return {
+            method: {name: value for name, value in costs.items() if name != "parameters"}
+            for method, costs in self.costs.items()
+            if len(costs) > 1
+        }

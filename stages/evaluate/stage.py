@@ -68,6 +68,11 @@ def run(
     data = _only(data, heads)
     splits = make_splits(data, heads.provenance_["folds"])
     signal = read_gate_signal(heads, paths.signals, leads_of(heads))
+    if not any(len(test) for _, _, test in splits):
+        raise InputError(
+            f"{paths.records}: no record with a vector is in the test split; nothing can be measured: give more "
+            "patients, or a column `split`"
+        )
     setting = Setting(data, heads, splits, signal, paths.stores, paths.signals, paths.heads)
     finished = FinishedMethods(paths.finished, state_key(paths.heads, paths.records, data.fingerprints))
     found = EvaluateSummary(settings.compare, settings.fractions)
@@ -82,6 +87,8 @@ def run(
                 setting, finished.folder, settings.fractions, found.metrics, draws, report
             )
         write_json(drafts[paths.evaluation], found.evaluation(package_versions()))
+        if paths.costs is not None:
+            write_json(drafts[paths.costs], found.run_costs())
         write_json(drafts[paths.headline], headline(found.metrics))
         write_metrics(drafts[paths.metrics], found.metrics, drafts[paths.predictions])
     return found
@@ -89,7 +96,8 @@ def run(
 
 def _outputs(paths: EvaluatePaths) -> tuple[Path, ...]:
     """Return what is written, in the order of appearance: metrics.json, which names its predictions, last."""
-    return paths.predictions, paths.gate_weights, paths.evaluation, paths.headline, paths.metrics
+    costs = () if paths.costs is None else (paths.costs,)
+    return paths.predictions, paths.gate_weights, paths.evaluation, *costs, paths.headline, paths.metrics
 
 
 def _predict(

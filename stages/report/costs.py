@@ -15,17 +15,21 @@ ON_HEADS = ("mean", "stacking")
 Costs = dict[str, dict[str, Any]]
 
 
-def method_costs(evaluation: Mapping[str, Any], fit: Mapping[str, Any]) -> Costs:
+def method_costs(
+    parameters: Mapping[str, float], evaluation: Mapping[str, Mapping[str, Any]], fit: Mapping[str, Any]
+) -> Costs:
     """Return method -> trainable parameters, seconds and peak memory, as far as the outputs say them.
 
     Methods that stand on the experts' heads count these ("counts_heads" says so).
 
     Parameters
     ----------
+    parameters
+        Method -> trainable parameters, from evaluation.json.
     evaluation, fit
-        Contents of evaluation.json and fit_costs.json.
+        Contents of evaluate_costs.json and fit_costs.json.
     """
-    costs: Costs = {name: dict(found) for name, found in evaluation.get("costs", {}).items()}
+    costs: Costs = {name: {"parameters": n, **evaluation.get(name, {})} for name, n in parameters.items()}
     kept = ("seconds", "peak_memory_mb")
     if "gate" in costs:
         costs["gate"] |= {key: fit.get(key) for key in kept}

@@ -61,7 +61,7 @@ class ReportPaths:
 
     Attributes
     ----------
-    evaluation, fit_costs
+    evaluation, fit_costs, evaluate_costs
         What `evaluate` and `fit-heads` found out beside the numbers (docs/outputs.md).
     plots
         Folder that `dvc plots` reads.
@@ -75,6 +75,7 @@ class ReportPaths:
     evaluation: Path | None = None
     fit_costs: Path | None = None
     plots: Path | None = None
+    evaluate_costs: Path | None = None
 
 
 @dataclass(frozen=True)

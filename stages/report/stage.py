@@ -41,10 +41,12 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     del progress
     metrics, predictions = read_metrics(paths.metrics), open_predictions(paths.predictions)
     require_pair(metrics, paths.metrics, paths.predictions)
-    evaluation, fit = read_facts(paths.evaluation), read_facts(paths.fit_costs)
+    evaluation, fit, run_costs = (
+        read_facts(path) for path in (paths.evaluation, paths.fit_costs, paths.evaluate_costs)
+    )
     facts = {
         **settings.model_dump(),
-        "methods": method_costs(evaluation, fit),
+        "methods": method_costs(evaluation.get("parameters", {}), run_costs, fit),
         "versions": evaluation.get("versions", {}),
         "learning_curve": evaluation.get("learning_curve", {}),
         "missing_points": evaluation.get("missing_points", {}),
@@ -57,11 +59,17 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
 
 
 def _unjudged(metrics: dict[str, Any]) -> dict[str, str]:
-    return {f"every method on {task}": reason for task, reason in metrics.get("left_out", {}).items()}
+    whole = {f"every method on {task}": reason for task, reason in metrics.get("left_out", {}).items()}
+    single = {
+        f"{method} on {task}": reason
+        for task, found in metrics["tasks"].items()
+        for method, reason in found.get("left_out", {}).items()
+    }
+    return whole | single
 
 
 def read_facts(path: Path | None) -> dict[str, Any]:
-    """Read evaluation.json or fit_costs.json; empty where the file is not there."""
+    """Read evaluation.json, fit_costs.json or evaluate_costs.json; empty where the file is not there."""
     if path is None or not path.is_file():
         return {}
     try:

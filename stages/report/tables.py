@@ -6,12 +6,14 @@ Lives here: which cells there are and how numbers are worded. Not here: HTML (`r
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cache.records import SPLITS
+from stages.readers.pacing import SEVERAL
 from stages.report.glossary import method_title
 from stages.scoring.metrics import METRICS, METRICS_OF
 from stages.scoring.table import (
@@ -209,10 +211,27 @@ def cohort_tables(records: pd.DataFrame) -> Json:
 
 
 def _quality(good: pd.DataFrame) -> list[tuple[str, int]]:
+    """Return (finding, records that show it); what a table does not hold, or ingest did not look for, is left out."""
     rows = [
         ("a missing lead", good["missing_leads"].map(len) > 0),
         ("a flat lead", good["flat_leads"].map(len) > 0),
         ("more than 1 % missing samples", good["nan_fraction"] > 0.01),
         ("more than 1 % clipped samples", good["clipped_fraction"] > 0.01),
+        *_optional_quality(good),
     ]
     return [(name, int(np.asarray(found, dtype=bool).sum())) for name, found in rows]
+
+
+def _optional_quality(good: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    if "derived_leads" in good and (derived := good["derived_leads"].map(_length) > 0).any():
+        yield "limb leads computed from I and II", derived
+    if "limb_swap" in good:
+        yield "limb leads that look exchanged", good["limb_swap"].notna()
+        for kind in sorted(good["limb_swap"].dropna().unique()):
+            yield f"\N{EM DASH} {kind}", good["limb_swap"] == kind
+    if "pace_spikes" in good and good["pace_spikes"].notna().any():
+        yield f"{SEVERAL} pacemaker spikes or more", good["pace_spikes"].fillna(0) >= SEVERAL
+
+
+def _length(leads: Sequence[str] | None) -> int:
+    return 0 if leads is None else len(leads)

@@ -46,9 +46,10 @@ def best_single_expert(target: Target, values: dict[str, dict[str, float]]) -> s
     return max(experts, key=lambda name: sign * values[name][metric], default=None)
 
 
-def has_labelled_test(predictions: Predictions, task: str) -> bool:
-    """Whether any method predicts a labelled test record of a task."""
-    return any(predictions.read(task, method, "test").labelled.any() for method in predictions.methods(task))
+def judged_methods(predictions: Predictions, task: str) -> list[str]:
+    """Return the methods that predict a labelled test record of a task, in the order they were written."""
+    methods = predictions.methods(task)
+    return [method for method in methods if predictions.read(task, method, "test").labelled.any()]
 
 
 def labelled_test_block(predictions: Predictions, task: str, method: str) -> PredictionBlock:
@@ -114,15 +115,16 @@ class Comparison:
         return {metric: paired_difference(mine, theirs, metric) for metric in metrics}
 
 
-def compare(predictions: Predictions, target: Target, draws: Draws, on_method: Callable[[str], None]) -> Comparison:
-    """Read and score all methods of one task; `on_method` is called with each method's name before it is scored.
+def compare(
+    predictions: Predictions, target: Target, names: list[str], draws: Draws, on_method: Callable[[str], None]
+) -> Comparison:
+    """Read and score methods of one task; `on_method` is called with each method's name before it is scored.
 
     Raises
     ------
     InputError
         A method without labelled test records, or methods whose truths disagree.
     """
-    names = predictions.methods(target.name)
     blocks = {name: labelled_test_block(predictions, target.name, name) for name in names}
     _check_truths(target, blocks)
     everybody = np.unique(np.concatenate([block.patient_ids.astype(str) for block in blocks.values()]))

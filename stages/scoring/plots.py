@@ -50,7 +50,7 @@ def write_plots(
     folder, written = Path(folder), []
     for task, found in metrics["tasks"].items():
         target = predictions.tasks[task]
-        block = labelled_test_block(predictions, task, main_method(predictions.methods(task)))
+        block = labelled_test_block(predictions, task, main_method(list(found["methods"])))
         pictures = {"methods": _methods(found), **_pictures(target, block)}
         if points := (learning_curve or {}).get(task):
             pictures["learning_curve"] = pd.DataFrame(points)

@@ -21,12 +21,13 @@ from cache.files import write_text
 from cache.fingerprint import file_digest
 from cache.records import Target, target_array
 from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
-from stages.scoring.comparison import Comparison, Draws, compare, has_labelled_test, main_method
+from stages.scoring.comparison import Comparison, Draws, compare, judged_methods, main_method
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
 from stages.scoring.predictions import PredictionBlock, Predictions, has_label
 from stages.scoring.subgroups import subgroups
 
 SCHEMA_VERSION = 1
+NOT_JUDGED = "no test record has a label and a prediction"
 Json = dict[str, Any]
 
 
@@ -49,16 +50,19 @@ def summarise(
     Raises
     ------
     InputError
-        A method without labelled test records, or methods whose truths disagree.
+        Methods whose truths disagree. A method, or a whole task, without a labelled test record is left out.
     """
     report = on_progress or (lambda task, method: None)
     tasks, left_out = {}, {}
     for name, target in predictions.tasks.items():
-        if not has_labelled_test(predictions, name):
-            left_out[name] = "no test record has a label and a prediction"
+        judged = judged_methods(predictions, name)
+        if not judged:
+            left_out[name] = NOT_JUDGED
             continue
-        compared = compare(predictions, target, Draws(n_resamples, seed), partial(report, name))
+        compared = compare(predictions, target, judged, Draws(n_resamples, seed), partial(report, name))
         tasks[name] = _task(predictions, compared, records)
+        if unjudged := [method for method in predictions.methods(name) if method not in judged]:
+            tasks[name]["left_out"] = dict.fromkeys(unjudged, NOT_JUDGED)
     return {
         "schema_version": SCHEMA_VERSION,
         "bootstrap": {"unit": "patient", "resamples": n_resamples, "seed": seed, "level": LEVEL},

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 import stages.evaluate.stage
 from cache import open_embeddings, open_records
 from cache.embeddings import Identity, Layout, Shard
-from cache.errors import FingerprintError
-from cache.records import records_digest
+from cache.errors import FingerprintError, InputError
+from cache.records import records_digest, write_records
 from cache.upkeep.resume import create_embeddings
 from pipeline.study.folder import Study
 from pipeline.views.report_facts import commands, report_paths
@@ -125,6 +125,50 @@ def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
         _evaluate(study, fractions=(1.5,))
 
 
+def test_another_seed_draws_other_patients_for_the_learning_curve(study):
+    _, fitted = _evaluate(study, fractions=(0.4,), seed=1)
+    _, again = _evaluate(study, fractions=(0.4,), seed=2)
+    assert fitted[-1:] == again == ["gate on 40% of the patients"]
+
+
+def test_without_the_state_folder_a_run_writes_the_same_bytes(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    outputs = ("predictions.parquet", "gate_weights.parquet", "metrics.json", "headline.json", "evaluation.json")
+
+    def written():
+        _evaluate(tmp_path / "study", fractions=(0.5, 1.0))
+        return {name: (tmp_path / "study" / name).read_bytes() for name in outputs}
+
+    first = written()
+    shutil.rmtree(tmp_path / "study/remembered")
+    assert written() == first
+    assert b"seconds" not in first["evaluation.json"]
+
+
+def test_a_failed_evaluation_leaves_the_files_of_the_one_before(study, tmp_path, monkeypatch):
+    shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered"))
+    _evaluate(tmp_path / "study")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "study").glob("*.*") if path.is_file()}
+
+    def broken(*_, **__):
+        raise InputError("no curve")
+
+    monkeypatch.setattr(stages.evaluate.stage, "learning_curve", broken)
+    with pytest.raises(InputError, match="no curve"):
+        _evaluate(tmp_path / "study", fractions=(0.5,), seed=3)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "study").glob("*.*") if path.is_file()} == before
+
+
+def test_a_study_without_test_records_is_one_line(tmp_path, study):
+    shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("remembered"))
+    fit(tmp_path / "study", options=OPTIONS)
+    records = open_records(tmp_path / "study/records.parquet")
+    targets = list(records.attrs["targets"].values())
+    write_records(tmp_path / "study/records.parquet", records.assign(split="train"), targets)
+    with pytest.raises(InputError, match=r"records\.parquet: no record with a vector is in the test split"):
+        _evaluate(tmp_path / "study")
+
+
 def test_the_preset_reloads_to_the_same_predictions_and_tests_no_trained_patient(study):
     data = read_data(study / "records.parquet", _stores(study))
     embeddings = {name: parts["embedding"] for name, parts in data.features.items()}
@@ -174,7 +218,9 @@ def test_what_params_yaml_says_of_a_comparison_is_what_evaluate_does(study, tmp_
     plain = ["dvc repro", 'ensemble evaluate --no-compare --fractions ""', "ensemble report"]
     assert told("--no-compare", "--fractions", "") == (False, False, plain, True)
     paths = report_paths(Study())
-    costs = method_costs(read_facts(paths.evaluation), read_facts(paths.fit_costs))
+    costs = method_costs(
+        read_facts(paths.evaluation)["parameters"], read_facts(paths.evaluate_costs), read_facts(paths.fit_costs)
+    )
     heads = sum(costs[f"expert:{name}"]["parameters"] for name in ("mine", "dlinear"))
     assert costs["mean"] == {
         "parameters": heads,

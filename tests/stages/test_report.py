@@ -12,9 +12,12 @@ from rich.console import Console
 
 from cache.errors import InputError, MissingFileError, StoreError
 from cache.files import staged
-from cache.records import Target, write_records
+from cache.records import Target, open_records, write_records
+from stages.ingest.record_table import EXTRA
 from stages.report import ReportPaths, ReportSettings, run
 from stages.report.svg import nice_ticks, tick_text
+from stages.scoring.comparison import labelled_test_block
+from stages.scoring.curves import reliability
 from stages.scoring.plots import FOLDERS, file_name, write_plots
 from stages.scoring.predictions import open_predictions, writing_predictions
 from stages.scoring.summary import headline, read_metrics, summarise, write_metrics
@@ -29,7 +32,7 @@ FACTS = ReportSettings(
     experts=({"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]},),
 )
 EVALUATION = {
-    "costs": {"gate": {"parameters": 74896}, "expert:ecgfm": {"parameters": 70000}, "mean": {"parameters": 1}},
+    "parameters": {"gate": 74896, "expert:ecgfm": 70000, "mean": 1},
     "versions": {"torch": "2.13.0"},
     "left_out": {"pma": "no expert has layers.", "enecg on superclass": "EnECG has no multilabel task"},
     "missing_points": {"gender": {"0.01": "one class only"}, "age": {"0.02": "too few"}},
@@ -182,6 +185,46 @@ def test_a_task_without_labelled_test_records_is_left_out_and_the_others_are_jud
     found = summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)
     assert set(found["tasks"]) == {"weight"}
     assert found["left_out"] == {"age": "no test record has a label and a prediction"}
+
+
+def test_a_method_without_labelled_test_records_is_left_out_and_the_others_are_judged(tmp_path):
+    ids = np.array(["a", "b"], dtype=object)
+    with writing_predictions(tmp_path / "p.parquet", {"age": TARGETS["age"]}) as table:
+        for method, split in (("gate", "test"), ("expert:partial", "val")):
+            table.add("age", method, split, 0, record_ids=ids, patient_ids=ids, y_true=np.ones(2), y_pred=np.ones(2))
+    found = summarise(open_predictions(tmp_path / "p.parquet"), n_resamples=5)["tasks"]["age"]
+    assert list(found["methods"]) == ["gate"]
+    assert found["left_out"] == {"expert:partial": "no test record has a label and a prediction"}
+
+
+def test_the_page_counts_exchanged_derived_and_paced_records(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    records = open_records(study / "records.parquet")
+    good = np.flatnonzero(records["status"] != "bad")
+    swaps, spikes, derived = [None] * len(records), [0] * len(records), [[] for _ in range(len(records))]
+    for k in good[:3]:
+        swaps[k] = "arms exchanged"
+    for k in good[:5]:
+        spikes[k] = 7
+    for k in good[:4]:
+        derived[k] = ["aVF"]
+    extra = {"limb_swap": swaps, "pace_spikes": pd.array(spikes, dtype="Int16"), "derived_leads": derived}
+    extra |= {name: None for name in EXTRA if name not in extra}
+    write_records(tmp_path / "study/records.parquet", records.assign(**extra), list(TARGETS.values()), EXTRA)
+    words = re.sub(r"<[^>]+>", " ", report(tmp_path / "study", tmp_path / "q.html").read_text(encoding="utf-8"))
+    words = " ".join(words.split())
+    assert "limb leads computed from I and II 4" in words
+    assert "limb leads that look exchanged 3 \N{EM DASH} arms exchanged 3" in words
+    assert "3 pacemaker spikes or more 5" in words
+
+
+@pytest.mark.parametrize("task", ["gender", "report_label"])
+def test_the_calibration_curve_has_the_bins_of_the_ece(study, metrics, task):
+    predictions = open_predictions(study / "predictions.parquet")
+    target = predictions.tasks[task]
+    found = reliability(target, labelled_test_block(predictions, task, "gate"))
+    gap = np.sum(found.n * abs(found.stated - found.observed)) / found.n.sum()
+    assert gap == pytest.approx(metrics["tasks"][task]["methods"]["gate"]["ece"]["value"], abs=1e-6)
 
 
 def test_metrics_and_predictions_of_different_evaluations_are_refused(study, tmp_path):
