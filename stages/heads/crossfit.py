@@ -106,6 +106,10 @@ class Masks:
         """Mark with 1, [F, n] float, where an out-of-sample value exists."""
         return (self.judge >= 0).float()
 
+    def fold(self, f: int) -> Masks:
+        """Keep one fold, with a leading axis of length 1."""
+        return Masks(self.train[f : f + 1], self.judge[f : f + 1])
+
     def take(self, rows: Tensor) -> Masks:
         """Select records."""
         return Masks(self.train[:, :, rows], self.judge[:, rows])

@@ -1,7 +1,7 @@
 """One expert's heads on many records, block by block: bounded memory, all folds, tasks and models in every product.
 
 Lives here: `fit_expert_blockwise`, the counterpart of `stack.fit_expert` from `LARGE_RECORDS` training records on.
-Not here: its parts (`blockwise.coordinates`, `blockwise.blocks`, `blockwise.whitening`, `blockwise.lbfgs`,
+Not here: its parts (`blockwise.coordinates`, `blockwise.blocks`, `blockwise.whitening`, `descent`,
 `blockwise.lora`), what is fitted on the result.
 
 What is fitted is the same: robust standardisation, the convex probe, LoRA on it, a temperature. What differs is how:
@@ -21,11 +21,11 @@ from torch import Tensor
 from cache.errors import InputError
 from stages.heads.blockwise.blocks import Blocks
 from stages.heads.blockwise.coordinates import FoldMaps, SharedScale
-from stages.heads.blockwise.lbfgs import Scaling, minimise
 from stages.heads.blockwise.lora import fit_lora_blockwise
 from stages.heads.blockwise.loss_pass import Judges, Labels, Pass
-from stages.heads.blockwise.whitening import Whitening, fit_whitening
+from stages.heads.blockwise.whitening import Whitening, WhiteScaling, fit_whitening
 from stages.heads.crossfit import Masks
+from stages.heads.descent import TOLERANCE, minimise
 from stages.heads.expert_head import GATE_WIDTH, ExpertHead, FoldHead, HeadOptions, half_whitened
 from stages.heads.in_memory.lora import LoraFit
 from stages.heads.in_memory.probe import Problem, frozen_columns, prior_logits
@@ -178,13 +178,16 @@ def _solve(work: Pass, labels: Labels, whitening: Whitening, strengths: Tensor) 
     own = zip(labels.weight, labels.train[:, 0], strict=True)
     largest = torch.stack([torch.where(train[:, None], w, 0).amax(0) for w, train in own]).clamp_min(1e-6)
     curvature = curvature_bounds(labels.blocks) * largest * labels.train[:, 0].sum(1)[:, None]
-    member = torch.nn.functional.one_hot(labels.groups).float()
+    member = torch.nn.functional.one_hot(work.groups).float()
     still = ((frozen.float() @ member) > 0)[:, :, None].expand(-1, -1, n_strengths, -1).flatten(1, 2)
     curvature = curvature[:, None].expand(-1, n_models * n_strengths, -1).flatten(1).to(device)
     penalty = penalty.flatten(1).to(device)
     start = prior[:, :, None].expand(-1, -1, n_strengths, -1).flatten(1).to(device)
-    scaling = Scaling(whitening, curvature, penalty)
-    return minimise(work, scaling, penalty, start, work.groups, still.to(device), labels.y.shape[1])
+    scaling = WhiteScaling(whitening, curvature, penalty)
+    scaled = torch.zeros(n_folds, whitening.axes.shape[1] + 1, start.shape[1], device=device)
+    scaled[:, -1] = start / scaling.intercept[:, 0]
+    limit = TOLERANCE * max(1.0, labels.y.shape[1] / 1000)
+    return minimise(work, scaling, penalty, scaled, work.groups, still.to(device), limit)
 
 
 def _low_rank(

@@ -1,6 +1,6 @@
 """One pass over all records: summed losses of every fold, model, penalty and column, and their gradients.
 
-Lives here: `Labels` (targets of a block), the pass. Not here: the solver (`blockwise.lbfgs`), stochastic training
+Lives here: `Labels` (targets of a block), the pass. Not here: the solver (`descent`), stochastic training
 (`blockwise.lora`).
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.heads.blockwise.blocks import Blocks
 from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps
 from stages.heads.crossfit import Masks
+from stages.heads.in_memory.probe import problem_groups
 from stages.heads.targets.losses import column_losses, residuals_
 from stages.heads.targets.tasks import Block as Columns
 
@@ -36,15 +37,6 @@ class Labels:
     def take(self, rows: Tensor) -> Labels:
         """Select records."""
         return Labels(self.y[:, rows], self.weight[:, rows], self.train[:, :, rows], self.blocks)
-
-    @property
-    def groups(self) -> Tensor:
-        """Problem of every column, [C]: its own, but a multinomial task's columns share one."""
-        groups: list[int] = []
-        for block in self.blocks:
-            size, start = block.stop - block.start, max(groups, default=-1) + 1
-            groups += [start] * size if block.task.kind == "multiclass" else list(range(start, start + size))
-        return torch.tensor(groups)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Pass:
 
     def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: Block | None = None) -> None:
         self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
-        self.groups = labels.groups
+        self.groups = problem_groups(labels.blocks)
         self._member = torch.nn.functional.one_hot(self.groups).double().to(blocks.scale.device)
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

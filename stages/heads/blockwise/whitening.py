@@ -1,6 +1,6 @@
 """Means and covariances of every fold's standardised features in one pass, and what they make solving cheap with.
 
-Lives here: the pass, the folds' `Whitening`. Not here: the solver (`blockwise.lbfgs`).
+Lives here: the pass, the folds' `Whitening`. Not here: the solver (`descent`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,31 @@ class Whitening:
     rest: Tensor
     length: Tensor
     n_train: Tensor
+
+
+class WhiteScaling:
+    """The square root P of the inverse bound of each fold's losses, see `descent.Scaling`.
+
+    Parameters
+    ----------
+    curvature
+        [F, k]: bound of the summed loss's second derivative along a coordinate of variance 1.
+    penalty
+        [F, k].
+    """
+
+    def __init__(self, whitening: Whitening, curvature: Tensor, penalty: Tensor) -> None:
+        self.axes = whitening.axes
+        along = (curvature[:, None] * whitening.variance[..., None] + penalty[:, None]).clamp_min(1e-9).rsqrt()
+        self.outside = (curvature * whitening.rest[:, None] + penalty).clamp_min(1e-9).rsqrt()[:, None]
+        self.along = along - self.outside
+        self.intercept = curvature.clamp_min(1e-9).rsqrt()[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply P."""
+        body = x[:, :-1]
+        mapped = self.axes @ (self.along * (self.axes.mT @ body)) + self.outside * body
+        return torch.cat([mapped, self.intercept * x[:, -1:]], 1)
 
 
 def fit_whitening(blocks: Blocks, train: Tensor, length: list[float], seed: int) -> Whitening:
@@ -128,5 +153,9 @@ def _from_sample(blocks: Blocks, train: Tensor, centre: Tensor, length: Tensor, 
         values, vectors = values.flip(0).clamp_min(1e-6 * values[-1]), vectors.flip(1)
         axes.append(small.T @ (vectors / values.sqrt()))
         variances.append(values / len(rows))
-    variance = torch.stack(variances)
-    return Whitening(centre, torch.stack(axes), variance, variance[:, -1], length, train.sum(1).to(centre))
+    rest = torch.stack([v[-1] for v in variances])
+    # a fold with fewer records of this expert than the others has fewer axes
+    rank = max(len(v) for v in variances)
+    padded = [torch.nn.functional.pad(a, (0, rank - a.shape[1])) for a in axes]
+    variance = torch.stack([torch.nn.functional.pad(v, (0, rank - len(v))) for v in variances])
+    return Whitening(centre, torch.stack(padded), variance, rest, length, train.sum(1).to(centre))

@@ -6,6 +6,8 @@ weighed (`gate`), the numerical parts (`inputs.scaler`, `in_memory.probe`, `in_m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from cache.errors import InputError
 from stages.heads.crossfit import Masks
 from stages.heads.expert_head import GATE_WIDTH, ExpertHead, FoldHead, HeadOptions, half_whitened
 from stages.heads.in_memory.lora import LoraFit, fit_lora
-from stages.heads.in_memory.probe import Problem, Rotation, fit_path, pad_stack, probe_logits
+from stages.heads.in_memory.probe import FoldSolver, Problem, Rotation, pad_stack, probe_logits
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.losses import task_losses
@@ -22,6 +24,9 @@ from stages.heads.targets.tasks import Block
 
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
+ENOUGH_JUDGED = 1_000
+PATH_TOLERANCE, FINAL_TOLERANCE = 0.1, 0.03
+"""Of the summed loss, per 1,000 records: a mean loss is known to 0.0001 while strengths are compared."""
 
 
 def fit_expert(
@@ -46,61 +51,164 @@ def fit_expert(
         Records that judge, whose logits and coordinates are kept.
     """
     seen = torch.from_numpy(present.astype(np.float32))
-    own = Masks(masks.train * seen, torch.where(seen > 0, masks.judge, -1))
-    scalers, rotations, parts = [], [], []
-    for f, x in enumerate(matrices):
-        train = torch.nonzero(own.train[f, 0]).ravel().numpy()
-        if len(train) < 2:
-            raise InputError(f"expert '{name}': fold {f} has {len(train)} training records with its features")
-        scaler = RobustScaler.fit(x[train])
-        standard = scaler.transform(x)
-        rotation = Rotation.fit(standard[train], options.seed)
-        scalers.append(scaler)
-        rotations.append(rotation)
-        parts.append(rotation.transform(standard))
-    problem = Problem(pad_stack(parts), targets[0], targets[1], own.train, blocks)
-    weights, chosen = choose_strength(problem, own, options)
+    local = Masks(masks.train * seen, torch.where(seen > 0, masks.judge, -1))
+    fits = [
+        _fit_fold(name, f, x, (targets[0][f : f + 1], targets[1][f : f + 1]), local.fold(f), rows, blocks, options)
+        for f, x in enumerate(matrices)
+    ]
+    width = max(fit.coordinates.shape[1] for fit in fits)
+    return ExpertHead(
+        [fit.head for fit in fits],
+        [fit.strengths for fit in fits],
+        [fit.lora_epochs for fit in fits],
+        _side_by_side([fit.history for fit in fits]),
+        torch.stack([fit.logits for fit in fits]),
+        torch.stack([torch.nn.functional.pad(fit.coordinates, (0, width - fit.coordinates.shape[1])) for fit in fits]),
+    )
+
+
+def _side_by_side(histories: list[list[list[float]]]) -> list[list[list[float]]]:
+    """Folds' losses per epoch and task -> per epoch, fold and task; a fold that stopped earlier keeps its last."""
+    return [[h[min(e, len(h) - 1)] for h in histories if h] for e in range(max(map(len, histories)))]
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One fold's head, and of the records that judge: logits [rows, C], the gate's coordinates [rows, G]."""
+
+    head: FoldHead
+    strengths: list[float]
+    lora_epochs: list[int]
+    history: list[list[float]]
+    logits: Tensor
+    coordinates: Tensor
+
+
+def _fit_fold(
+    name: str,
+    f: int,
+    x: np.ndarray,
+    targets: tuple[Tensor, Tensor],
+    masks: Masks,
+    rows: Tensor,
+    blocks: tuple[Block, ...],
+    options: HeadOptions,
+) -> _Fold:
+    """Fit one fold; targets and masks are of that fold alone, with a leading axis of length 1.
+
+    Test records are neither standardised nor rotated: nothing is asked of them here.
+    """
+    train = torch.nonzero(masks.train[0, 0]).ravel().numpy()
+    if len(train) < 2:
+        raise InputError(f"expert '{name}': fold {f} has {len(train)} training records with its features")
+    scaler = RobustScaler.fit(x[train])
+    used = torch.nonzero((masks.train[0, 0] > 0) | (masks.judge[0] >= 0)).ravel()
+    standard = scaler.transform(x[used.numpy()])
+    position = torch.full((len(x),), -1).index_put((used,), torch.arange(len(used)))
+    rotation = Rotation.fit(standard[position[torch.from_numpy(train)].numpy()], options.seed)
+    z = torch.from_numpy(rotation.transform(standard))[None]
+    problem = Problem(z, targets[0][:, used], targets[1][:, used], masks.train[:, :, used], blocks)
+    masks = masks.take(used)
+    weights, chosen = choose_strength(problem, masks, options)
     base = probe_logits(problem.z, weights)
-    fit = _low_rank(problem, base, own, options)
-    known = (targets[1] > 0).float() * own.judged[..., None]
-    temperature = torch.ones(base.shape[0], base.shape[-1])
+    fit = _low_rank(problem, base, masks, options)
+    known = (problem.weight > 0).float() * masks.judged[..., None]
+    temperature = torch.ones(1, base.shape[-1])
     if options.calibrate:
-        temperature = fit_temperatures(fit.logits, targets[0], known, blocks)
+        temperature = fit_temperatures(fit.logits, problem.y, known, blocks)
     coordinates, scales = _gate_coordinates(problem)
     scaling = options.lora.scaling if options.lora else 1.0
-    folds = [
-        _fold_head(f, scalers[f], rotations[f], weights, fit, temperature, scales, scaling, options.lora is not None)
-        for f in range(len(matrices))
-    ]
-    logits = (fit.logits / temperature[:, None])[:, rows]
-    return ExpertHead(folds, chosen.tolist(), fit.epoch.tolist(), fit.history, logits, coordinates[:, rows])
+    head = _fold_head(scaler, rotation, weights, fit, temperature, scales, scaling, options.lora is not None)
+    # a record that judges in another fold alone has neither here
+    kept = (position[rows] >= 0).float()[:, None]
+    at = position[rows].clamp_min(0)
+    logits = (fit.logits / temperature[:, None])[0, at] * kept
+    history = [[float(v) for v in epoch[0]] for epoch in fit.history]
+    return _Fold(head, chosen[0].tolist(), fit.epoch[0].tolist(), history, logits, coordinates[0, at] * kept)
 
 
 def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tuple[Tensor, Tensor]:
-    """Fit the path and keep, per fold and task, the strength of the lowest out-of-sample loss.
+    """Fit probes whose strength, per fold and task, has the lowest out-of-sample loss found.
 
-    With more than twice `PATH_RECORDS` records the strength is chosen on random subsets of that many training and
-    judged ones (it is the precision of a prior, which does not change with their number), and then fitted to all.
+    The strengths are searched from the middle one outwards, for each task as long as its loss falls, by as few inner
+    models as judge `ENOUGH_JUDGED` records. With more than twice `PATH_RECORDS` records this is done on random subsets
+    of that many training and judged ones (a strength is the precision of a prior, which does not change with their
+    number). The chosen ones are then fitted by every model, on all records.
 
     Returns
     -------
     weights [F, M, r + 1, C], strengths [F, T].
     """
+    n_folds, n_models, _ = problem.train.shape
+    strengths = torch.tensor(sorted(options.strengths, reverse=True))
     large = problem.z.shape[1] > 2 * PATH_RECORDS
-    rows = _subset(masks, options.seed)
-    few, few_masks = (problem.take(rows), masks.take(rows)) if large else (problem, masks)
-    strengths = torch.tensor(options.strengths)
-    path = fit_path(few, strengths, max_steps=options.max_steps)
-    best = _path_losses(few, few_masks, path).argmin(0)
-    weights = torch.empty_like(path[:, :, 0])
-    for f in range(best.shape[0]):
-        for t, block in enumerate(problem.blocks):
-            weights[f, ..., block.columns] = path[f, :, best[f, t], :, block.columns]
-    if large:
-        sizes = torch.tensor([b.stop - b.start for b in problem.blocks])
-        chosen = strengths[best].repeat_interleave(sizes, dim=1)[:, None]
-        weights = fit_path(problem, chosen, start=weights[:, :, None], max_steps=options.max_steps)[:, :, 0]
-    return weights, strengths[best]
+    rows = _subset(masks, options.seed) if large else torch.arange(problem.z.shape[1])
+    subset, subset_masks = (problem.take(rows), masks.take(rows)) if large else (problem, masks)
+    sizes = torch.tensor([b.stop - b.start for b in problem.blocks])
+    weights, chosen = [], []
+    for f in range(n_folds):
+        best, start = _Search(subset, subset_masks, f, strengths).run()
+        solver = FoldSolver(problem, f, tolerance=FINAL_TOLERANCE)
+        weights.append(solver.solve(strengths[best].repeat_interleave(sizes), start))
+        chosen.append(strengths[best])
+    return torch.stack(weights), torch.stack(chosen)
+
+
+class _Search:
+    """Looks for the best strength of every task of one fold, from the middle of a descending list outwards."""
+
+    def __init__(self, problem: Problem, masks: Masks, f: int, strengths: Tensor) -> None:
+        self.solver, self.strengths = FoldSolver(problem, f, tolerance=PATH_TOLERANCE), strengths
+        self.judge, self.blocks = masks.judge[f], problem.blocks
+        self.z, self.y, self.weight = problem.z[f], problem.y[f], problem.weight[f]
+        self.models = _judging_models(self.judge)
+        self.losses = torch.full((len(strengths), len(self.blocks)), torch.inf)
+        self.solutions: dict[int, Tensor] = {}
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return the best strength's number per task [T], and weights [M, r + 1, C] near each task's solution."""
+        middle = (len(self.strengths) - 1) // 2
+        everything = list(range(len(self.blocks)))
+        self._try(middle, self.solver.intercepts, everything)
+        for direction in (1, -1):
+            tasks, s = everything, middle + direction
+            while tasks and 0 <= s < len(self.strengths):
+                self._try(s, self.solutions[s - direction], tasks)
+                tasks = [t for t in tasks if self.losses[s, t] < self.losses[s - direction, t]]
+                s += direction
+        best = self.losses.argmin(0)
+        start = self.solver.intercepts.clone()
+        for t, block in enumerate(self.blocks):
+            start[..., block.columns] = self.solutions[int(best[t])][..., block.columns]
+        # the models that did not judge start from the whole fold's solution or, without that, from a judging one's
+        source = start[self.models[0]]
+        for m in range(len(start)):
+            if m not in self.models:
+                start[m] = torch.where(self.solver.frozen[m], self.solver.intercepts[m], source)
+        return best, start
+
+    def _try(self, s: int, start: Tensor, tasks: list[int]) -> None:
+        strengths = self.strengths[s].expand(self.y.shape[1])
+        self.solutions[s] = self.solver.solve(strengths, start, self.models, tasks)
+        logits, rows = torch.zeros_like(self.y), torch.zeros(len(self.y), 1)
+        for m in self.models:
+            mine = self.judge == m
+            w = self.solutions[s][m]
+            logits[mine] = torch.addmm(w[-1], self.z[mine], w[:-1])
+            rows[mine] = 1.0
+        loss, weight = task_losses(logits, self.y, self.weight * rows, self.blocks)
+        mean = (loss * weight).sum(0) / weight.sum(0).clamp_min(1e-9)
+        self.losses[s, tasks] = mean[tasks]
+
+
+def _judging_models(judge: Tensor) -> list[int]:
+    """Return the first models that together judge `ENOUGH_JUDGED` records, or all that judge any."""
+    counts = torch.bincount(judge[judge >= 0], minlength=1).tolist()
+    chosen: list[int] = []
+    for m, count in enumerate(counts):
+        if count and sum(counts[k] for k in chosen) < ENOUGH_JUDGED:
+            chosen.append(m)
+    return chosen or [0]
 
 
 def _subset(masks: Masks, seed: int) -> Tensor:
@@ -109,17 +217,6 @@ def _subset(masks: Masks, seed: int) -> Tensor:
     train = order[masks.train[:, 0].amax(0)[order] > 0][:PATH_RECORDS]
     judged = order[masks.judged.amax(0)[order] > 0][:PATH_RECORDS]
     return torch.cat([train, judged]).unique()
-
-
-def _path_losses(problem: Problem, masks: Masks, path: Tensor) -> Tensor:
-    """Out-of-sample loss of every strength, [S, F, T]."""
-    judged = problem.weight * masks.judged[..., None]
-    losses = []
-    for s in range(path.shape[2]):
-        logits = masks.out_of_sample(probe_logits(problem.z, path[:, :, s]))
-        loss, weight = task_losses(logits, problem.y, judged, problem.blocks)
-        losses.append((loss * weight).sum(1) / weight.sum(1).clamp_min(1e-9))
-    return torch.stack(losses)
 
 
 def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions) -> LoraFit:
@@ -141,7 +238,6 @@ def _gate_coordinates(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def _fold_head(
-    f: int,
     scaler: RobustScaler,
     rotation: Rotation,
     weights: Tensor,
@@ -154,20 +250,20 @@ def _fold_head(
     """Carry one fold from principal coordinates back to standardised features."""
     axes = torch.from_numpy(rotation.axes)
     rank = axes.shape[1]
-    w = weights[f, 0]
+    w = weights[0, 0]
     empty = np.zeros((0, 1, len(axes)), np.float32)
-    a = torch.einsum("dr,rtk->tkd", axes, fit.a[f, :rank]).contiguous().numpy() if with_lora else empty
+    a = torch.einsum("dr,rtk->tkd", axes, fit.a[0, :rank]).contiguous().numpy() if with_lora else empty
     width = min(rank, scales.shape[1])
     projection = np.zeros((len(axes), scales.shape[1]), np.float32)
-    projection[:, :width] = (axes[:, :width] * scales[f, :width]).numpy()
+    projection[:, :width] = (axes[:, :width] * scales[0, :width]).numpy()
     return FoldHead(
         scaler=scaler,
         centre=rotation.mean,
         weight=np.ascontiguousarray((axes @ w[:rank]).T.numpy()),
         bias=w[-1].numpy().copy(),
         lora_a=a,
-        lora_b=np.ascontiguousarray(fit.b[f].T.numpy()),
+        lora_b=np.ascontiguousarray(fit.b[0].T.numpy()),
         scaling=scaling,
-        temperature=temperature[f].numpy().copy(),
+        temperature=temperature[0].numpy().copy(),
         projection=projection,
     )

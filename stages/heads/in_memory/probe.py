@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.heads.targets.losses import curvature_bounds, residuals_
-from stages.heads.targets.tasks import Block, n_columns
+from stages.heads.descent import minimise
+from stages.heads.targets.losses import column_losses, curvature_bounds, residuals_
+from stages.heads.targets.tasks import Block, layout, n_columns
 
 MAX_RANK = 1536
 """Principal axes kept where both records and features are more than this (randomised range finder)."""
+EXACT_RANK, DOUBLE_RANK = 4096, 512
+"""Up to so many records or features all axes are computed and the leading ones taken; in double precision up to fewer."""
 STRENGTHS = tuple(10.0**k for k in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
 """Penalties in units of the summed loss, for coordinates scaled so that a training record has mean squared length 1."""
-CHUNK_ELEMENTS = 1 << 26
 LABEL_RECORDS = 1 << 16
 """Whose labels are summed at a time."""
 
@@ -44,17 +46,13 @@ class Rotation:
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         centred = torch.from_numpy(x - mean)
         n, d = centred.shape
-        if min(n, d) > MAX_RANK:
+        if min(n, d) > EXACT_RANK:
             axes, variances = _randomised_axes(centred, seed)
         elif n <= d:
-            values, u = torch.linalg.eigh((centred @ centred.T).double())
-            keep = values > 1e-6 * values[-1].clamp_min(1e-12)
-            values, u = values[keep], u[:, keep]
-            axes, variances = (centred.T @ (u / values.sqrt()).float()), values
+            values, u = _leading(centred @ centred.T)
+            axes, variances = centred.T @ (u / values.sqrt()), values
         else:
-            values, v = torch.linalg.eigh((centred.T @ centred).double())
-            keep = values > 1e-7 * values[-1].clamp_min(1e-12)
-            axes, variances = v[:, keep].float(), values[keep]
+            variances, axes = _leading(centred.T @ centred)
         if not axes.shape[1]:  # training records that are all alike: one axis along which nothing varies
             axes = torch.zeros(d, 1)
         axes = axes.flip(1) / float((variances.sum() / n).sqrt().clamp_min(1e-12))
@@ -63,6 +61,15 @@ class Rotation:
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Coordinates of standardised rows."""
         return (x - self.mean) @ self.axes
+
+
+def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors that rise above rounding, ascending, at most `MAX_RANK`: in double where that is cheap."""
+    values, vectors = torch.linalg.eigh(gram.double() if len(gram) <= DOUBLE_RANK else gram)
+    least = 1e-6 if len(gram) <= DOUBLE_RANK else 1e-5
+    keep = values > least * values[-1].clamp_min(1e-12)
+    keep[: max(0, len(values) - MAX_RANK)] = False
+    return values[keep].float(), vectors[:, keep].float()
 
 
 def _randomised_axes(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +149,7 @@ def fit_path(
     strengths: Tensor,
     *,
     start: Tensor | None = None,
-    max_steps: int = 200,
+    max_steps: int = 60,
     tolerance: float = 1e-3,
 ) -> Tensor:
     """Minimise sum_i w_i loss_i + strength/2 |W|^2 (intercept free) for every fold, model, strength and column.
@@ -152,7 +159,7 @@ def fit_path(
     strengths
         [S] for all, or [F, S, C].
     start
-        [F, M, S, r + 1, C] to start from; None: intercepts alone.
+        [F, M, S, r + 1, C] to start from; None: intercepts alone, and then from each stronger penalty's solution.
     tolerance
         Remaining decrease of the summed loss at which a problem counts as solved, per 1,000 records (at least 1,000).
 
@@ -160,80 +167,116 @@ def fit_path(
     -------
     [F, M, S, r + 1, C], the intercept last.
     """
-    n_folds, n_cols = problem.train.shape[0], n_columns(problem.blocks)
+    n_folds, n_models, _ = problem.train.shape
     strengths = strengths.reshape(1, -1, 1) if strengths.ndim == 1 else strengths
-    strengths = strengths.expand(n_folds, -1, n_cols)
-    bound, penalty = _bound(problem, strengths), _penalty(strengths, problem.z.shape[2] + 1)
-    if start is None:
-        shape = (n_folds, bound.shape[1], problem.train.shape[1], strengths.shape[1], n_cols)
-        out = torch.zeros(shape)
-        out[:, -1] = prior_logits(problem)[:, :, None]
-    else:
-        out = start.permute(0, 3, 1, 2, 4).contiguous()
-    # a column without both classes cannot be learnt: it keeps its prior
-    still = frozen_columns(problem)[:, None, :, None].expand_as(out[:, :1])
-    limit = tolerance * max(1.0, problem.z.shape[1] / 1000)
-    alive = torch.arange(strengths.shape[1])
-    state = _State(out.clone(), out.clone(), torch.ones_like(out[:, :1]), still)
-    for step in range(max_steps):
-        state = _advance(problem, state, bound, penalty, limit)
-        if (step + 1) % 8 == 0 or step + 1 == max_steps:
-            unsolved = ~state.still.all(-1).flatten(0, 2).all(0)
-            if step + 1 == max_steps or not bool(unsolved.all()):
-                out[:, :, :, alive] = state.w
-            if not bool(unsolved.any()):
-                break
-            if not bool(unsolved.all()):
-                # strong penalties are solved long before weak ones: go on with those that are left
-                alive, bound, penalty = alive[unsolved], bound[:, :, :, unsolved], penalty[:, :, :, unsolved]
-                state = _State(*(t[:, :, :, unsolved] for t in (state.w, state.v, state.momentum, state.still)))
-    return out.permute(0, 2, 3, 1, 4)
+    strengths = strengths.expand(n_folds, -1, n_columns(problem.blocks))
+    out = torch.zeros(n_folds, n_models, strengths.shape[1], problem.z.shape[2] + 1, strengths.shape[2])
+    for f in range(n_folds):
+        solver = FoldSolver(problem, f, tolerance=tolerance, max_passes=max_steps)
+        # from strong to weak: a strong penalty's solution is found from nothing, and a weak one's from there
+        order = strengths[f].amax(1).argsort(descending=True).tolist()
+        current = solver.intercepts
+        for s in order:
+            current = solver.solve(strengths[f, s], current if start is None else start[f, :, s])
+            out[f, :, s] = current
+    return out
+
+
+class FoldSolver:
+    """The convex problems of one fold on its own training rows.
+
+    Attributes
+    ----------
+    intercepts
+        [M, r + 1, C]: the solution without features.
+    """
+
+    def __init__(self, problem: Problem, f: int, *, tolerance: float = 1e-3, max_passes: int = 60) -> None:
+        one = Problem(*(t[f : f + 1] for t in (problem.z, problem.y, problem.weight, problem.train)), problem.blocks)
+        self.frozen, prior = frozen_columns(one)[0], prior_logits(one)[0]
+        rows = torch.nonzero(one.train[0].amax(0) > 0).ravel()
+        self.z, self.y, self.weight = one.z[0, rows], one.y[0, rows], one.weight[0, rows]
+        self.train = one.train[0][:, rows].T.contiguous()
+        self.blocks = problem.blocks
+        self.intercepts = torch.cat([torch.zeros(*prior.shape[:1], self.z.shape[1], prior.shape[1]), prior[:, None]], 1)
+        whole = self.train[:, :1]
+        self.square = torch.cat([((self.z**2) * whole).sum(0), whole.sum(0)])
+        self.limit, self.max_passes = tolerance * max(1.0, problem.z.shape[1] / 1000), max_passes
+
+    def solve(
+        self, strengths: Tensor, start: Tensor, models: list[int] | None = None, tasks: list[int] | None = None
+    ) -> Tensor:
+        """Solve some models' problems of some tasks; the rest of `start` is returned as it is.
+
+        Parameters
+        ----------
+        strengths
+            [C].
+        start
+            [M, r + 1, C].
+        models, tasks
+            None: all.
+        """
+        models = list(range(len(start))) if models is None else models
+        chosen = [self.blocks[t] for t in (range(len(self.blocks)) if tasks is None else tasks)]
+        columns = torch.cat([torch.arange(b.start, b.stop) for b in chosen])
+        work = _FoldLoss(self, columns, layout([b.task for b in chosen]), models)
+        curve = curvature_bounds(work.blocks) * (self.weight[:, columns] * self.train[:, :1]).amax(0).clamp_min(1e-6)
+        penalty = strengths[columns].repeat(len(models))
+        bound = self.square[:, None] * curve.repeat(len(models)) + penalty * _but_last(len(self.square))
+        scaling = _Diagonal(bound.clamp_min(1e-9).rsqrt()[None])
+        at = start[models][:, :, columns].permute(1, 0, 2).flatten(1)[None]
+        still = self.frozen[models][:, columns].float() @ work.member > 0
+        weight, bias, _ = minimise(
+            work, scaling, penalty[None], at / scaling.root, work.groups, still[None], self.limit, self.max_passes
+        )
+        found = torch.cat([weight[0], bias], 0).view(len(self.square), len(models), len(columns)).permute(1, 0, 2)
+        out = start.clone()
+        out[torch.tensor(models)[:, None, None], torch.arange(len(self.square))[:, None], columns] = found
+        return out
+
+
+def _but_last(n: int) -> Tensor:
+    out = torch.ones(n, 1)
+    out[-1] = 0
+    return out
 
 
 @dataclass(frozen=True)
-class _State:
-    """Weights, extrapolated weights, momentum and solved problems of one step; [F, r + 1 or 1, M, S, C]."""
+class _Diagonal:
+    """Scaling along the coordinates: `root` [1, r + 1, k]."""
 
-    w: Tensor
-    v: Tensor
-    momentum: Tensor
-    still: Tensor
+    root: Tensor
 
-
-def _advance(problem: Problem, state: _State, bound: Tensor, penalty: Tensor, limit: float) -> _State:
-    """Take one accelerated step; a solved problem stands still, so that no solution depends on its neighbours.
-
-    Reuses the memory of `state`, which is no longer valid afterwards: the step is limited by memory traffic.
-    """
-    gradient = _gradient(problem, state.v).addcmul_(penalty, state.v).masked_fill_(state.still, 0.0)
-    step = gradient / bound
-    decrease = torch.linalg.vecdot(gradient, step, dim=1).unsqueeze(1)
-    new = state.v.sub_(step)
-    change = torch.sub(new, state.w, out=state.w)
-    uphill = torch.linalg.vecdot(gradient, change, dim=1).unsqueeze(1) > 0
-    still = state.still | (decrease < limit)
-    momentum = torch.where(uphill, 1.0, state.momentum)
-    following = 0.5 * (1 + (1 + 4 * momentum**2).sqrt())
-    factor = torch.where(uphill | still, 0.0, (momentum - 1) / following)
-    return _State(new, change.mul_(factor).add_(new), following, still)
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.root * x
 
 
-def _penalty(strengths: Tensor, width: int) -> Tensor:
-    """Strength of every coordinate, [F, r + 1, 1, S, C]; the intercept, which is last, has none."""
-    penalty = strengths[:, None, None].repeat(1, width, 1, 1, 1)
-    penalty[:, -1] = 0
-    return penalty
+class _FoldLoss:
+    """Summed losses of one fold's linear models, and their gradients, as `descent.minimise` asks for them."""
+
+    def __init__(self, fold: FoldSolver, columns: Tensor, blocks: tuple[Block, ...], models: list[int]) -> None:
+        self.z, self.blocks, self.y = fold.z, blocks, fold.y[:, None, columns]
+        self.weight = fold.weight[:, None, columns] * fold.train[:, models, None]
+        self.groups = problem_groups(blocks)
+        self.member = torch.nn.functional.one_hot(self.groups).float()
+
+    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.addmm(bias, self.z, weight[0]).view(self.weight.shape)
+        loss = torch.cat([column_losses(logits, self.y, block) for block in self.blocks], -1)
+        summed = loss.mul_(self.weight).sum(0, dtype=torch.float64)
+        residuals_(logits, self.y, self.blocks)
+        flat = logits.mul_(self.weight).flatten(1)
+        return (summed @ self.member.double())[None], (self.z.T @ flat)[None], flat.sum(0)[None]
 
 
-def _bound(problem: Problem, strengths: Tensor) -> Tensor:
-    """Diagonal majoriser of the Hessian, [F, r + 1, 1, S, C]."""
-    train = problem.train[:, 0]
-    square = torch.einsum("fn,fnr->fr", train, problem.z**2)
-    square = torch.cat([square, train.sum(1, keepdim=True)], 1)
-    largest = (problem.weight * train[..., None]).amax(1).clamp_min(1e-6)
-    curve = curvature_bounds(problem.blocks).to(square) * largest
-    curve = square[:, :, None, None] * curve[:, None, None, :] + strengths[:, None]
-    return curve.clamp_min(1e-9).unsqueeze(2)
+def problem_groups(blocks: tuple[Block, ...]) -> Tensor:
+    """Number the convex problem of every column, [C]: one each, but a multinomial task's columns share theirs."""
+    groups: list[int] = []
+    for block in blocks:
+        size, start = block.stop - block.start, max(groups, default=-1) + 1
+        groups += [start] * size if block.task.kind == "multiclass" else list(range(start, start + size))
+    return torch.tensor(groups)
 
 
 def frozen_columns(problem: Problem) -> Tensor:
@@ -248,26 +291,6 @@ def frozen_columns(problem: Problem) -> Tensor:
             c = block.columns
             out[..., c] |= (positive[..., c] == 0) | (positive[..., c] == seen[..., c])
     return out
-
-
-def _gradient(problem: Problem, w: Tensor) -> Tensor:
-    """Gradient of the summed loss at [F, r + 1, M, S, C], in chunks of records so that memory stays bounded."""
-    n_folds, width, n_models, n_strengths, n_cols = w.shape
-    flat = w.view(n_folds, width, -1)
-    out = torch.zeros_like(flat)
-    rows = max(1, CHUNK_ELEMENTS // max(1, n_folds * flat.shape[2]))
-    for start in range(0, problem.z.shape[1], rows):
-        part = slice(start, start + rows)
-        z = problem.z[:, part]
-        r = torch.baddbmm(flat[:, -1:], z, flat[:, :-1])
-        split = r.view(n_folds, z.shape[1], n_models, n_strengths, n_cols)
-        residuals_(split, problem.y[:, part, None, None], problem.blocks)
-        split.mul_(
-            (problem.weight[:, part, None] * problem.train[:, :, part].transpose(1, 2)[..., None])[:, :, :, None]
-        )
-        out[:, :-1].baddbmm_(z.transpose(1, 2), r)
-        out[:, -1] += r.sum(1)
-    return out.view_as(w)
 
 
 def probe_logits(z: Tensor, w: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Many convex problems at once, each solved in some ten passes over the records.
 
 Lives here: limited-memory BFGS (Liu and Nocedal 1989) on whitened coordinates, batched over folds, models, penalties
-and groups of columns. Not here: the losses (`blockwise.loss_pass`), the covariances (`blockwise.whitening`).
+and groups of columns. Not here: the losses and the coordinates (`in_memory.probe`, `blockwise.loss_pass`).
 
 On the folds' principal axes the quadratic bound of every loss (Boehning 1992) is diagonal. Scaled by it, ridge is
 solved by the first step, no step from fresh can go uphill, and the curvature left for L-BFGS to learn is near one.
@@ -10,11 +10,11 @@ solved by the first step, no step from fresh can go uphill, and the curvature le
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stages.heads.blockwise.whitening import Whitening
 
 HISTORY, MAX_PASSES = 8, 60
 TOLERANCE = 1e-3
@@ -23,29 +23,11 @@ Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Weights [F, D, k], intercepts [F, k] -> summed losses (double) [F, Q, G], and their gradients."""
 
 
-class Scaling:
-    """The square root P of the inverse bound, [F] symmetric maps on [F, D + 1, k]; the intercept is last.
-
-    Parameters
-    ----------
-    curvature
-        [F, k]: bound of the summed loss's second derivative along a coordinate of variance 1.
-    penalty
-        [F, k].
-    """
-
-    def __init__(self, whitening: Whitening, curvature: Tensor, penalty: Tensor) -> None:
-        self.axes = whitening.axes
-        along = (curvature[:, None] * whitening.variance[..., None] + penalty[:, None]).clamp_min(1e-9).rsqrt()
-        self.outside = (curvature * whitening.rest[:, None] + penalty).clamp_min(1e-9).rsqrt()[:, None]
-        self.along = along - self.outside
-        self.intercept = curvature.clamp_min(1e-9).rsqrt()[:, None]
+class Scaling(Protocol):
+    """The square root P of the inverse bound: [F] symmetric maps on [F, D + 1, k], of which the intercept is last."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply P."""
-        body = x[:, :-1]
-        mapped = self.axes @ (self.along * (self.axes.mT @ body)) + self.outside * body
-        return torch.cat([mapped, self.intercept * x[:, -1:]], 1)
 
 
 class _Sums:
@@ -67,10 +49,11 @@ def minimise(
     evaluate: Evaluate,
     scaling: Scaling,
     penalty: Tensor,
-    intercept: Tensor,
+    start: Tensor,
     groups: Tensor,
     still: Tensor,
-    n_records: int,
+    limit: float,
+    max_passes: int = MAX_PASSES,
 ) -> tuple[Tensor, Tensor, int]:
     """Minimise the summed loss + penalty/2 |W|^2 of every fold, model, penalty and group of columns.
 
@@ -78,21 +61,20 @@ def minimise(
     ----------
     penalty
         [F, k] with k = Q * C.
-    intercept
-        [F, k] to start from, with weights 0.
+    start
+        [F, D + 1, k]: P applied to it gives the weights and intercepts to start from.
     groups
         [C], the problem that a column belongs to: a multinomial task's columns are one.
     still
         bool [F, Q, G]: problems that keep their start.
+    limit
+        Remaining decrease of the summed loss at which a problem counts as solved.
 
     Returns
     -------
     Weights [F, D, k], intercepts [F, k], and the number of passes.
     """
-    sums = _Sums(groups, intercept.device)
-    n_folds, width, k = intercept.shape[0], scaling.axes.shape[1], intercept.shape[1]
-    t = torch.zeros(n_folds, width + 1, k, device=intercept.device)
-    t[:, -1] = intercept / scaling.intercept[:, 0]
+    sums, t, n_folds = _Sums(groups, start.device), start, len(start)
 
     def value(at: Tensor) -> tuple[Tensor, Tensor]:
         w = scaling(at)
@@ -104,8 +86,7 @@ def minimise(
 
     loss, gradient = value(t)
     memory = _Memory(sums, loss)
-    limit = TOLERANCE * max(1.0, n_records / 1000)
-    for passes in range(2, MAX_PASSES + 2):
+    for passes in range(2, max_passes + 2):
         direction = memory.direction(gradient)
         decrease = -sums.dot(gradient, direction)
         still = still | (torch.maximum(decrease, sums.dot(gradient, gradient)) < limit)
@@ -120,7 +101,7 @@ def minimise(
         t = t + direction * taken
         gradient = torch.where(taken > 0, new_gradient, gradient)
         loss = torch.where(better, new_loss, loss)
-    return *_split(scaling(t)), MAX_PASSES + 1
+    return *_split(scaling(t)), max_passes + 1
 
 
 def _split(w: Tensor) -> tuple[Tensor, Tensor]:
