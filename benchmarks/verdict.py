@@ -7,7 +7,7 @@
 DATA holds `ptbxl-all`, `quality`, `ludb` and `challenge2021` (those that are not there are left out); three generated
 cohorts are made. An instance is a cohort, a set of experts, a number of labelled patients and a task. Patients are
 rotated: every record is tested once, by the fit of a fold that holds none of its patient's records; labelled patients are
-drawn from the others, smaller draws inside larger ones, and a quarter of them validates. All methods see the same rows.
+drawn from the others, smaller draws inside larger ones; a quarter of them validates. All methods see the same rows.
 `best_single` is the expert with the lowest out-of-sample loss in that fit, never the one that tests best. Intervals are
 95 %, from a bootstrap of patients, paired.
 
@@ -156,7 +156,11 @@ def read_vectors(study: Path, experts: tuple[str, ...]) -> dict[str, dict[str, n
             embedding, layers = stored["embedding"], stored["layers"]
         features[name] = {"embedding": embedding}
         blocks = layers[:, 1:]
-        if blocks.shape[1] > 1 and np.isnan(blocks).all((0, 1)).sum() == 0 and not np.isnan(blocks[:, :, -1]).all(0).any():
+        if (
+            blocks.shape[1] > 1
+            and np.isnan(blocks).all((0, 1)).sum() == 0
+            and not np.isnan(blocks[:, :, -1]).all(0).any()
+        ):
             features[name]["layers"] = blocks
     return features
 
@@ -214,7 +218,9 @@ def fit(study: Path, key: str, size: int | None, results: Path) -> None:
         found["best_single"] = {t.name: single[heads.experts_[best[f, i]]][t.name] for i, t in enumerate(heads.tasks_)}
         for method, of_tasks in found.items():
             for task, p in of_tasks.items():
-                whole = arrays.setdefault(f"{task}/{method}", np.full((len(patients), *p.shape[1:]), np.nan, np.float32))
+                whole = arrays.setdefault(
+                    f"{task}/{method}", np.full((len(patients), *p.shape[1:]), np.nan, np.float32)
+                )
                 whole[test] = p
     about = {"seconds": seconds, "tasks": {t.name: t.to_dict() for t in heads.tasks_}}
     results.mkdir(parents=True, exist_ok=True)
@@ -311,7 +317,9 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec) -> I
 def print_table(rows: list[Instance]) -> None:
     """Print every instance, then mean rank, wins, losses and mean differences."""
     for row in rows:
-        rivals = "  ".join(f"{r} {d[0]:+.4f} ({d[1]:+.4f} to {d[2]:+.4f})" for r, d in row.differences.items() if r in RIVALS)
+        rivals = "  ".join(
+            f"{r} {d[0]:+.4f} ({d[1]:+.4f} to {d[2]:+.4f})" for r, d in row.differences.items() if r in RIVALS
+        )
         print(f"{row.name:48} {row.metric:12} {row.values['gate']:8.4f}  {rivals}")
     print_summary("all instances", rows)
     for cohort in sorted({row.name.split("--")[0].rstrip("0123456789") for row in rows}):
@@ -325,8 +333,13 @@ def print_summary(title: str, rows: list[Instance]) -> None:
         return
     methods = ("gate", *RIVALS)
     values = np.array([[row.values[m] for m in methods] for row in rows])
-    ranks = (values[:, None, :] > values[:, :, None]).sum(2) + (values[:, None, :] == values[:, :, None]).sum(2) / 2 + 0.5
-    print(f"\n{title}: {len(rows)} instances; mean rank " + ", ".join(f"{m} {r:.2f}" for m, r in zip(methods, ranks.mean(0))))
+    ranks = (
+        (values[:, None, :] > values[:, :, None]).sum(2) + (values[:, None, :] == values[:, :, None]).sum(2) / 2 + 0.5
+    )
+    print(
+        f"\n{title}: {len(rows)} instances; mean rank "
+        + ", ".join(f"{m} {r:.2f}" for m, r in zip(methods, ranks.mean(0), strict=True))
+    )
     scored = [row for row in rows if row.metric != "mae"]
     for rival in RIVALS:
         wins = np.mean([row.differences[rival][1] > 0 for row in rows])

@@ -130,7 +130,7 @@ def make_masks(splits: list[Split], n_records: int, groups: np.ndarray | None, n
         train[f][:, train_rows] = 1
         judge[f, val_rows] = 0
         if n_inner:
-            fold = inner_folds(train_rows, groups, n_inner, seed + f)
+            fold = inner_folds(train_rows, groups, n_inner, seed)
             train[f, fold + 1, train_rows] = 0
             judge[f, train_rows] = fold + 1
     return Masks(torch.from_numpy(train), torch.from_numpy(judge))

@@ -70,6 +70,8 @@ class EnsembleHeads(FittedHeads):
         "auto", 0, or a number from 2.
     calibrate
         Temperature scaling out of sample.
+    share_tasks
+        Let a task's logits be read from those of all tasks, where that is better out of sample; see `gate.reader`.
     lora_patience, gate_patience
         Epochs without a better one after which training stops.
     device
@@ -180,6 +182,7 @@ class EnsembleHeads(FittedHeads):
                 head_options=self._head_options(),
                 gate_options=self._gate_options(),
                 sources=sources,
+                share_tasks=self.share_tasks,
                 place=Place(device, memory_bytes(self.memory_gb, device)),
             )
         self.blocks_: tuple[Block, ...] = data.blocks

@@ -21,6 +21,7 @@ from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
+from stages.heads.gate.reader import ReaderFit, fit_readers, shifted
 from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
@@ -154,6 +155,7 @@ class Fitted:
     models: list[FoldModel]
     heads: dict[str, ExpertHead]
     gate: GateFit
+    readers: ReaderFit
     out_of_sample: OutOfSample
     """The experts' logits, for methods that combine them otherwise (stacking)."""
     seconds: dict[str, float]
@@ -171,6 +173,7 @@ class Fitted:
             for name, head in self.heads.items()
         }
         gate = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
+        gate["shares"] = self.readers.shares
         return {"experts": experts, "gate": gate}
 
 
@@ -187,6 +190,7 @@ def fit_all(
     gate_options: GateOptions,
     sources: tuple[str, ...],
     place: Place,
+    share_tasks: bool = True,
 ) -> Fitted:
     """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.
 
@@ -228,13 +232,23 @@ def fit_all(
     # the weighted loss is that of a cohort with as many of each class: there the gate's mixtures are judged
     judged_at = data if shift is None else replace(data, outputs=data.outputs + shift[:, None, None])
     gate = fit_gate(judged_at, gate_masks, gate_options, seed + 100)
+    joined = fit_readers(
+        gate.logits,
+        judged_at.outputs,
+        data.present,
+        (few.y, few.weight),
+        gate_masks,
+        few.blocks,
+        head_options,
+        share_tasks=share_tasks,
+    )
     if shift is not None:
-        gate.logits -= shift[:, None]
+        joined = shifted(joined, shift, data.outputs.shape[2])
     known = few.known * gate_masks.judged[..., None]
     temperature = torch.ones(len(splits), few.known.shape[1])
     if head_options.calibrate:
-        temperature = fit_temperatures(gate.logits, few.y, known, few.blocks)
-    mixed = gate.logits / temperature[:, None]
+        temperature = fit_temperatures(joined.logits, few.y, known, few.blocks)
+    mixed = joined.logits / temperature[:, None]
     models = [
         FoldModel(
             {name: head.folds[f] for name, head in heads.items()},
@@ -244,11 +258,12 @@ def fit_all(
             few.centre[f],
             few.scale[f],
             _residual_interval(few, mixed, known, f),
+            joined.folds[f],
         )
         for f in range(len(splits))
     ]
     found = OutOfSample(data.outputs, gate_masks.judge, rows, len(present))
-    return Fitted(models, heads, gate, found, seconds)
+    return Fitted(models, heads, gate, joined, found, seconds)
 
 
 def _fit_few(

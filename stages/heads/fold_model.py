@@ -13,6 +13,7 @@ import torch
 
 from stages.heads.expert_head import FoldHead
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
+from stages.heads.gate.reader import FoldReader
 from stages.heads.gate.weights import FoldGate, mix
 from stages.heads.targets.losses import activate
 from stages.heads.targets.tasks import Block
@@ -32,6 +33,8 @@ class FoldModel:
     """[C]: a regression target is centre + scale * logit; 0 and 1 for the others."""
     interval: np.ndarray
     """[2, C] out-of-sample residual quantiles of regression tasks, in target units."""
+    reader: FoldReader | None = None
+    """What is read across classes and tasks, beside the mixture; fits of before it existed have none."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def run_fold(
     shared = shared_inputs(sources, coordinates, present, summary)
     own = task_inputs(sources, logits, present, blocks)
     weights = model.gate.weights(shared, own, present)
-    mixed = mix_arrays(weights, logits, present, blocks) / model.temperature
+    mixed = mix_arrays(weights, logits, present, blocks)
+    if model.reader is not None:
+        mixed = model.reader(mixed, logits, present)
+    mixed = mixed / model.temperature
     experts = np.where(present[..., None] > 0, logits, np.float32(np.nan))
     return Output(experts, weights, mixed)
 

@@ -104,6 +104,7 @@ class FitOptions(Settings):
         allowed(lambda v: _is_auto(v) or (_is_whole(v, 0) and v != 1), "auto, 0, or a whole number from 2"),
     ] = AUTO
     calibrate: Flag = True
+    share_tasks: Flag = True
     lora_patience: Annotated[int, _whole(1)] = 6
     gate_patience: Annotated[int, _whole(1)] = 10
 

@@ -21,6 +21,7 @@ from cache.errors import MissingFileError, StoreError, UsageError
 from stages.heads.expert_head import FoldHead
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import InputScale
+from stages.heads.gate.reader import FoldReader
 from stages.heads.gate.weights import FoldGate
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.predictor import FittedHeads
@@ -32,6 +33,7 @@ SCHEMA = 1
 HEAD_ARRAYS = ("centre", "weight", "bias", "lora_a", "lora_b", "temperature", "projection")
 WHERE = ("device", "memory_gb")
 """Parameters that say where a fit was computed, and nothing of what it is."""
+READER_ARRAYS = ("weight", "bias", "share")
 MODEL_ARRAYS = ("temperature", "target_centre", "target_scale", "interval")
 
 
@@ -80,6 +82,8 @@ def _model_arrays(model: FoldModel) -> dict[str, np.ndarray]:
         arrays |= {f"expert/{name}/scaler/{k}": v for k, v in head.scaler.state().items()}
     arrays |= {f"gate/{k}": v for k, v in model.gate.arrays.items()}
     arrays["gate_active"] = model.gate.active
+    if model.reader is not None:
+        arrays |= {f"reader/{k}": getattr(model.reader, k) for k in READER_ARRAYS}
     if model.signal_scale is not None:
         arrays |= {"signal/mean": model.signal_scale.mean, "signal/sd": model.signal_scale.sd}
     return arrays
@@ -144,12 +148,13 @@ def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: flo
         own = _below(arrays, f"expert/{name}/")
         scaler = RobustScaler(**_below(own, "scaler/"))
         heads[name] = FoldHead(scaler=scaler, scaling=scaling, **{k: own[k] for k in HEAD_ARRAYS})
-    signal = _below(arrays, "signal/")
+    signal, reader = _below(arrays, "signal/"), _below(arrays, "reader/")
     return FoldModel(
         heads,
         FoldGate(_below(arrays, "gate/"), arrays["gate_active"], top_k),
         InputScale(**signal) if signal else None,
         *(arrays[f"model/{k}"] for k in MODEL_ARRAYS),
+        reader=FoldReader(**reader) if reader else None,
     )
 
 

@@ -63,7 +63,8 @@ class FittedHeads(Estimator):
         model = self._fitted()[0]
         heads = sum(h.weight.size + h.bias.size + h.lora_a.size + h.lora_b.size for h in model.heads.values())
         mixers = sum(m[0].n_parameters for m in self.mixers_.values())
-        return heads + sum(a.size for a in model.gate.arrays.values()) + mixers
+        reader = 0 if model.reader is None else model.reader.weight.size + model.reader.bias.size
+        return heads + sum(a.size for a in model.gate.arrays.values()) + reader + mixers
 
     def _fitted(self) -> list[FoldModel]:
         models: list[FoldModel] | None = getattr(self, "models_", None)

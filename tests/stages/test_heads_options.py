@@ -41,6 +41,7 @@ WRONG: list[tuple[str, Any]] = [
     ("inner_folds", "abc"),
     ("inner_folds", 1),
     ("calibrate", 0),
+    ("share_tasks", "yes"),
     ("on_unusable", "ignore"),
     ("lora_patience", 0),
     ("gate_patience", 0),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.heads.crossfit import Masks, paired_gain
 from stages.heads.gate.weights import FoldGate, gate_scores, mask_softmax, masked_scores, mix
-from stages.heads.targets.losses import task_losses
+from stages.heads.targets.losses import HUBER_DELTA, residuals_, task_losses
 from stages.heads.targets.tasks import Block
 
 ONE_HOT = 8.0
@@ -25,7 +25,7 @@ ONE_HOT = 8.0
 RANKING = 1e-4
 """Of fitted log-weights: enough to say which experts equal weights keep, too little to make them unequal. Where one is
 kept whatever its lead, a lead of 1,000 times that does, and the gate that starts there can still turn to others."""
-CONSTANT_RECORDS, CONSTANT_RATE, CONSTANT_STEPS = 5_000, 0.2, 120
+CONSTANT_RECORDS, CONSTANT_STEPS = 5_000, 12
 """A handful of constants per task needs no more records or steps than these."""
 HELD_OUT_ROWS = 4096
 """Records whose mixtures are computed at a time when an epoch is judged."""
@@ -155,24 +155,55 @@ class _ConstantMix:
 
 
 def _fit_constant(data: GateData, masks: Masks, options: GateOptions, seed: int) -> Tensor:
-    """Constant log-weights [F, M, T, E] with a prior around uniform, by Adam on all (at most 5,000) judged records."""
+    """Constant log-weights [F, M, T, E] with a prior around uniform, by Newton steps on at most 5,000 records."""
     n_folds, n_models, n_records = masks.train.shape
     order = torch.randperm(n_records, generator=torch.Generator().manual_seed(seed))
     rows = order[masks.train[:, 0].amax(0).cpu()[order] > 0][:CONSTANT_RECORDS].sort().values.to(data.outputs.device)
-    mixture = _ConstantMix(data, rows)
-    rows = mixture.order
-    a = data.outputs.new_zeros(n_folds, n_models, len(data.blocks), data.outputs.shape[2]).requires_grad_()
-    optimiser = torch.optim.Adam([a], lr=CONSTANT_RATE, foreach=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, CONSTANT_STEPS)
-    y, weight = data.y[:, None, rows], data.weight[:, None, rows] * masks.train[:, :, rows, None]
-    for _ in range(CONSTANT_STEPS):
-        loss, row = task_losses(mixture(a), y, weight, data.blocks, huber=options.huber)
-        total = (loss * row).sum() + 0.5 * options.prior_strength * (a**2).sum()
-        optimiser.zero_grad()
-        total.backward()
-        optimiser.step()
-        schedule.step()
-    return a.detach()
+    a = data.outputs.new_zeros(n_folds, n_models, len(data.blocks), data.outputs.shape[2])
+    for t, block in enumerate(data.blocks):
+        problem = _ConstantProblem(data, masks, rows, block, options)
+        for _ in range(CONSTANT_STEPS):
+            step = problem.step(a[:, :, t])
+            a[:, :, t] -= step.clamp(-1, 1)
+            if float(step.abs().max()) < 1e-3:
+                break
+    return a
+
+
+class _ConstantProblem:
+    """One task's penalised loss over constant log-weights, as far as a Gauss-Newton step asks for it."""
+
+    def __init__(self, data: GateData, masks: Masks, rows: Tensor, block: Block, options: GateOptions) -> None:
+        c = block.columns
+        self.block = replace(block, start=0, stop=block.stop - block.start)
+        self.prior, self.huber = options.prior_strength, options.huber
+        self.outputs, self.present, self.y = data.outputs[:, rows][..., c], data.present[rows], data.y[:, rows][..., c]
+        weight = data.weight[:, rows][..., c]
+        # a record's loss is the mean over its labelled columns, which a multinomial task counts as one
+        several = (weight > 0).sum(-1, keepdim=True).clamp_min(1) if block.task.kind == "multilabel" else 1
+        self.weight = (weight / several)[:, None] * masks.train[:, :, rows, None]
+
+    def step(self, a: Tensor) -> Tensor:
+        """Return the step [F, M, E] from log-weights of the same shape."""
+        w = mask_softmax(a[:, :, None], self.present)
+        mixed = torch.einsum("fmne,fnec->fmnc", w, self.outputs)
+        residual, curvature = _slopes(mixed, self.y[:, None], self.block, self.huber)
+        # of the mixture by each log-weight
+        along = w[..., None] * (self.outputs[:, None] - mixed[:, :, :, None])
+        gradient = torch.einsum("fmnc,fmnec->fme", residual * self.weight, along) + self.prior * a
+        scaled = along * (curvature * self.weight)[:, :, :, None]
+        hessian = torch.einsum("fmnec,fmngc->fmeg", scaled, along)
+        return torch.linalg.solve(hessian + self.prior * torch.eye(a.shape[-1]).to(a), gradient[..., None])[..., 0]
+
+
+def _slopes(logits: Tensor, y: Tensor, block: Block, huber: bool) -> tuple[Tensor, Tensor]:
+    """First and (diagonal) second derivative of one task's column losses; the block starts at column 0."""
+    residual = logits.clone()
+    residuals_(residual, y, (block,))
+    if block.task.kind == "regression":
+        return residual.clamp(-HUBER_DELTA, HUBER_DELTA) if huber else residual, torch.ones_like(residual)
+    p = residual + y
+    return residual, p * (1 - p)
 
 
 def _constant_start(

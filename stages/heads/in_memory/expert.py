@@ -16,11 +16,11 @@ from cache.errors import InputError
 from stages.heads.crossfit import Masks
 from stages.heads.expert_head import GATE_WIDTH, ExpertHead, FoldHead, HeadOptions, half_whitened
 from stages.heads.in_memory.lora import LoraFit, fit_lora
-from stages.heads.in_memory.probe import FoldSolver, Problem, Rotation, pad_stack, probe_logits
+from stages.heads.in_memory.probe import FoldSolver, Problem, Rotation, probe_logits
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.losses import task_losses
-from stages.heads.targets.tasks import Block
+from stages.heads.targets.tasks import Block, layout
 
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
@@ -139,7 +139,7 @@ def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tup
     -------
     weights [F, M, r + 1, C], strengths [F, T].
     """
-    n_folds, n_models, _ = problem.train.shape
+    n_folds = len(problem.train)
     strengths = torch.tensor(sorted(options.strengths, reverse=True))
     large = problem.z.shape[1] > 2 * PATH_RECORDS
     rows = _subset(masks, options.seed) if large else torch.arange(problem.z.shape[1])
@@ -220,13 +220,48 @@ def _subset(masks: Masks, seed: int) -> Tensor:
 
 
 def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions) -> LoraFit:
-    """Train LoRA, or pass the probe on where it is switched off."""
-    if options.lora is not None:
-        return fit_lora(problem, base, masks, options.lora, options.seed)
+    """Train LoRA, or pass the probe on where it is switched off or no task gains.
+
+    With enough records a few inner models try it first: tasks that do not gain there are not trained by all.
+    """
     n_folds, n_tasks = base.shape[0], len(problem.blocks)
     nothing = base.new_zeros(n_folds, problem.z.shape[2], 0, 1)
     epoch = torch.zeros(n_folds, n_tasks, dtype=torch.long)
-    return LoraFit(nothing, base.new_zeros(n_folds, 1, base.shape[-1]), masks.out_of_sample(base), epoch, [])
+    probe = LoraFit(nothing, base.new_zeros(n_folds, 1, base.shape[-1]), masks.out_of_sample(base), epoch, [])
+    if options.lora is None:
+        return probe
+    models = _judging_models(masks.judge[0])
+    if len(models) == base.shape[1]:
+        return fit_lora(problem, base, masks, options.lora, options.seed)
+    tried = _of_models(problem, masks, models)
+    screen = fit_lora(tried[0], base[:, models], tried[1], options.lora, options.seed)
+    tasks = torch.nonzero(screen.epoch[0] > 0).ravel().tolist()
+    rank = options.lora.rank
+    probe.a = base.new_zeros(1, problem.z.shape[2], n_tasks, rank)
+    probe.b, probe.history = base.new_zeros(1, rank, base.shape[-1]), screen.history
+    if not tasks:
+        return probe
+    columns = torch.cat([torch.arange(problem.blocks[t].start, problem.blocks[t].stop) for t in tasks])
+    part = Problem(
+        problem.z,
+        problem.y[..., columns],
+        problem.weight[..., columns],
+        problem.train,
+        layout([problem.blocks[t].task for t in tasks]),
+    )
+    fit = fit_lora(part, base[..., columns], masks, options.lora, options.seed)
+    probe.a[:, :, tasks], probe.b[..., columns] = fit.a, fit.b
+    probe.logits[..., columns], probe.epoch[:, tasks] = fit.logits, fit.epoch
+    return probe
+
+
+def _of_models(problem: Problem, masks: Masks, models: list[int]) -> tuple[Problem, Masks]:
+    """Keep some models, and the records that they judge."""
+    judge = torch.full_like(masks.judge, -1)
+    for position, m in enumerate(models):
+        judge[masks.judge == m] = position
+    train = problem.train[:, models]
+    return Problem(problem.z, problem.y, problem.weight, train, problem.blocks), Masks(train, judge)
 
 
 def _gate_coordinates(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from stages.heads.targets.tasks import Block, layout, n_columns
 MAX_RANK = 1536
 """Principal axes kept where both records and features are more than this (randomised range finder)."""
 EXACT_RANK, DOUBLE_RANK = 4096, 512
-"""Up to so many records or features all axes are computed and the leading ones taken; in double precision up to fewer."""
+"""With so many records or features or fewer all axes are computed; in double precision with fewer still."""
 STRENGTHS = tuple(10.0**k for k in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
 """Penalties in units of the summed loss, for coordinates scaled so that a training record has mean squared length 1."""
 LABEL_RECORDS = 1 << 16
@@ -64,7 +64,7 @@ class Rotation:
 
 
 def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and -vectors that rise above rounding, ascending, at most `MAX_RANK`: in double where that is cheap."""
+    """Eigenvalues and -vectors above rounding, ascending, at most `MAX_RANK`; in double where that is cheap."""
     values, vectors = torch.linalg.eigh(gram.double() if len(gram) <= DOUBLE_RANK else gram)
     least = 1e-6 if len(gram) <= DOUBLE_RANK else 1e-5
     keep = values > least * values[-1].clamp_min(1e-12)
@@ -271,7 +271,7 @@ class _FoldLoss:
 
 
 def problem_groups(blocks: tuple[Block, ...]) -> Tensor:
-    """Number the convex problem of every column, [C]: one each, but a multinomial task's columns share theirs."""
+    """Give the number of every column's convex problem, [C]; a multinomial task's columns share theirs."""
     groups: list[int] = []
     for block in blocks:
         size, start = block.stop - block.start, max(groups, default=-1) + 1

@@ -16,8 +16,8 @@ from stages.heads.targets.losses import column_losses
 from stages.heads.targets.tasks import Block
 
 LOG_TEMPERATURES = torch.linspace(-1.6, 1.6, 65)
-PRIOR_SD = 0.5
-"""Of log T around 0: a class with three positives stays near T = 1."""
+PRIOR_SD, CLASS_SD = 0.5, 0.25
+"""Of a task's log T around 0, and of a class's around its task's: a class with three positives has its task's."""
 
 
 def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
@@ -30,22 +30,27 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
 
     Returns
     -------
-    [F, C]: one per class (multilabel), one per task repeated over its columns (binary, multiclass), 1 (regression).
+    [F, C]: one per class (multilabel; 1 where it has no positive), one per task repeated over its columns (binary,
+        multiclass), 1 (regression).
     """
     out = torch.ones(logits.shape[0], logits.shape[2])
-    prior = 0.5 * (LOG_TEMPERATURES / PRIOR_SD) ** 2
     for block in blocks:
         if block.task.kind == "regression":
             continue
         totals = []
-        for k, log_t in enumerate(LOG_TEMPERATURES):
+        for log_t in LOG_TEMPERATURES:
             loss = column_losses(logits * torch.exp(-log_t), y, block) * known[..., block.columns]
-            total = loss.sum(1)
-            if block.task.kind != "multilabel":
-                total = total.sum(-1, keepdim=True)
-            totals.append(total + prior[k])
-        best = torch.stack(totals).argmin(0)
-        out[:, block.columns] = torch.exp(LOG_TEMPERATURES[best])
+            totals.append(loss.sum(1))
+        total = torch.stack(totals)
+        prior = 0.5 * (LOG_TEMPERATURES / PRIOR_SD) ** 2
+        of_task = LOG_TEMPERATURES[(total.sum(-1) + prior[:, None]).argmin(0)][:, None].expand(total.shape[1:])
+        if block.task.kind == "multilabel":
+            away = 0.5 * ((LOG_TEMPERATURES[:, None, None] - of_task) / CLASS_SD) ** 2
+            of_task = LOG_TEMPERATURES[(total + away).argmin(0)]
+            # a class without positives says its base rate of every record, which no temperature improves
+            positive = ((y[..., block.columns] > 0) * known[..., block.columns]).any(1)
+            of_task = torch.where(positive, of_task, 0.0)
+        out[:, block.columns] = torch.exp(of_task)
     return out
 
 
