@@ -6,7 +6,7 @@
 
 DATA holds `ptbxl-all`, `quality`, `ludb` and `challenge2021` (those that are not there are left out); three generated
 cohorts are made. An instance is a cohort, a set of experts, a number of labelled patients and a task. Patients are
-rotated: every record is tested once, by the fit of a fold that holds none of its patient's records; labelled patients are
+rotated: every record is tested once, by a fit that has seen none of its patient's records; labelled patients are
 drawn from the others, smaller draws inside larger ones; a quarter of them validates. All methods see the same rows.
 `best_single` is the expert with the lowest out-of-sample loss in that fit, never the one that tests best. Intervals are
 95 %, from a bootstrap of patients, paired.

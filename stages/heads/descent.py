@@ -15,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 HISTORY, MAX_PASSES = 8, 60
 TOLERANCE = 1e-3
 """Remaining decrease of the summed loss at which a problem counts as solved, per 1,000 records."""

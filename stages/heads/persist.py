@@ -153,7 +153,7 @@ def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: flo
         heads,
         FoldGate(_below(arrays, "gate/"), arrays["gate_active"], top_k),
         InputScale(**signal) if signal else None,
-        *(arrays[f"model/{k}"] for k in MODEL_ARRAYS),
+        **{k: arrays[f"model/{k}"] for k in MODEL_ARRAYS},
         reader=FoldReader(**reader) if reader else None,
     )
 

@@ -307,3 +307,20 @@ def test_devices_are_named_as_in_torch() -> None:
             pick_device(wrong)
     with pytest.raises(UsageError, match="device 'cuda:99': torch sees"):
         EnsembleHeads(device="cuda:99").fit({"a": np.zeros((4, 2))}, {"y": [0, 1, 0, 1]})
+
+
+def test_a_wide_expert_that_few_records_have_is_fitted_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds with different, small numbers of its records: their axes differ in number."""
+    monkeypatch.setattr("stages.heads.fit.LARGE_RECORDS", 100)
+    monkeypatch.setattr("stages.heads.blockwise.whitening.MAX_GRAM_WIDTH", 32)
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=400)
+    wide = np.full((400, 64), np.nan, np.float32)
+    seen = np.r_[0:30, 200:223]
+    wide[seen] = y[seen, None] + rng.normal(size=(len(seen), 64))
+    narrow = (y[:, None] + rng.normal(size=(400, 5))).astype(np.float32)
+    rows = np.arange(400)
+    splits = [(rows[:300], rows[300:350], rows[350:]), (rows[100:], rows[50:100], rows[:50])]
+    heads = EnsembleHeads(lora=False, gate_epochs=0).fit({"wide": wide, "narrow": narrow}, {"y": y}, splits=splits)
+    alone = heads.expert_predictions({"wide": wide, "narrow": narrow}, fold=1)["wide"]["y"]
+    assert np.corrcoef(alone[:30], y[:30])[0, 1] > 0.8

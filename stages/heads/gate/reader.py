@@ -181,7 +181,9 @@ def _best_slopes(logits: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block,
         p = (residual + y).clamp(0, 1)
         regression = torch.tensor([b.task.kind == "regression" for b in blocks]).repeat_interleave(sizes)
         curvature = torch.where(regression, 1.0, p * (1 - p))
-        down = ((weight * residual * logits).sum(1) @ member) / ((weight * curvature * logits**2).sum(1) @ member + 1e-6)
+        down = ((weight * residual * logits).sum(1) @ member) / (
+            (weight * curvature * logits**2).sum(1) @ member + 1e-6
+        )
         slope = (slope - (down @ member.T).clamp(-0.5, 0.5)).clamp(0.2, 5.0)
     return slope
 

@@ -192,7 +192,8 @@ class FoldSolver:
     """
 
     def __init__(self, problem: Problem, f: int, *, tolerance: float = 1e-3, max_passes: int = 60) -> None:
-        one = Problem(*(t[f : f + 1] for t in (problem.z, problem.y, problem.weight, problem.train)), problem.blocks)
+        part = slice(f, f + 1)
+        one = Problem(problem.z[part], problem.y[part], problem.weight[part], problem.train[part], problem.blocks)
         self.frozen, prior = frozen_columns(one)[0], prior_logits(one)[0]
         rows = torch.nonzero(one.train[0].amax(0) > 0).ravel()
         self.z, self.y, self.weight = one.z[0, rows], one.y[0, rows], one.weight[0, rows]
