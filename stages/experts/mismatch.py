@@ -79,7 +79,7 @@ def _explained(error: WeightsError, name: str, content: Mapping[str, Any], path:
     named = whose(max(unwrap(content), *(part.state for part in parts), key=len) if parts else unwrap(content))
     if named and named != name:
         return f"{path} looks like weights of expert '{named}' ({_listed(content)}); give that expert's ({reason})"
-    return f"{path}: {reason}; the file has {_listed(content)}"
+    return f"{path} ({_listed(content)}): {reason}"
 
 
 def _fits(build: Build, state: Mapping[str, Tensor]) -> bool:

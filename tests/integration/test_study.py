@@ -202,7 +202,8 @@ def test_heads_of_other_embeddings_are_refused(made):
     params = yaml.safe_load((made.folder / "params.yaml").read_text())
     params["experts"]["ecgfm"]["preprocessing"] = "authors"
     (made.folder / "params.yaml").write_text(yaml.safe_dump(params))
-    assert made.ensemble("embed", "--expert", "ecgfm").returncode == 0
+    assert made.ensemble("embed", "--expert", "ecgfm").returncode == 2  # it would replace vectors
+    assert made.ensemble("embed", "--expert", "ecgfm", "--replace").returncode == 0
     done = made.ensemble("evaluate")
     assert done.returncode == 1
     assert "was fitted on other embeddings of 'ecgfm'" in done.stderr

@@ -180,6 +180,6 @@ def test_another_experts_file_is_recognised(tmp_path, founder):
 
 
 def test_a_file_without_tensors_says_what_is_in_it(tmp_path):
-    assert "the file has no tensors, but epoch, lr" in refused(
+    assert "(no tensors, but epoch, lr): holds no tensors under" in refused(
         "ecgfounder", {"epoch": 1, "lr": 0.1}, tmp_path / "w.pt", None
     )

@@ -75,21 +75,16 @@ def published_options(variant: str | None) -> EcgFmOptions:
 
 
 TRAINING_ONLY = (
-    *("activation_dropout", "activation_fn", "all_gather", "args", "attention_dropout", "checkpoint_activations"),
-    *("codebook_negatives", "conv_dropout", "cross_sample_negatives", "data", "dropout", "dropout_features"),
-    *("dropout_input", "encoder_layerdrop", "feature_grad_mult", "final_dropout", "freeze_finetune_updates"),
-    *("in_channels", "input_size", "label_smoothing", "latent_temp", "layer_type", "layerdrop", "logit_temp"),
-    *(
-        "mask_channel_before",
-        "mask_channel_length",
-        "mask_channel_min_space",
-        "mask_channel_other",
-        "mask_channel_prob",
-    ),
-    *("mask_channel_selection", "mask_length", "mask_min_space", "mask_other", "mask_prob", "mask_selection"),
-    *("max_positions", "model_path", "n_negatives", "negatives_from_everywhere", "no_mask_channel_overlap"),
-    *("no_mask_overlap", "no_pretrained_weights", "normalize", "num_negatives", "output_size", "quantize_input"),
-    *("quantizer_depth", "quantizer_factor", "same_quantizer", "target_glu"),
+    *("_name", "activation_dropout", "activation_fn", "all_gather", "args", "attention_dropout"),
+    *("checkpoint_activations", "codebook_negatives", "conv_dropout", "cross_sample_negatives", "data", "dropout"),
+    *("dropout_features", "dropout_input", "encoder_layerdrop", "feature_grad_mult", "filter", "final_dropout"),
+    *("freeze_finetune_updates", "in_channels", "input_size", "label_smoothing", "latent_temp", "layer_type"),
+    *("layerdrop", "logit_temp", "mask_channel_before", "mask_channel_length", "mask_channel_min_space"),
+    *("mask_channel_other", "mask_channel_prob", "mask_channel_selection", "mask_length", "mask_min_space"),
+    *("mask_other", "mask_prob", "mask_selection", "max_positions", "model_path", "n_negatives"),
+    *("negatives_from_everywhere", "no_mask_channel_overlap", "no_mask_overlap", "no_pretrained_weights"),
+    *("normalize", "num_negatives", "output_size", "quantize_input", "quantizer_depth", "quantizer_factor"),
+    *("saliency", "same_quantizer", "sample_rate", "target_glu"),
 )
 """Options of fairseq-signals' wav2vec 2.0 models that a frozen network does not depend on."""
 

@@ -347,8 +347,8 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
         name="moment" if size == "small" else f"moment-{size}",
         title=f"MOMENT-1-{size}: T5 encoder over patches, each lead a channel",
         version="1",
-        source="Goswami et al. 2024 (arXiv 2402.03885); moment-timeseries-foundation-model/moment, 38f7310. Records are taken "
-        "at their own rate, as momentfm's PTB-XL loader takes 500 Hz files; its tutorial's default is the 100 Hz files",
+        source="Goswami et al. 2024 (arXiv 2402.03885); moment-timeseries-foundation-model/moment, 38f7310. Records at "
+        "their own rate, as momentfm's PTB-XL loader has 500 Hz files; its tutorial's default are 100 Hz files",
         sampling_rate_hz=n_samples / seconds,
         seconds=seconds,
         leads=STANDARD_LEADS,
