@@ -27,9 +27,11 @@ def amplitude_note(signals_uv: np.ndarray, rate_hz: float) -> str | None:
     signals_uv
         int16 microvolts [12, time]; missing = -32768.
     """
-    spans_uv = np.sort(signals_uv.max(axis=1).astype(np.int32) - signals_uv.min(axis=1))
-    # No wave is higher than the whole lead is wide: most records need no closer look.
-    if 1000 * PLAUSIBLE_MV[0] <= spans_uv[0] and spans_uv[-1] <= 1000 * SUSPECT_MV:
+    lows, highs = signals_uv.min(axis=1).tolist(), signals_uv.max(axis=1).tolist()
+    # No wave is higher than its whole lead is wide: most records need no closer look.
+    spans_uv = sorted(high - low for low, high in zip(lows, highs, strict=True) if high > low)
+    middle_uv = spans_uv[len(spans_uv) // 2] if spans_uv else 0
+    if 1000 * PLAUSIBLE_MV[0] <= middle_uv <= 1000 * SUSPECT_MV:
         return None
     height_mv = typical_height_mv(signals_uv, rate_hz)
     low, high = PLAUSIBLE_MV
