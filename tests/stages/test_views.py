@@ -5,17 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import yaml
 
-import ensemble
+import ensemble as face
+from cache import open_signals
 from cache.embeddings import open_embeddings
 from cache.errors import StoreError, UsageError
 from cache.upkeep.checks import embedding_faults, repair_embeddings
 from cache.upkeep.exchange import export_vectors, import_vectors, read_vectors
-from stages.embed import Embedder, EmbedPaths, EmbedSettings, describe
+from pipeline.compute.embedding import embed_settings
+from pipeline.study.folder import Study
+from stages.embed import Embedder, EmbedPaths, EmbedSettings, describe, load_for
 from stages.experts.run import RunSettings, Signal, embed_records
 from stages.experts.views import view_shapes
+from stages.heads import EnsembleHeads
 from stages.heads.inputs.expert_features import mix_layers, read_features
 from stages.learning.data import expert_identity, read_data
+from stages.predict import Recorded, predict
 from tests.stages.small_experts import NAMES, RATE_HZ, records, small_expert
 
 ALL = ("segments", "std", "max")
@@ -145,13 +151,13 @@ def test_a_store_without_views_keeps_its_fingerprint_and_one_with_them_its_vecto
 
 
 def test_a_stored_view_is_what_is_computed_rounded(study):
-    signals = ensemble.open_signals(study / "signals.zarr").read_mv(slice(4, 5))
-    made = ensemble.embed(signals, 500, expert="seed", views=ALL)
+    signals = face.open_signals(study / "signals.zarr").read_mv(slice(4, 5))
+    made = face.embed(signals, 500, expert="seed", views=ALL)
     full = open_embeddings(study / "embeddings/full.zarr")
     for name in ALL:
         np.testing.assert_allclose(full.read_view(name, slice(4, 5)), made.numpy(name), rtol=2e-3, atol=2e-3)
         assert np.isnan(full.read_view(name, slice(3, 4))).all()  # the record that could not be read
-    dataset = ensemble.open_embeddings(study / "embeddings/full.zarr").xarray()
+    dataset = face.open_embeddings(study / "embeddings/full.zarr").xarray()
     assert dataset["segments"].dims == ("record", "second", "segments_dim")
 
 
@@ -195,7 +201,7 @@ def test_other_views_start_the_store_afresh_and_say_why(study):
 
 
 def test_views_go_out_and_come_back(study, tmp_path):
-    frame = ensemble.open_records(study / "records.parquet")
+    frame = face.open_records(study / "records.parquet")
     full = open_embeddings(study / "embeddings/full.zarr")
     export_vectors(full.path, frame, tmp_path / "segments.npy", "segments")
     export_vectors(full.path, frame, tmp_path / "std.parquet", "std")
@@ -224,3 +230,37 @@ def test_heads_are_offered_the_views_and_read_them_when_they_ask(study):
 def test_the_settings_of_a_run_say_which_views(study):
     settings = EmbedSettings("seed", views=("std", "segments"))
     assert describe(dataclasses.replace(settings, views=("segments", "std"))) == describe(settings)
+
+
+def test_through_the_commands_a_study_with_views_is_embedded_fitted_and_predicts_as_it_was_fitted(
+    toy_study, ensemble, monkeypatch
+):
+    monkeypatch.chdir(toy_study)
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    params["experts"]["ecgfm"]["views"] = ["segments", "std"]
+    options = {"layer_mix": "embedding+std+attention", "gate_input": "none", "gate_epochs": 0, "lora": False}
+    params["fit_heads"] = {"options": options}
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    for command in (["embed", "--expert", "ecgfm"], ["fit-heads"]):
+        done = ensemble(*command)
+        assert done.returncode == 0, done.stderr
+    heads = EnsembleHeads.load(toy_study / "heads")
+    assert heads.provenance_["views"] == {"ecgfm": ["segments", "std"]}
+    data = read_data(toy_study / "records.parquet", {"ecgfm": toy_study / "embeddings/ecgfm.zarr"})
+    expected = heads.predict_proba(data.features)
+    settings = embed_settings(Study(), "ecgfm")
+    record = Recorded("new", open_signals("signals.zarr").read_mv(slice(7, 8))[0], 500.0)
+    made = predict([record], heads, {"ecgfm": load_for(settings)}, {"ecgfm": expert_identity(describe(settings))})[0]
+    assert made.warnings == []
+    assert made.tasks["age"]["value"] == pytest.approx(float(expected["age"][7]), rel=1e-6)
+    assert made.tasks["sex"]["probability"] == pytest.approx(float(expected["sex"][7]), rel=1e-6)
+
+
+def test_a_view_that_the_expert_does_not_offer_is_one_line(toy_study, ensemble, monkeypatch):
+    monkeypatch.chdir(toy_study)
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    params["experts"]["ecgfm"]["views"] = ["last"]
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    done = ensemble("embed", "--expert", "ecgfm")
+    assert done.returncode == 2
+    assert "expert 'ecgfm' has no view 'last'; it offers segments, std, max" in done.stderr
