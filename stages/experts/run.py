@@ -308,14 +308,16 @@ def _concatenated(parts: list[Encoding]) -> Encoding:
 
 
 def _vectors(expert: Expert, encoding: Encoding, windows: int, views: Sequence[str], record_s: float) -> Vectors:
-    found = _pooled(encoding, windows)
+    found = _pooled(encoding, windows, probability=expert.spec.output_pooling == "probability")
     if not views or encoding.tokens is None:
         return found
     made = token_views(encoding.tokens, windows, expert.spec, views, record_s)
     return Vectors(found.layers, found.embedding, found.output, made)
 
 
-def _pooled(encoding: Encoding, windows: int) -> Vectors:
+def _pooled(encoding: Encoding, windows: int, *, probability: bool) -> Vectors:
+    """Average over windows; of logits where `probability` is said, their probabilities (in float64: no 0, no 1)."""
+
     def pool(values: Tensor) -> np.ndarray:
         values = values.float()
         if windows > 1:
@@ -326,7 +328,11 @@ def _pooled(encoding: Encoding, windows: int) -> Vectors:
         layers = pool(encoding.layers)
     else:
         layers = _stacked([pool(layer) for layer in encoding.layers])
-    return Vectors(layers, pool(encoding.embedding), None if encoding.output is None else pool(encoding.output))
+    output = encoding.output
+    if output is not None and probability and windows > 1:
+        chances = output.double().sigmoid().unflatten(0, (-1, windows)).mean(dim=1)
+        return Vectors(layers, pool(encoding.embedding), chances.logit().float().cpu().numpy())
+    return Vectors(layers, pool(encoding.embedding), None if output is None else pool(output))
 
 
 def _stacked(layers: list[np.ndarray]) -> np.ndarray:

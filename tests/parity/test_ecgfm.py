@@ -12,6 +12,8 @@ from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
 from stages.experts.models.ecg.ecgfm import EcgFm
 from stages.experts.networks.ecgfm_net import parse_conv_layers
+from stages.experts.run import run_expert
+from tests.stages.small_experts import RATE_HZ, records, small_expert
 
 SMALL = {
     "encoder_embed_dim": 32,
@@ -261,3 +263,14 @@ def test_long_records_give_more_windows_and_short_ones_are_refused():
     assert expert.prepare(np.ones((1, 12, 6400)), 400).shape == (1, 3, 12, 2500)
     with pytest.raises(InputError, match="shorter than one window"):
         expert.prepare(np.ones((1, 12, 2000)), 500)
+
+
+def test_a_record_s_logits_are_those_of_its_windows_mean_probability():
+    expert = small_expert("ecgfm-finetuned")
+    x = expert.prepare(records(3), RATE_HZ)
+    with torch.inference_mode():
+        chances = torch.stack([expert.encode(x[:, k]).output.sigmoid() for k in range(2)]).mean(0)
+    found = run_expert(expert, x).output
+    torch.testing.assert_close(torch.from_numpy(found).sigmoid(), chances, rtol=0, atol=1e-6)
+    assert expert.spec.version == "2"
+    assert small_expert("ecgfm").spec.version == "1"

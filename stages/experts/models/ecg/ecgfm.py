@@ -248,7 +248,7 @@ def _spec(
     return ExpertSpec(
         name="ecgfm" if variant in (None, "pretrained") else f"ecgfm-{variant}",
         title="ECG-FM",
-        version="1",
+        version="2" if options.num_labels else "1",
         source="McKeen et al., arXiv 2408.05178; fairseq-signals 6b9e137; EnECG 67b8e65 for its input path",
         sampling_rate_hz=RATE_HZ,
         seconds=window / RATE_HZ,
@@ -258,6 +258,7 @@ def _spec(
         layer_dims=(dim,) * (1 + len(blocks)),
         embedding_dim=dim,
         output_dim=options.num_labels or None,
+        output_pooling="probability",  # as in the authors' tutorial (infer_quickstart), which takes the maximum of some
         licence="MIT",
         parameters=sum(p.numel() for p in module.parameters()) if module else published,
         published_parameters=published,
