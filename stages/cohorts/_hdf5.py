@@ -80,21 +80,21 @@ def _open(path: str) -> Any:
 class Hdf5Rows:
     """The rows of a dataset. What their chunks unpack to is looked at before HDF5 makes room for it."""
 
-    def __init__(self, found: Any, told: str) -> None:
-        self._dataset, self._told = found, told
+    def __init__(self, found: Any, label: str) -> None:
+        self._dataset, self._label = found, label
         self.shape: tuple[int, ...] = found.shape
         pipeline = found.id.get_create_plist()
         self._filters = [pipeline.get_filter(k)[0] for k in range(pipeline.get_nfilters())]
         packing = [code for code in self._filters if code not in _PLAIN]
         if len(packing) > 1 or not set(packing) <= set(_GROWTH):
-            raise InputError(f"{told} is packed by other filters than one of gzip and lzf; write it anew")
+            raise InputError(f"{label} is packed by other filters than one of gzip and lzf; write it anew")
         self._growth = _GROWTH[packing[0]] if packing else 0
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, row: int | slice) -> np.ndarray:
-        with _damage_told(self._told):
+        with _naming_damage(self._label):
             if self._growth:
                 self._check_chunks(range(len(self))[row] if isinstance(row, slice) else range(row, row + 1))
             return np.asarray(self._dataset[row])
@@ -105,16 +105,16 @@ class Hdf5Rows:
         sizes = self._dataset.chunks
         starts = [range(low // n * n, high, n) for (low, high), n in zip(spans, sizes, strict=True)]
         if math.prod(map(len, starts)) > MAX_CHUNKS:
-            raise InputError(f"{self._told} has more than {MAX_CHUNKS} chunks to a row; write larger ones")
+            raise InputError(f"{self._label} has more than {MAX_CHUNKS} chunks to a row; write larger ones")
         n_bytes = math.prod(sizes) * self._dataset.dtype.itemsize + CHECKSUM_BYTES
         for place in itertools.product(*starts):
             n_packed = self._dataset.id.get_chunk_info_by_coord(place).size
             if n_packed * self._growth <= MAX_CHUNK_BYTES:
                 continue
             if GZIP not in self._filters or n_packed > n_bytes + n_bytes // 100:
-                raise InputError(f"{self._told} has a packed chunk of {n_packed} bytes; write smaller ones")
+                raise InputError(f"{self._label} has a packed chunk of {n_packed} bytes; write smaller ones")
             if self._unpacks_beyond(place, n_bytes):
-                raise InputError(f"{self._told} has a chunk that unpacks to more than its {n_bytes} bytes")
+                raise InputError(f"{self._label} has a chunk that unpacks to more than its {n_bytes} bytes")
 
     def _unpacks_beyond(self, place: tuple[int, ...], limit: int) -> bool:
         """Whether a chunk packed by gzip holds more than `limit` bytes, in bounded memory."""
@@ -129,14 +129,14 @@ class Hdf5Rows:
 
 
 @contextmanager
-def _damage_told(told: str) -> Iterator[None]:
+def _naming_damage(label: str) -> Iterator[None]:
     """Name a file that is damaged; HDF5 gives errors of any type for one."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{told} cannot be read ({' '.join(str(error).split())[:120]})") from error
+        raise InputError(f"{label} cannot be read ({' '.join(str(error).split())[:120]})") from error
 
 
 def dataset(path: str, name: str, n_axes: int) -> Hdf5Rows:
@@ -148,26 +148,26 @@ def dataset(path: str, name: str, n_axes: int) -> Hdf5Rows:
         The file is not there, damaged or not HDF5, h5py is not installed, or the dataset is not one of numbers with
         `n_axes` axes that lie in this file, in chunks that fit the memory.
     """
-    told = f"{Path(path).name}: dataset '{name}'"
-    with _damage_told(told):
-        return _dataset(_opened(path).file(path), path, name, n_axes, told)
+    label = f"{Path(path).name}: dataset '{name}'"
+    with _naming_damage(label):
+        return _dataset(_opened(path).file(path), path, name, n_axes, label)
 
 
-def _dataset(file: Any, path: str, name: str, n_axes: int, told: str) -> Hdf5Rows:
-    _check_links(file, name, told)
+def _dataset(file: Any, path: str, name: str, n_axes: int, label: str) -> Hdf5Rows:
+    _check_links(file, name, label)
     found = file.get(name)
     if getattr(found, "ndim", None) != n_axes or found.dtype.kind not in "fiu":
         raise InputError(f"{Path(path).name} has no dataset '{name}' of numbers with {n_axes} axes")
     if found.is_virtual or found.external:
-        raise InputError(f"{told} keeps its samples in other files; write them into this one")
+        raise InputError(f"{label} keeps its samples in other files; write them into this one")
     if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > MAX_CHUNK_BYTES:
         raise InputError(
-            f"{told} has chunks of {found.chunks}, more than {MAX_CHUNK_BYTES >> 20} MB; write smaller ones"
+            f"{label} has chunks of {found.chunks}, more than {MAX_CHUNK_BYTES >> 20} MB; write smaller ones"
         )
-    return Hdf5Rows(found, told)
+    return Hdf5Rows(found, label)
 
 
-def _check_links(file: Any, name: str, told: str) -> None:
+def _check_links(file: Any, name: str, label: str) -> None:
     """Refuse a name on whose way a link lies: it may lead to any file."""
     import h5py
 
@@ -175,7 +175,7 @@ def _check_links(file: Any, name: str, told: str) -> None:
     for part in filter(None, name.split("/")):
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
         if link is not None and not isinstance(link, h5py.HardLink):
-            raise InputError(f"{told} is behind a link; name the dataset itself")
+            raise InputError(f"{label} is behind a link; name the dataset itself")
         group = None if link is None else group.get(part)
 
 

@@ -151,5 +151,5 @@ def _year(time_s: np.ndarray, timed: np.ndarray) -> np.ndarray:
 
 
 def _counted(what: str, reasons: dict[str, int]) -> list[str]:
-    told = [f"{n} {reason}" for reason, n in reasons.items() if n]
-    return [f"{what}: {', '.join(told)}"] if told else []
+    counts = [f"{n} {reason}" for reason, n in reasons.items() if n]
+    return [f"{what}: {', '.join(counts)}"] if counts else []

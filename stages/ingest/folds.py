@@ -48,10 +48,10 @@ def assign_folds(
     order = order[np.argsort(-sizes[order], kind="stable")]
     held, total = np.zeros((len(kinds), n_folds), dtype=np.int64), np.zeros(n_folds, dtype=np.int64)
     fold = np.array([(kept or {}).get(str(name), -1) for name in names], dtype=np.int64)
-    there = fold >= 0
-    np.add.at(held, (stratum[there], fold[there]), sizes[there])
-    np.add.at(total, fold[there], sizes[there])
-    for p in order[~there[order]]:
+    placed = fold >= 0
+    np.add.at(held, (stratum[placed], fold[placed]), sizes[placed])
+    np.add.at(total, fold[placed], sizes[placed])
+    for p in order[~placed[order]]:
         row = held[stratum[p]]
         chosen = int(np.lexsort((total, row))[0])
         fold[p] = chosen

@@ -119,8 +119,8 @@ def _of_limbs(frame: pd.DataFrame) -> list[str]:
         notes.append(f"derived_leads: {derived} records have limb leads computed from I and II")
     kinds = Counter(frame["limb_swap"].dropna())
     if kinds:
-        told = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
-        notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({told})")
+        counted = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({counted})")
     return notes
 
 

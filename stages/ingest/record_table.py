@@ -1,6 +1,6 @@
 """The rows of records.parquet before a signal is read: unique ids, patients, folds, and what a list adds to a table.
 
-Not here: reading signals (shards.py), writing the files (told.py).
+Not here: reading signals (shards.py), writing the files (outputs.py).
 """
 
 from __future__ import annotations
