@@ -82,9 +82,9 @@ class FinishedMethods:
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as stored:
-            told = json.loads(str(stored["about"]))
-            found = [{task: stored[f"{f}/{task}"] for task in told["tasks"]} for f in range(told["folds"])]
-            return found, told["costs"], told["skipped"]
+            about = json.loads(str(stored["about"]))
+            found = [{task: stored[f"{f}/{task}"] for task in about["tasks"]} for f in range(about["folds"])]
+            return found, about["costs"], about["skipped"]
 
     def put(self, name: str, predictions: FoldPredictions, costs: Costs, skipped: Skipped) -> None:
         """Keep a finished method."""

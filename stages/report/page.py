@@ -66,7 +66,7 @@ def context(
         "tasks": [_task(name, metrics, predictions, weights, facts) for name in metrics["tasks"]],
         "cohort": cohort,
         "experts": facts.get("experts", []),
-        "trainings": [training_figures.training(told) for told in facts.get("trainings", [])],
+        "trainings": [training_figures.training(version) for version in facts.get("trainings", [])],
         "commands": facts.get("commands", ["dvc repro"]),
         "versions": sorted(facts.get("versions", {}).items()),
         "methods": [

@@ -1,4 +1,4 @@
-"""How the weights that were made here were trained: a loss curve and a few words per version.
+"""How the weights made in this study were trained: a loss curve and a few words per version.
 
 Not here: how they are made (`stages.pretrain`, `stages.posttrain`), the figures of the heads (`figures`).
 """
@@ -18,28 +18,30 @@ MAX_POINTS = 200
 LINES = {"loss": ("training", "s0"), "validation_loss": ("validation", "s1")}
 
 
-def training(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of one version; `told` is an entry of the facts' "trainings"."""
-    curve = told["curve"]
+def training(version: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of one version; `version` is an entry of the facts' "trainings"."""
+    curve = version["curve"]
     return {
-        "name": told["name"],
-        "how": _how(told),
-        "seen": told["n_seen"],
-        "judged": told["n_judged"],
+        "name": version["name"],
+        "how": _how(version),
+        "seen": version["n_seen"],
+        "judged": version["n_judged"],
         "legend": [words for key, words in LINES.items() if any(key in point for point in curve)],
-        "figure": Markup(loss_curve(told["name"], curve, told.get("kept_epoch"))),
+        "figure": Markup(loss_curve(version["name"], curve, version.get("kept_epoch"))),
     }
 
 
-def _how(told: Mapping[str, Any]) -> str:
+def _how(version: Mapping[str, Any]) -> str:
     """Say what made a version, in one sentence."""
-    task = f" to {told['task']}" if told.get("task") else ""
-    parent = f" from {told['parent']}" if told.get("parent") else ""
-    epochs = int(told["curve"][-1]["epoch"]) if told["curve"] else 0
-    kept = told.get("kept_epoch")
+    task = f" to {version['task']}" if version.get("task") else ""
+    parent = f" from {version['parent']}" if version.get("parent") else ""
+    epochs = int(version["curve"][-1]["epoch"]) if version["curve"] else 0
+    kept = version.get("kept_epoch")
     chosen = f", epoch {kept:.0f} kept" if kept is not None and kept != epochs else ""
-    records = f"{told['n_records']:,} records of {told['n_patients']:,} patients ({', '.join(told['sources'])})"
-    return f"{told['made_by'].capitalize()}ed{task}{parent} on {records}, {epochs} epochs{chosen}."
+    records = (
+        f"{version['n_records']:,} records of {version['n_patients']:,} patients ({', '.join(version['sources'])})"
+    )
+    return f"{version['made_by'].capitalize()}ed{task}{parent} on {records}, {epochs} epochs{chosen}."
 
 
 def loss_curve(name: str, curve: Sequence[Mapping[str, float]], kept_epoch: float | None = None) -> str:
