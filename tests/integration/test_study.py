@@ -95,6 +95,28 @@ def test_a_second_repro_does_nothing(made):
     assert "Data and pipelines are up to date." in made.repro()
 
 
+def test_a_clone_writes_the_same_report_from_what_dvc_pulls(made, tmp_path):
+    shutil.copytree(made.folder, tmp_path / "study", ignore=shutil.ignore_patterns(".ensemble"))
+    dvc = [sys.executable, "-m", "dvc"]
+    study = Study(tmp_path / "study")
+    assert study.run(*dvc, "remote", "add", "-d", "shelf", str(tmp_path / "shelf")).returncode == 0
+    pushed = study.run(*dvc, "push", "-q")
+    assert pushed.returncode == 0, pushed.stderr
+    for command in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "study"), ("clone", "-q", ".", "../clone")):
+        done = study.run("git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command)
+        assert done.returncode == 0, done.stderr
+    clone = Study(tmp_path / "clone")
+    pulled = clone.run(*dvc, "pull", "-q")
+    assert pulled.returncode == 0, pulled.stderr
+    names = ["report.html", *(str(p.relative_to(made.folder)) for p in (made.folder / "plots").rglob("*.csv"))]
+    for name in names:
+        (clone.folder / name).unlink()
+    written = clone.ensemble("report")
+    assert written.returncode == 0, written.stderr
+    for name in names:
+        assert (clone.folder / name).read_bytes() == (made.folder / name).read_bytes(), name
+
+
 def test_dvc_shows_metrics_and_plots(made):
     shown = made.run(sys.executable, "-m", "dvc", "metrics", "show", "--json")
     assert "rr_interval" in shown.stdout
