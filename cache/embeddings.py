@@ -24,7 +24,7 @@ from cache.zarr_io.shards import PlainShards, narrowed
 __all__ = ["EmbeddingStore", "Identity", "Layout", "Shard", "open_embeddings"]
 
 SCHEMA_VERSION = 1
-FEW = 4
+LISTED_FROM = 4
 """Shards of objects that are asked for one by one; of more, the objects are listed."""
 REQUESTS_AT_ONCE = 8
 """Shards of objects that are read at a time, each held in memory meanwhile."""
@@ -182,16 +182,16 @@ class EmbeddingStore:
     def pending(self, shards: Iterable[int] | None = None) -> list[int]:
         """Return which shards (of those named) are still to be written."""
         wanted = list(range(self.n_shards) if shards is None else shards)
-        if isinstance(self.path, ObjectPath) and self._plain and len(wanted) > FEW:
+        if isinstance(self.path, ObjectPath) and self._plain and len(wanted) > LISTED_FROM:
             return self._pending_of_listing(wanted, self.path.files())
         return [shard for shard in wanted if not self.complete(shard)]
 
-    def _pending_of_listing(self, wanted: list[int], there: dict[str, Entry]) -> list[int]:
+    def _pending_of_listing(self, wanted: list[int], listing: dict[str, Entry]) -> list[int]:
         """Do as `complete` does with one listing: flags whose tags were seen before need not be read."""
         pending = []
         for shard in wanted:
             files = self.shard_files(shard)
-            entries = [there.get(name_within(self.path, file)) for file in files]
+            entries = [listing.get(name_within(self.path, file)) for file in files]
             done = entries[-1]
             if done is None or None in entries:
                 pending.append(shard)

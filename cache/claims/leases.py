@@ -62,10 +62,10 @@ class _Lease:
     def _own_tag(self) -> str:
         """Return the tag of what stands there if we wrote it, in a request whose answer did not reach us."""
         try:
-            content, told = self.file.read_with_headers()
+            content, headers = self.file.read_with_headers()
         except FileNotFoundError:
             return ""
-        return str(told["ETag"]) if f'"{self.holder}"'.encode() in content else ""
+        return str(headers["ETag"]) if f'"{self.holder}"'.encode() in content else ""
 
     def give_back(self) -> None:
         """Delete the object if it is still ours."""
@@ -114,11 +114,11 @@ class Leases:
 
     def _clean(self) -> None:
         """Remove what dead processes left, if nobody is at work; a claim that slips through costs a shard's work."""
-        there = self._folder.files()
-        if OWNER not in there and all(
-            self._ended(self._folder / name) for name in there if name.startswith("sessions/")
+        listing = self._folder.files()
+        if OWNER not in listing and all(
+            self._ended(self._folder / name) for name in listing if name.startswith("sessions/")
         ):
-            self._folder.delete([name for name in there if name.startswith("shards/")])
+            self._folder.delete([name for name in listing if name.startswith("shards/")])
 
     # ---- the whole store ---------------------------------------------------------------------------------------------
 
@@ -189,15 +189,15 @@ class Leases:
     def _taken_over(self, claimed: ObjectPath) -> str:
         """Take a claim over whose session has ended; gives its new tag, or "" where that is not so."""
         try:
-            holder, told = claimed.read_with_headers()
+            holder, headers = claimed.read_with_headers()
         except FileNotFoundError:
             return claimed.create(self._me.encode())
         name = holder.decode()
         if name == self._me:  # left by a failed request of ours
-            return str(told["ETag"])
+            return str(headers["ETag"])
         if not self._ended(self._folder / "sessions" / name):
             return ""
-        return claimed.replace(self._me.encode(), str(told["ETag"]))
+        return claimed.replace(self._me.encode(), str(headers["ETag"]))
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 
@@ -231,16 +231,16 @@ class Leases:
     def _ended(self, file: ObjectPath) -> bool:
         """Whether nobody holds a lease (any more); one that has run out is ended for good, also for its holder."""
         try:
-            content, told = file.read_with_headers()
+            content, headers = file.read_with_headers()
         except FileNotFoundError:
             return True
         try:
             length_s = float(json.loads(content)["seconds"])
         except (ValueError, KeyError, TypeError):
             length_s = self._length_s  # no lease of ours: give it the time one has
-        if _age_s(told) <= length_s:
+        if _age_s(headers) <= length_s:
             return False
-        if not file.replace(b'{"seconds": 0}', str(told["ETag"])):
+        if not file.replace(b'{"seconds": 0}', str(headers["ETag"])):
             return not file.exists()
         file.unlink(missing_ok=True)
         return True
@@ -254,17 +254,17 @@ class Leases:
 
 
 def _length_s() -> float:
-    told = os.environ.get(LENGTH_VARIABLE, str(LENGTH_S))
+    text = os.environ.get(LENGTH_VARIABLE, str(LENGTH_S))
     try:
-        length_s = float(told)
+        length_s = float(text)
     except ValueError:
         length_s = 0.0
     if not length_s >= SHORTEST_S:  # also not a number
-        raise UsageError(f"{LENGTH_VARIABLE}={told}: expected a number of seconds from {SHORTEST_S:g} up")
+        raise UsageError(f"{LENGTH_VARIABLE}={text}: expected a number of seconds from {SHORTEST_S:g} up")
     return length_s
 
 
-def _age_s(told: dict[str, Any]) -> float:
+def _age_s(headers: dict[str, Any]) -> float:
     """Return how long ago an object was written, by the clock of the storage that has just answered."""
-    now = email.utils.parsedate_to_datetime(told["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return float((now - told["LastModified"]).total_seconds())
+    now = email.utils.parsedate_to_datetime(headers["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - headers["LastModified"]).total_seconds())
