@@ -92,6 +92,18 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_reading_params_loads_nothing_heavy(tmp_path):
+    (tmp_path / "params.yaml").write_text("cohort: {source: ptbxl, path: .}\nexperts: {rocket: }\n")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from pipeline.study.params import read_params\n"
+        f"read_params(Path({str(tmp_path)!r}))\n"
+        "print([m for m in ('torch', 'peft', 'transformers', 'dask', 'zarr', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_no_folder_holds_more_than_sixteen_files():
     assert not {str(folder): n for folder, n in structure.files_per_folder(ROOT).items() if n > 16}
 

@@ -77,8 +77,8 @@ def _start(settings: EmbedSettings, paths: EmbedPaths, workers: int) -> dict[Con
     running: dict[Connection, SpawnProcess] = {}
     for number in range(workers):
         receiving, sending = context.Pipe(duplex=False)
-        own = replace(settings, device=device_of(settings.device, number))
-        process = context.Process(target=_work, args=(sending, own, paths))
+        placed = replace(settings, device=device_of(settings.device, number))
+        process = context.Process(target=_work, args=(sending, placed, paths))
         process.start()
         sending.close()  # so that the worker's end is the only one, and its death ends the pipe
         running[receiving] = process

@@ -14,7 +14,7 @@ from cache.errors import MissingFileError, UsageError
 from stages.evaluate.settings import EvaluateSection
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
-from stages.settings import NOT_ALLOWED, Machine, Settings
+from stages.settings import NOT_ALLOWED, Machine, Settings, allowed
 
 PARAMS_FILE = "params.yaml"
 DEFAULT_WEIGHTS = "weights/default"
@@ -96,6 +96,12 @@ class PosttrainSection(TrainingSection):
     seeds: tuple[int, ...] | None = None
 
 
+def _is_tasks(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(isinstance(name, str) for name in value)
+    return bool(value == "all")
+
+
 class Params(Settings):
     """The whole file."""
 
@@ -109,7 +115,9 @@ class Params(Settings):
     pretrain: dict[str, PretrainSection] = Field(default_factory=dict)
     posttrain: dict[str, PosttrainSection] = Field(default_factory=dict)
     embed: Embed = Embed()
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = "all"
+    tasks: Annotated[
+        tuple[str, ...] | Literal["all"], allowed(_is_tasks, "all, or a list of target columns such as [age, sex]")
+    ] = "all"
     fit_heads: FitHeadsSection = FitHeadsSection()
     evaluate: EvaluateSection = EvaluateSection()
 

@@ -20,16 +20,16 @@ def prediction_table(prediction: Prediction) -> Table:
     table.add_column("task")
     table.add_column("prediction")
     table.add_column("gate weights")
-    for task, told in prediction.tasks.items():
+    for task, found in prediction.tasks.items():
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in prediction.gate[task].items())
-        table.add_row(task, _told(told), weights)
+        table.add_row(task, _in_words(found), weights)
     return table
 
 
-def _told(told: dict[str, Any]) -> str:
-    if told["kind"] == "regression":
-        return f"{told['value']:.1f} {told['unit']} (90 %: {told['low']:.1f} to {told['high']:.1f})"
-    if told["kind"] == "binary":
-        return f"{told['positive']}: {told['probability']:.2f}"
-    ranked = sorted(told["probabilities"].items(), key=lambda item: -item[1])
+def _in_words(found: dict[str, Any]) -> str:
+    if found["kind"] == "regression":
+        return f"{found['value']:.1f} {found['unit']} (90 %: {found['low']:.1f} to {found['high']:.1f})"
+    if found["kind"] == "binary":
+        return f"{found['positive']}: {found['probability']:.2f}"
+    ranked = sorted(found["probabilities"].items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {probability:.2f}" for name, probability in ranked[:N_SHOWN])

@@ -30,7 +30,8 @@ def test_what_is_not_said_has_a_default(tmp_path):
         ({"evaluate": {"compared": True}}, "unknown key 'evaluate.compared'; did you mean 'compare'?"),
         ({"machine": {"device": "tpu"}}, "machine.device: string should match pattern"),
         ({"cohort": {"source": "ptbxl"}}, "cohort.path: field required"),
-        ({"tasks": []}, "tasks"),
+        ({"tasks": []}, "tasks [] is not allowed; it must be all, or a list of target columns such as [age, sex]"),
+        ({"tasks": "age"}, "tasks 'age' is not allowed; it must be all, or a list"),
         ({"fit_heads": {"options": {"rnak": 4}}}, "unknown key 'fit_heads.options.rnak'; did you mean 'rank'?"),
         (
             {"fit_heads": {"options": {"top_k": -2}}},
