@@ -42,7 +42,8 @@ from stages.pretrain import run as pretrain
 from stages.scoring.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
 from stages.scoring.metrics import make_scorer
 from stages.scoring.predictions import PredictionBlock
-from stages.synthetic.generate import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 from stages.training.loop import LoopSettings
 
 METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
@@ -169,7 +170,7 @@ def prepare_cohorts(folder: Path, sizes: Sizes) -> list[Cohort]:
     found = [Cohort("generated", "Generated cohort", folder / "generated", "report_label", sizes.fraction)]
     source = found[0].folder / "source"
     if not found[0].records(0).is_file():
-        generate(source, sizes.records, seed=7)
+        generate(GenerateSettings(records=sizes.records, seed=7), GeneratePaths(source))
         take(found[0], "mimic-iv-ecg", source)
     if not (data := os.environ.get("ENSEMBLE_TEST_DATA")):
         print("ENSEMBLE_TEST_DATA is not set: without PTB-XL")

@@ -31,7 +31,8 @@ from stages.ingest import IngestPaths, IngestSettings, run
 from stages.readers import read_wfdb
 from stages.readers.rows import RowMaker, RowOptions
 from stages.settings import Machine
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 
 LOOP, COPY = "wfdb.rdrecord loop", "np.fromfile + write"
 BLOCK = 64
@@ -48,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cohort, out = Path(folder, "cohort"), Path(folder, "out")
-        generate(cohort, options.records, defect_rate=0.0)
+        generate(GenerateSettings(records=options.records, defect_rate=0.0), GeneratePaths(cohort))
         paths = [line for line in (cohort / "RECORDS").read_text().splitlines() if line]
         ways: dict[str, Callable[[], object]] = {
             COPY: lambda: _copy(cohort, paths, Path(folder, "copy.bin")),

@@ -129,6 +129,7 @@ DOORS = {
     "predict": "Predict",
     "pretrain": "Pretrain",
     "posttrain": "Posttrain",
+    "synthetic": "Generate",
 }
 
 

@@ -129,16 +129,11 @@ def generate(
     Example: `ensemble generate data/embedded-cohort --records 600 --seed 0`
     """
     from pipeline.study.folder import Study
-    from pipeline.study.params import PARAMS_FILE, Generate
-    from stages.synthetic import generate as run_generate
+    from pipeline.study.params import PARAMS_FILE, overridden
+    from stages.synthetic import GeneratePaths, GenerateSettings, run
 
-    given = Study().params.generate if Path(PARAMS_FILE).is_file() else Generate()  # a cohort needs no study
+    given = Study().params.generate if Path(PARAMS_FILE).is_file() else None  # a cohort needs no study
+    settings = overridden(GenerateSettings, given, {"records": records, "seed": seed, "variety": variety})
     with progress("generate") as update:
-        run_generate(
-            folder,
-            n_records=records or given.records,
-            seed=given.seed if seed is None else seed,
-            variety=given.variety if variety is None else variety,
-            progress=update,
-        )
-    typer.echo(f"{records or given.records} records -> {folder}")
+        summary = run(settings, GeneratePaths(folder), update)
+    typer.echo(f"{summary.n_records} records -> {folder}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from stages.pretrain import PretrainSettings
     from stages.settings import Machine
     from stages.training.loop import LoopSettings
-
-Section = TypeVar("Section", bound="TrainingSection")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,7 +80,7 @@ def pretrain_settings(
     study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, device: str | None = None
 ) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.study.params import PretrainSection
+    from pipeline.study.params import PretrainSection, overridden
     from stages.pretrain import PretrainSettings
     from stages.pretrain.objectives import pretrainable
 
@@ -92,7 +90,7 @@ def pretrain_settings(
             f"--expert: which one? {', '.join(pretrainable())}; or --name of an entry under `pretrain` in params.yaml"
         )
     name = name or f"{expert}+{options['variant'] or 'pretrained'}"
-    params = _overridden(PretrainSection, study.params.pretrain.get(name), {**options, "expert": expert})
+    params = overridden(PretrainSection, study.params.pretrain.get(name), {**options, "expert": expert})
     return PretrainSettings(
         name=name,
         expert=params.expert,
@@ -104,19 +102,6 @@ def pretrain_settings(
         config=params.config,
         gradient_checkpointing=params.gradient_checkpointing,
     )
-
-
-def _overridden(kind: type[Section], params: Section | None, options: dict[str, Any]) -> Section:
-    """Lay the options that were given over a section of params.yaml, checked."""
-    from pydantic import ValidationError
-
-    given = {key: value for key, value in options.items() if value is not None}
-    try:
-        return kind.model_validate({**(params.model_dump() if params else {}), **given})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
 def _pretrain_loop(params: PretrainSection, seed: int, machine: Machine) -> LoopSettings:
@@ -205,11 +190,11 @@ def posttrain_settings(
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.compute.embedding import embed_settings
-    from pipeline.study.params import PosttrainSection
+    from pipeline.study.params import PosttrainSection, overridden
     from stages.posttrain import PosttrainSettings
 
     entry = study.params.posttrain.get(name or f"{expert}+{options['task']}")
-    params = _overridden(PosttrainSection, entry, {**options, "expert": expert})
+    params = overridden(PosttrainSection, entry, {**options, "expert": expert})
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
     of_expert = embed_settings(study, params.expert, device="cpu", accept_licence=accept_licence)

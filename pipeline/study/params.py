@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -15,20 +15,13 @@ from stages.evaluate.settings import EvaluateSection
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
 from stages.settings import NOT_ALLOWED, Machine, Settings, allowed
+from stages.synthetic.settings import GenerateSettings
 
 PARAMS_FILE = "params.yaml"
 DEFAULT_WEIGHTS = "weights/default"
 """Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
 SIGNALS, EMBEDDINGS = "signals.zarr", "embeddings"
 """Where the stores lie if params.yaml does not say: in the study's folder."""
-
-
-class Generate(Settings):
-    """The embedded cohort (only the demonstration study generates one)."""
-
-    records: int = Field(default=600, ge=1)
-    seed: int = 0
-    variety: float = Field(default=0.0, ge=0, le=2)
 
 
 class ExpertParams(Settings):
@@ -107,7 +100,7 @@ class Params(Settings):
 
     seed: int = 0
     machine: Machine = Machine()
-    generate: Generate = Generate()
+    generate: GenerateSettings = GenerateSettings()
     cohort: CohortSection
     signals: str = SIGNALS
     embeddings: str = EMBEDDINGS
@@ -152,6 +145,26 @@ def read_params(folder: Path = Path()) -> Params:
     for key, default in (("signals", SIGNALS), ("embeddings", EMBEDDINGS)):
         _check_location(path, key, getattr(params, key), default)
     return params
+
+
+Section = TypeVar("Section", bound=Settings)
+
+
+def overridden(kind: type[Section], section: Section | None, options: Mapping[str, Any]) -> Section:
+    """Lay the options that were given on the command line over a section of params.yaml, checked.
+
+    Raises
+    ------
+    UsageError
+        A value that is not allowed, under the name of its option.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return kind.model_validate({**(section.model_dump() if section else {}), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
 
 
 def _check_location(path: Path, key: str, location: str, default: str) -> None:

@@ -17,7 +17,8 @@ import yaml
 from cache import open_embeddings, open_records
 from stages.experts import load_expert
 from stages.scoring.predictions import open_predictions
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 
 N_RECORDS = 80
 
@@ -62,7 +63,7 @@ class Study:
 def made(tmp_path_factory, tiny_ecgfm) -> Study:
     """A study of 80 generated records with `morphology` and the tiny ECG-FM, after its first `dvc repro`."""
     folder = tmp_path_factory.mktemp("study")
-    generate(folder / "cohort", n_records=N_RECORDS, seed=1)
+    generate(GenerateSettings(records=N_RECORDS, seed=1), GeneratePaths(folder / "cohort"))
     study = Study(folder / "study")
     done = Study(folder).ensemble("init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
     assert done.returncode == 0, done.stderr

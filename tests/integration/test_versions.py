@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cache import open_embeddings
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 
 BASE, TUNED = "stmem+own", "stmem+own+gender"
 SMALL = {"width": 16, "heads": 2, "dim_head": 8, "mlp_dim": 32, "depth": 2, "patch_size": 100}
@@ -40,7 +41,7 @@ def ran(text: str) -> list[str]:
 def made(tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     """A study whose params.yaml asks for both versions: its folder, the stages before, and those that repro ran."""
     folder = tmp_path_factory.mktemp("versions")
-    generate(folder / "cohort", n_records=80, seed=1)
+    generate(GenerateSettings(records=80, seed=1), GeneratePaths(folder / "cohort"))
     run(folder, "pipeline.cli", "init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
     study = folder / "study"
     before = run(study, "dvc", "stage", "list", "--name-only").split()

@@ -10,7 +10,8 @@ import pytest
 
 from stages.cohorts import open_cohort
 from stages.cohorts.mimic_labels.reports import CLASSES, report_class
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 
 LAB_HEAD = (
     "labevent_id,subject_id,hadm_id,specimen_id,itemid,order_provider_id,charttime,storetime,value,valuenum,valueuom,"
@@ -188,7 +189,7 @@ def test_report_classes(line, label):
 
 
 def test_labels_of_the_generated_cohort_equal_an_independent_reading(tmp_path):
-    generate(tmp_path / "m", 200, seed=1)
+    generate(GenerateSettings(records=200, seed=1), GeneratePaths(tmp_path / "m"))
     frame = entries(tmp_path / "m").frame
     machine = pd.read_csv(tmp_path / "m" / "machine_measurements.csv")
     listed = pd.read_csv(tmp_path / "m" / "record_list.csv", parse_dates=["ecg_time"])

@@ -12,14 +12,15 @@ from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError, UsageError
 from cache.signals import MISSING
 from stages.ingest import shards as stage
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 from tests.ingesting import ingest
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cohort") / "mimic"
-    generate(folder, 600, seed=3)
+    generate(GenerateSettings(records=600, seed=3), GeneratePaths(folder))
     return folder
 
 

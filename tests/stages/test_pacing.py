@@ -12,7 +12,8 @@ from cache.signals import MISSING
 from stages.readers import read_wfdb, standardise
 from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.pacing import SEVERAL, count_pace_spikes
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 from tests.ingesting import ingest
 
 
@@ -83,7 +84,7 @@ def test_what_the_records_say_about_pacing_agrees(test_data):
 
 def test_the_column_is_filled_on_request_only(tmp_path):
     cohort: Path = tmp_path / "cohort"
-    generate(cohort, 24, seed=1, defect_rate=0.2)
+    generate(GenerateSettings(records=24, seed=1, defect_rate=0.2), GeneratePaths(cohort))
     columns = {}
     for asked in (False, True):
         out = tmp_path / json.dumps(asked)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from cache.errors import UsageError
-from stages.synthetic import generate
+from stages.synthetic import GeneratePaths, GenerateSettings
+from stages.synthetic import run as generate
 from stages.synthetic.cohort import draw_block, draw_chunks
 
 
@@ -59,5 +60,5 @@ def test_the_same_seed_gives_the_same_records(drawn):
 
 @pytest.mark.parametrize("variety", [-0.1, 2.5, float("nan")])
 def test_a_variety_out_of_range_is_refused(tmp_path, variety):
-    with pytest.raises(UsageError, match="variety is"):
-        generate(tmp_path / "cohort", n_records=1, variety=variety)
+    with pytest.raises(ValidationError, match="variety"):
+        generate(GenerateSettings(records=1, variety=variety), GeneratePaths(tmp_path / "cohort"))
