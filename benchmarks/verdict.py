@@ -39,7 +39,7 @@ from stages.heads.crossfit import inner_folds
 from stages.heads.targets.losses import task_losses
 from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, patient_index
 from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
-from stages.scoring.predictions import Block
+from stages.scoring.predictions import PredictionBlock
 
 OWN, RANDOM = ("rocket", "morphology", "seed"), ("ecgfounder", "mantis", "ttm")
 EXPERT_SETS = {"default": ("rocket", "morphology"), "three": OWN, "six": (*OWN, *RANDOM)}
@@ -298,7 +298,7 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec) -> I
     index, n_patients = patient_index(names)
     found: dict[str, Bootstrap] = {}
     for method, p in said.items():
-        block = Block(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
+        block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
         found[method] = bootstrap(make_scorer(task, block), index, n_patients, RESAMPLES)
     if not np.isfinite(found["gate"].values[metric]):
         return None
