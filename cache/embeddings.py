@@ -126,14 +126,14 @@ class EmbeddingStore:
         start = shard * self.shard_records
         return slice(start, min(start + self.shard_records, len(self)))
 
-    def data_arrays(self) -> list[zarr.Array]:
+    def data_arrays(self) -> list[zarr.Array[Any]]:
         """Return the arrays of vectors, without flags."""
         return [a for a in (self.layers, self.embedding, self.output, *self.views.values()) if a is not None]
 
-    def _flag_arrays(self) -> list[zarr.Array]:
+    def _flag_arrays(self) -> list[zarr.Array[Any]]:
         return [a for a in (self.has_vector, self.done) if a is not None]
 
-    def arrays(self) -> list[zarr.Array]:
+    def arrays(self) -> list[zarr.Array[Any]]:
         """Return every array; `done` last, which is the order of writing."""
         return [*self.data_arrays(), *self._flag_arrays()]
 
@@ -247,7 +247,7 @@ class EmbeddingStore:
         if isinstance(file, Path):
             file.unlink(missing_ok=True)
 
-    def _part(self, array: zarr.Array, shard: int, values: np.ndarray) -> Part:
+    def _part(self, array: zarr.Array[Any], shard: int, values: np.ndarray) -> Part:
         plain = self._plain[array.basename]
         grouped = values.reshape(len(values), plain.groups, plain.width).transpose(1, 0, 2)
         narrow = narrowed(self.path, grouped, plain.dtype)
@@ -262,7 +262,7 @@ class EmbeddingStore:
         for file in reversed(self.shard_files(shard)):
             file.unlink(missing_ok=True)
 
-    def _read(self, array: zarr.Array, rows: slice, layer: int | None = None) -> np.ndarray:
+    def _read(self, array: zarr.Array[Any], rows: slice, layer: int | None = None) -> np.ndarray:
         plain = self._plain.get(array.basename)
         selection = rows if layer is None else (rows, layer)
         try:
@@ -273,7 +273,7 @@ class EmbeddingStore:
                 "then embed again"
             ) from error
 
-    def _read_plain(self, array: zarr.Array, plain: PlainShards, rows: slice, layer: int | None) -> np.ndarray:
+    def _read_plain(self, array: zarr.Array[Any], plain: PlainShards, rows: slice, layer: int | None) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
         out = np.empty((max(0, stop - start), plain.groups if layer is None else 1, plain.width), dtype=plain.dtype)
         size = plain.shard_rows

@@ -132,7 +132,7 @@ class SignalStore:
         start = shard * self.shard_records
         return slice(start, min(start + self.shard_records, len(self)))
 
-    def facts(self) -> list[zarr.Array]:
+    def facts(self) -> list[zarr.Array[Any]]:
         """Return the arrays of one value a record: `valid`, `rate_hz` where there is one, `digest` last."""
         return [array for array in (self.valid, self.rate_hz, self.digest) if array is not None]
 
@@ -302,7 +302,7 @@ class SignalStore:
         """Read the rate of each of the rows in Hz, float64 [rows]; 0 where the record could not be read."""
         return rates_at_500_hz(self.valid_of(rows)) if self.rate_hz is None else self._facts(self.rate_hz, rows)
 
-    def _facts(self, array: zarr.Array, rows: slice) -> np.ndarray:
+    def _facts(self, array: zarr.Array[Any], rows: slice) -> np.ndarray:
         try:
             return np.asarray(array[rows])
         except ZARR_ERRORS as error:

@@ -63,7 +63,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
         sys.exit(1)
-    except Exception as error:  # a defect of ours: still one line, with the way to the rest
+    except Exception as error:  # noqa: BLE001 - a defect of ours: still one line, with the way to the rest
         _fail(f"unexpected {type(error).__name__}: {error} (run again with --debug for the traceback)", 1, debug)
 
 

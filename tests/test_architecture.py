@@ -148,3 +148,7 @@ def test_every_stage_has_the_same_door(stage, name):
         settings.model_config["frozen"] if hasattr(settings, "model_config") else settings.__dataclass_params__.frozen
     )
     assert frozen
+
+
+def test_two_public_classes_never_share_a_name():
+    assert not structure.classes_of_one_name(ROOT)

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.claims import claims_on
-from cache.embeddings import VIEWS, EmbeddingStore, Identity, Layout, Shard, open_embeddings
+from cache.embedding_layout import VIEWS, Identity, Layout, Shard
+from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.records import records_digest

@@ -173,7 +173,7 @@ def add_array(
     )
 
 
-def get_array(group: zarr.Group, name: str) -> zarr.Array:
+def get_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """Return one array of a group; KeyError if there is none of that name."""
     found = group[name]
     if not isinstance(found, zarr.Array):
@@ -181,12 +181,12 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     return found
 
 
-def shard_file(path: Place, array: zarr.Array, shard: int) -> Place:
+def shard_file(path: Place, array: zarr.Array[Any], shard: int) -> Place:
     """Return the file or object that holds one shard of rows (shards span all other axes)."""
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
 
 
-def write_shard(path: Place, array: zarr.Array, shard: int, shard_rows: int, values: np.ndarray) -> None:
+def write_shard(path: Place, array: zarr.Array[Any], shard: int, shard_rows: int, values: np.ndarray) -> None:
     """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first."""
     file = folder_of(shard_file(path, array, shard))
     for left in file.parent.glob(f"{file.name}.*.partial"):

@@ -22,7 +22,7 @@ _SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle
 _PLAIN = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 
-def codec_of(array: zarr.Array) -> BloscCodec | None:
+def codec_of(array: zarr.Array[Any]) -> BloscCodec | None:
     """Return what packs an array's chunks, if these are whole rows, packed by Blosc, then a crc32c; else None."""
     metadata: dict[str, Any] = dict(array.metadata.to_dict())
     keys, codecs = metadata["chunk_key_encoding"], list(metadata["codecs"])

@@ -47,7 +47,7 @@ class PlainShards:
     fill: Any
 
     @classmethod
-    def of(cls, path: Place, array: zarr.Array) -> PlainShards | None:
+    def of(cls, path: Place, array: zarr.Array[Any]) -> PlainShards | None:
         """Return the layout of an array of the store at `path`, or None where only zarr itself can read it."""
         if not _is_plain(array.metadata.to_dict()):
             return None

@@ -6,7 +6,7 @@ import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import EnsembleError, StoreError, UsageError
 from pipeline.compute.devices import choose_device
@@ -68,7 +68,7 @@ def embed_on_cluster(settings: EmbedSettings, paths: EmbedPaths, scheduler: str,
     return embedder.finish(summary)
 
 
-def _result(task: Future, scheduler: str) -> EmbedSummary:
+def _result(task: Future[Any], scheduler: str) -> EmbedSummary:
     from distributed import CancelledError, KilledWorker
 
     try:

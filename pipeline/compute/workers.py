@@ -114,7 +114,7 @@ def _work(pipe: Connection, settings: EmbedSettings, paths: EmbedPaths) -> None:
     logging.getLogger("stages.embed").setLevel(logging.ERROR)  # that it waits for its siblings is no news
     try:
         pipe.send(Embedder(settings, paths).run(progress=pipe.send))
-    except Exception as error:  # the parent raises it: there it becomes one line
+    except Exception as error:  # noqa: BLE001 - the parent raises it: there it becomes one line
         pipe.send(error)
 
 

@@ -64,7 +64,7 @@ def _load_third_party(point: EntryPoint) -> None:
         for name in _REGISTRY.keys() - before:
             if not issubclass(_REGISTRY[name], Cohort):
                 raise TypeError(f"'{name}' is no subclass of stages.cohorts.Cohort")
-    except (Exception, SystemExit) as error:  # somebody else's code: anything may happen
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: anything may happen
         _REGISTRY.clear()
         _REGISTRY.update(before)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

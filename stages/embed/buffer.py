@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import zarr
@@ -37,7 +38,7 @@ class ShardBuffer:
         return Shard.of({name: array[:n_rows] for name, array in self._arrays.items()})
 
 
-def _room(array: zarr.Array, n_rows: int) -> np.ndarray:
+def _room(array: zarr.Array[Any], n_rows: int) -> np.ndarray:
     """Return room for rows of an array; [row, layer, dim] lies layer by layer, as the store's files do."""
     if array.ndim != 3:
         return np.empty((n_rows, *array.shape[1:]), dtype=array.dtype)

@@ -373,7 +373,7 @@ def _outcome(check: Check, case: Case) -> str:
         return check(case)
     except EnsembleError as error:
         return str(error)
-    except Exception as error:  # an expert's code may raise anything
+    except Exception as error:  # noqa: BLE001 - an expert's code may raise anything
         return f"{type(error).__name__} at {line_of_code(error)}: {first_line(error)}"
 
 

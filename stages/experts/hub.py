@@ -131,7 +131,7 @@ def _download(spec: ExpertSpec, source: WeightsSource, revision: str, force: boo
     for repo_id in (source.repo_id, *source.also_at):
         try:
             return _download_from(repo_id, source, revision, force)
-        except Exception as error:  # the hub client's errors share no base class; all mean "not to be had now"
+        except Exception as error:  # noqa: BLE001 - the hub client's errors share no base class; all mean "not to be had now"
             errors.append(error)
             if not isinstance(error, RepositoryNotFoundError):
                 break

@@ -85,7 +85,7 @@ def _explained(error: WeightsError, name: str, content: Mapping[str, Any], path:
 def _fits(build: Build, state: Mapping[str, Tensor]) -> bool:
     try:
         build(state)
-    except Exception:  # a part that is not the weights may provoke anything
+    except Exception:  # noqa: BLE001 - a part that is not the weights may provoke anything
         return False
     return True
 

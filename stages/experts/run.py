@@ -218,14 +218,14 @@ def prepare_group(
         prepared = Prepared(group.positions, expert.prepare(group.signals_mv, group.rate_hz), record_s)
         faults.succeeded()
         return prepared
-    except Exception:  # one record spoilt the batch: find it, keep the others
+    except Exception:  # noqa: BLE001 - one record spoilt the batch: find it, keep the others
         kept, parts = [], []
         for position, signals_mv in zip(group.positions.tolist(), group.signals_mv, strict=True):
             try:
                 parts.append(expert.prepare(signals_mv[None], group.rate_hz))
                 kept.append(position)
                 faults.succeeded()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 reasons[position] = faults.failed(names[position], error)
         return Prepared(np.array(kept, dtype=np.int64), torch.cat(parts), record_s) if parts else None
 

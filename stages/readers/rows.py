@@ -157,7 +157,7 @@ class RowMaker:
                     return placed
             signals_uv, quality = standardise(recording, options.seconds)
         # One record must not stop the run, whatever is wrong with it; the reason names what happened.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             return error
         self._make_room(quality.valid)
         self.rows[k, :, : quality.valid] = signals_uv

@@ -21,7 +21,7 @@ from cache.errors import InputError
 from cache.signals import LEADS
 from stages.embed import Embedder, EmbedPaths, EmbedSettings
 from stages.experts import Expert, expert_class
-from stages.ingest import ingest
+from tests.ingesting import ingest
 from tests.stages.small_experts import NAMES, new_expert, records
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "end_to_end" / "vectors.json"

@@ -52,7 +52,7 @@ def test_a_cluster_that_stays_up_takes_new_weights(study, ensemble, monkeypatch)
         assert ensemble(*on_cluster).returncode == 0
         before = bytes_of(study / STORE)
         save_file({name: value * 1.5 for name, value in load_file(weights).items()}, weights)
-        assert ensemble(*on_cluster).returncode == 0
+        assert ensemble(*on_cluster, "--replace").returncode == 0
         after = bytes_of(study / STORE)
     assert all(after[name] != content for name, content in before.items() if name.startswith("embedding/c/"))
     shutil.rmtree(study / "embeddings")

@@ -10,11 +10,22 @@ import pytest
 PATIENCE_S = 60
 
 
+def _listen_to_ctrl_c():
+    """Undo what a shell does to background jobs: they, and what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_ctrl_c_says_how_to_go_on(toy_study, debug):
     command = [sys.executable, "-m", "pipeline.cli", *debug, "embed", "--expert", "ecgfm", "--workers", "1"]
     store = toy_study / "embeddings/ecgfm.zarr"
-    with subprocess.Popen(command, cwd=toy_study, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command,
+        cwd=toy_study,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_listen_to_ctrl_c,  # noqa: PLW1509 - no thread of this test holds a lock
+    ) as running:
         deadline = time.monotonic() + PATIENCE_S
         while not store.exists() and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -18,7 +18,7 @@ from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads import fit as fitting
 from stages.heads.blockwise import expert as by_blocks
 from stages.heads.blockwise.blocks import BLOCK_ROWS, Blocks
-from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps, SharedScale, join
+from stages.heads.blockwise.coordinates import FoldGradients, FoldMaps, RecordBlock, SharedScale, join
 from stages.heads.blockwise.lora import WideAdapters
 from stages.heads.blockwise.loss_pass import Labels, Pass
 from stages.heads.blockwise.products import add_transposed_, gram, linear
@@ -284,7 +284,7 @@ def test_every_product_and_gradient_is_where_the_device_says() -> None:
     labels = Labels(torch.zeros(2, 64, 4), torch.ones(2, 64, 4), torch.ones(2, 1, 64, dtype=torch.bool), blocks)
     scale = SharedScale([RobustScaler.fit(x), RobustScaler.fit(x[:40])], device)
     nothing = torch.zeros(3, dtype=torch.long, device=device)
-    block = Block(torch.zeros(64, 8, device=device), nothing, nothing, torch.zeros(3, device=device))
+    block = RecordBlock(torch.zeros(64, 8, device=device), nothing, nothing, torch.zeros(3, device=device))
     source = Blocks(lambda rows: x[rows], 64, scale, 0.0)
     base = torch.zeros(2, 8, 4, device=device), torch.zeros(2, 4, device=device)
     with torch.no_grad():
@@ -297,7 +297,7 @@ def test_every_product_and_gradient_is_where_the_device_says() -> None:
     assert adapters.a.grad is not None
     assert adapters.a.grad.device == logits.device == device
     with pytest.raises(RuntimeError, match="device"):
-        adapters.maps()(Block(torch.zeros(64, 8), nothing, nothing, block.value))
+        adapters.maps()(RecordBlock(torch.zeros(64, 8), nothing, nothing, block.value))
 
 
 def test_devices_are_named_as_in_torch() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.heads.blockwise.coordinates import Block, SharedScale, join
+from stages.heads.blockwise.coordinates import RecordBlock, SharedScale, join
 
 BLOCK_ROWS = 2048
 BUFFER_BLOCKS = 16
@@ -35,7 +35,7 @@ class Blocks:
 
     def __init__(self, read: Callable[[slice], np.ndarray], n_records: int, scale: SharedScale, room: float) -> None:
         self.read, self.n_records, self.scale, self.room = read, n_records, scale, room
-        self._kept: dict[int, Block] = {}
+        self._kept: dict[int, RecordBlock] = {}
 
     def __len__(self) -> int:
         return (self.n_records + BLOCK_ROWS - 1) // BLOCK_ROWS
@@ -44,7 +44,7 @@ class Blocks:
         """Return the records of block k."""
         return slice(k * BLOCK_ROWS, min((k + 1) * BLOCK_ROWS, self.n_records))
 
-    def __getitem__(self, k: int) -> Block:
+    def __getitem__(self, k: int) -> RecordBlock:
         if k in self._kept:
             return self._kept[k]
         block = self.scale.block(self.read(self.rows(k)))
@@ -53,15 +53,15 @@ class Blocks:
             self.room -= block.n_bytes
         return block
 
-    def __iter__(self) -> Iterator[tuple[slice, Block]]:
+    def __iter__(self) -> Iterator[tuple[slice, RecordBlock]]:
         for k in range(len(self)):
             yield self.rows(k), self[k]
 
-    def take(self, rows: Tensor) -> Block:
+    def take(self, rows: Tensor) -> RecordBlock:
         """Collect records, given in ascending order."""
         # Nothing may stay behind a block that comes and goes, however small: it would cut the hole that the block
         # leaves in the process's memory, the next one would not fit, and memory would grow with the number of blocks.
-        taken = Block.empty(0, self.scale.width, self.scale.device)
+        taken = RecordBlock.empty(0, self.scale.width, self.scale.device)
         u = torch.empty(len(rows), self.scale.width, device=self.scale.device)
         edges = torch.searchsorted(rows, torch.arange(len(self) + 1) * BLOCK_ROWS).tolist()
         for k, (low, high) in enumerate(pairwise(edges)):
@@ -71,7 +71,7 @@ class Blocks:
                     taken = join([taken, replace(part, u=taken.u, row=part.row + low)])
         return replace(taken, u=u)
 
-    def shuffled(self, batch: int, wanted: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Block]]:
+    def shuffled(self, batch: int, wanted: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, RecordBlock]]:
         """Yield every wanted record once: row numbers and block of each mini-batch, valid until the next one.
 
         Blocks come in random order; as many as the buffer holds are shuffled together, record by record, so that memory

@@ -1,7 +1,7 @@
 """One standardised copy of an expert's features for all folds, so that one matrix product serves them all.
 
 Lives here: `SharedScale` (raw features -> shared coordinates, and how every fold's standardised features follow from
-them), `Block`, and products of blocks with the folds' weights. Not here: reading (`blockwise.blocks`), the scaler
+them), `RecordBlock`, and products of blocks with the folds' weights. Not here: reading (`blockwise.blocks`), the scaler
 (`inputs.scaler`).
 
 Fold f sees z_f = clip((x - m_f) / s_f). But for the clipping and for missing values, which its own training median
@@ -24,7 +24,7 @@ from stages.heads.inputs.scaler import CLIP_SD, RobustScaler
 
 
 @dataclass(frozen=True)
-class Block:
+class RecordBlock:
     """Some records in shared coordinates.
 
     Attributes
@@ -41,7 +41,7 @@ class Block:
     value: Tensor
 
     @classmethod
-    def empty(cls, n_rows: int, width: int, device: torch.device) -> Block:
+    def empty(cls, n_rows: int, width: int, device: torch.device) -> RecordBlock:
         """Make a block of `n_rows` rows that are to be filled, without entries."""
         place = torch.zeros(0, dtype=torch.long, device=device)
         return cls(torch.empty(n_rows, width, device=device), place, place, torch.zeros(0, device=device))
@@ -54,23 +54,23 @@ class Block:
         """Size in memory."""
         return sum(t.numel() * t.element_size() for t in (self.u, self.row, self.column, self.value))
 
-    def take(self, index: Tensor, into: Tensor | None = None) -> Block:
+    def take(self, index: Tensor, into: Tensor | None = None) -> RecordBlock:
         """Select rows, each once, in the order given; u is written `into` memory that is there already, if given."""
         place = torch.full((len(self.u),), -1, device=self.u.device)
         place[index] = torch.arange(len(index), device=self.u.device)
         row = place[self.row]
         kept = row >= 0
         u = torch.index_select(self.u, 0, index, out=None if into is None else into[: len(index)])
-        return Block(u, row[kept], self.column[kept], self.value[kept])
+        return RecordBlock(u, row[kept], self.column[kept], self.value[kept])
 
 
-def join(blocks: list[Block], into: Tensor | None = None) -> Block:
+def join(blocks: list[RecordBlock], into: Tensor | None = None) -> RecordBlock:
     """Put blocks one below the other, u `into` memory that is there already, if given."""
     starts = np.cumsum([0, *(len(b) for b in blocks)])
     rows = [b.row + int(start) for b, start in zip(blocks, starts, strict=False)]
     u = torch.cat([b.u for b in blocks], out=None if into is None else into[: starts[-1]])
     column, value = (torch.cat([getattr(b, name) for b in blocks]) for name in ("column", "value"))
-    return Block(u, torch.cat(rows), column, value)
+    return RecordBlock(u, torch.cat(rows), column, value)
 
 
 class SharedScale:
@@ -125,7 +125,7 @@ class SharedScale:
         """Measure each fold's z from `mean` [F, D]."""
         self.shift = self.shift - mean
 
-    def block(self, x: np.ndarray) -> Block:
+    def block(self, x: np.ndarray) -> RecordBlock:
         """Convert raw features [b, d] (any float type; NaN is missing)."""
         raw = torch.from_numpy(x if x.flags.writeable else x.copy()).to(self.device)
         u = torch.empty(len(x), self.width, device=self.device)
@@ -139,7 +139,7 @@ class SharedScale:
             row, column, value = self._entries(features)
         if len(self.indicators):
             u[:, self.n_features :] = torch.isnan(raw[:, torch.from_numpy(self.indicators).to(self.device)])
-        return Block(u, row, column, value)
+        return RecordBlock(u, row, column, value)
 
     def _entries(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """List the entries of [b, d] that some fold clips, and pull in what all folds do."""
@@ -150,7 +150,7 @@ class SharedScale:
         features.nan_to_num_(nan=0.0).clamp_(-self._loose, self._loose)
         return row, column, value
 
-    def differences(self, block: Block) -> Tensor:
+    def differences(self, block: RecordBlock) -> Tensor:
         """Compute by how much each fold's z differs from its affine map at the listed entries, [F, m]."""
         slope, shift = self.slope[:, block.column], self._raw_shift[:, block.column]
         seen = torch.clamp(slope * block.value + shift, -CLIP_SD, CLIP_SD)
@@ -175,7 +175,7 @@ class FoldMaps:
         self.joint = (scale.slope[..., None] * weight).permute(1, 0, 2).reshape(width, n_folds * k)
         self.offset = (torch.einsum("fd,fdk->fk", scale.shift, weight) + bias).reshape(-1)
 
-    def __call__(self, block: Block) -> Tensor:
+    def __call__(self, block: RecordBlock) -> Tensor:
         """Map."""
         n_folds, _, k = self.weight.shape
         out = linear(block.u, self.joint).add_(self.offset).view(len(block), n_folds, k)
@@ -195,7 +195,7 @@ class FoldGradients:
         self._sum = scale.slope.new_zeros(n_folds, k)
         self._entries = scale.slope.new_zeros(width, n_folds, k)
 
-    def add(self, block: Block, r: Tensor) -> None:
+    def add(self, block: RecordBlock, r: Tensor) -> None:
         """Add R [b, F, k] of a block."""
         add_transposed_(self._joint, r.reshape(len(block), -1), block.u)
         self._sum += r.sum(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def fit_expert_blockwise(
     targets: tuple[Tensor, Tensor],
     masks: Masks,
     rows: Tensor,
-    columns: tuple,
+    columns: tuple[Any, ...],
     options: HeadOptions,
     place: Place,
 ) -> ExpertHead:
@@ -162,7 +163,7 @@ def _choose_strength(
     return best.repeat_interleave(sizes, dim=1)
 
 
-def _per_task(columns: Tensor, blocks: tuple) -> Tensor:
+def _per_task(columns: Tensor, blocks: tuple[Any, ...]) -> Tensor:
     return columns[:, [b.start for b in blocks]]
 
 

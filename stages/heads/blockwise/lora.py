@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.blockwise.blocks import Blocks
-from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps
+from stages.heads.blockwise.coordinates import FoldGradients, FoldMaps, RecordBlock
 from stages.heads.blockwise.loss_pass import Judges, Labels
 from stages.heads.in_memory.lora import Judge, LoraFit, LoraOptions, batch_size
 from stages.heads.in_memory.probe import Problem
@@ -50,7 +50,7 @@ class WideAdapters:
         return FoldMaps(self.scale, weight, self.base[1])
 
     @torch.no_grad()
-    def set_gradients(self, block: Block, r: Tensor) -> None:
+    def set_gradients(self, block: RecordBlock, r: Tensor) -> None:
         """Give A and B the gradients that follow from those of the logits, [b, F, M * C]."""
         sums = FoldGradients(self.scale, r.shape[2])
         sums.add(block, r)
@@ -98,7 +98,7 @@ def fit_lora_blockwise(
     return judge.verdict(adapters.a.detach()[:, 0].cpu(), adapters.b.detach()[:, 0].cpu(), adapters.input_scale)
 
 
-def _step(adapters: WideAdapters, labels: Labels, rows: Tensor, block: Block, huber: bool) -> None:
+def _step(adapters: WideAdapters, labels: Labels, rows: Tensor, block: RecordBlock, huber: bool) -> None:
     """Set the gradients of the sum, over folds, models and tasks, of the batch's mean loss."""
     y, weight = labels.of(rows, block.u.device)
     logits = adapters.maps()(block).view(weight.shape)

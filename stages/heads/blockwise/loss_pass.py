@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.blockwise.blocks import Blocks
-from stages.heads.blockwise.coordinates import Block, FoldGradients, FoldMaps
+from stages.heads.blockwise.coordinates import FoldGradients, FoldMaps, RecordBlock
 from stages.heads.crossfit import Masks
 from stages.heads.in_memory.probe import problem_groups
 from stages.heads.targets.losses import column_losses, residuals_
@@ -43,7 +43,7 @@ class Labels:
 class Judges:
     """The records that judge: shared coordinates, labels, and which model may judge which."""
 
-    block: Block
+    block: RecordBlock
     labels: Labels
     masks: Masks
 
@@ -62,7 +62,7 @@ class Pass:
         S: columns are [M, S, C].
     """
 
-    def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: Block | None = None) -> None:
+    def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: RecordBlock | None = None) -> None:
         self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
         self.groups = problem_groups(labels.blocks)
         self._member = torch.nn.functional.one_hot(self.groups).double().to(blocks.scale.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.blockwise.blocks import Blocks
-from stages.heads.blockwise.coordinates import Block
+from stages.heads.blockwise.coordinates import RecordBlock
 from stages.heads.blockwise.products import gram
 
 MAX_GRAM_WIDTH = 2048
@@ -143,7 +143,7 @@ def _from_sample(blocks: Blocks, train: Tensor, centre: Tensor, length: Tensor, 
     axes, variances = [], []
     for f, mask in enumerate(train):
         rows = chosen[mask[chosen]][:WIDE_RECORDS].sort().values
-        block: Block = blocks.take(rows)
+        block: RecordBlock = blocks.take(rows)
         x = block.u * blocks.scale.slope[f] + blocks.scale.shift[f] - centre[f]
         start = torch.randn(x.shape[1], min(WIDE_RANK, len(rows)), generator=generator).to(x)
         q = torch.linalg.qr(x @ start).Q
