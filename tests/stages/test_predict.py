@@ -34,7 +34,7 @@ def test_a_fit_remembers_how_its_rows_were_made():
 def test_predict_computes_the_stored_vectors_to_the_last_bit(tmp_path, precision):
     study = ingested(tmp_path, CASES, 10.0, derive_leads=True)
     kept = open_records(tmp_path / "records.parquet").attrs["row_options"]
-    recorded = [read_record(tmp_path / "files" / case.name, RowOptions(**kept)) for case in study.cases]
+    recorded = [read_record(tmp_path / "files" / case.name, RowOptions.from_json(kept)) for case in study.cases]
     signals = open_signals(tmp_path / "signals.zarr")
     for row, record in enumerate(recorded):
         [(_, signals_mv, rate_hz)] = signals.read_groups(slice(row, row + 1))
