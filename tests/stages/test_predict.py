@@ -68,7 +68,7 @@ def test_warnings_say_what_is_wrong_with_a_record(tmp_path):
     text = header.read_text()
     header.write_text(text.replace("1000(0)/mV", "40(0)/mV"))
     assert any(
-        w.startswith("amplitude: waves of ") and w.endswith("is its unit right?")
+        w.startswith("amplitude: waves of ") and w.endswith("(cohort.options: {scale: 0.001})")
         for w in read_record(tmp_path / good).warnings
     )
     names = dict(zip(("I", "III"), ("III", "I"), strict=True))

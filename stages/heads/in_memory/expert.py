@@ -25,8 +25,10 @@ from stages.heads.targets.tasks import Block, layout
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
 ENOUGH_JUDGED = 1_000
-PATH_TOLERANCE, FINAL_TOLERANCE = 0.1, 0.03
+PATH_TOLERANCE, FINAL_TOLERANCE = 0.1, 0.01
 """Of the summed loss, per 1,000 records: a mean loss is known to 0.0001 while strengths are compared."""
+LOSS_RESOLUTION = 1e-4
+"""A loss that differs by less does not end the search: on a plateau neither side is the better one."""
 
 
 def fit_expert(
@@ -130,7 +132,7 @@ def _fit_fold(
 def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tuple[Tensor, Tensor]:
     """Fit probes whose strength, per fold and task, has the lowest out-of-sample loss found.
 
-    The strengths are searched from the middle one outwards, for each task as long as its loss falls, by as few inner
+    The strengths are searched from the middle one outwards, for each task until its loss rises, by as few inner
     models as judge `ENOUGH_JUDGED` records. With more than twice `PATH_RECORDS` records this is done on random subsets
     of that many training and judged ones (a strength is the precision of a prior, which does not change with their
     number). The chosen ones are then fitted by every model, on all records.
@@ -174,7 +176,7 @@ class _Search:
             tasks, s = everything, middle + direction
             while tasks and 0 <= s < len(self.strengths):
                 self._try(s, self.solutions[s - direction], tasks)
-                tasks = [t for t in tasks if self.losses[s, t] < self.losses[s - direction, t]]
+                tasks = [t for t in tasks if self.losses[s, t] < self.losses[s - direction, t] + LOSS_RESOLUTION]
                 s += direction
         best = self.losses.argmin(0)
         start = self.solver.intercepts.clone()
