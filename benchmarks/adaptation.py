@@ -1,6 +1,6 @@
 """Do pretraining and post-training help? Tables for docs/methods.md, on the generated cohort and on PTB-XL.
 
-    ENSEMBLE_TEST_DATA=... python -P benchmarks/adaptation.py [--folder FOLDER] [--seeds 0,1,2,3,4] [--quick]
+    ENSEMBLE_TEST_DATA=... python benchmarks/adaptation.py [--folder FOLDER] [--seeds 0,1,2,3,4] [--quick]
 
 A small ST-MEM and its IPASTMEM variant are pretrained on the generated cohort's training patients, once per seed and
 for the same steps; each is then probed and post-trained, with the same seed, on a share of the generated cohort's
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from over_seeds import Measured, difference_text
 
 from cache.fingerprint import fingerprint
 from cache.records import Target, open_records, target_array, write_records
@@ -39,7 +40,7 @@ from stages.posttrain import run as posttrain
 from stages.posttrain.cohort import share_of_patients
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
-from stages.scoring.bootstrap import Bootstrap, Estimate, bootstrap, estimate, patient_index
+from stages.scoring.bootstrap import bootstrap, patient_index
 from stages.scoring.metrics import make_scorer
 from stages.scoring.predictions import PredictionBlock
 from stages.synthetic import GeneratePaths, GenerateSettings
@@ -317,26 +318,6 @@ class Bench:
             return dict(file)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One method's metrics over seeds, on common resamples of the patients."""
-
-    seeds: list[Bootstrap]
-
-    def value(self, metric: str) -> tuple[float, float]:
-        """Return mean and standard deviation over seeds."""
-        values = [seed.values[metric] for seed in self.seeds]
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-
-    def minus(self, other: Measured, metric: str) -> tuple[Estimate, float]:
-        """Return the mean difference with its interval over patients, and its standard deviation over seeds."""
-        pairs = list(zip(self.seeds, other.seeds, strict=True))
-        values = [a.values[metric] - b.values[metric] for a, b in pairs]
-        replicates = np.mean([a.replicates[metric] - b.replicates[metric] for a, b in pairs], axis=0)
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-        return estimate(float(np.mean(values)), replicates), spread
-
-
 def measure(cohort: Cohort, runs: list[dict[str, np.ndarray]], what: str, seeds: list[int]) -> Measured:
     """Score one kind of predictions of every seed, resampling the patients that any seed tests."""
     tables = [open_records(cohort.records(seed)) for seed in seeds]
@@ -379,8 +360,10 @@ def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
         print()
         for words in MIXES.values():
             a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
-            told = "; ".join(f"{title} {told_difference(*a.minus(b, metric))}" for metric, title in METRICS.items())
-            print(f"IPASTMEM minus ST-MEM, {words}: {told}")
+            differences = "; ".join(
+                f"{title} {difference_text(*a.minus(b, metric))}" for metric, title in METRICS.items()
+            )
+            print(f"IPASTMEM minus ST-MEM, {words}: {differences}")
 
 
 def print_table(found: dict[str, Measured], references: list[str]) -> None:
@@ -391,13 +374,8 @@ def print_table(found: dict[str, Measured], references: list[str]) -> None:
     for title, method in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*method.value(metric)) for metric in METRICS]
         for reference, metric in pairs:
-            cells.append(told_difference(*method.minus(found[reference], metric)) if title != reference else "")
+            cells.append(difference_text(*method.minus(found[reference], metric)) if title != reference else "")
         print(f"| {title} | {' | '.join(cells)} |")
-
-
-def told_difference(difference: Estimate, spread: float) -> str:
-    """Write a difference, its 95 % interval over patients and its standard deviation over seeds."""
-    return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) ± {spread:.3f}"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from cache.records import Target
+from cache.records import Target, write_records
 from stages.scoring.gate_weights import writing_gate_weights
-from stages.scoring.predictions import writing_predictions
+from stages.scoring.predictions import open_predictions, writing_predictions
+from stages.scoring.summary import summarise, write_metrics
 
 TARGETS = {
     "age": Target("age", "regression", unit="years"),
@@ -101,3 +102,12 @@ def _records(rng, record_ids, patient_ids, y):
     ]
     frame.attrs["targets"] = TARGETS  # as `open_records` tells them
     return frame
+
+
+def write_judged(folder):
+    """Write records, predictions and metrics.json of a study of 300 records in two folds; returns the folder."""
+    records = write_study(folder, n=300, folds=2)
+    write_records(folder / "records.parquet", records, list(TARGETS.values()))
+    metrics = summarise(open_predictions(folder / "predictions.parquet"), records, n_resamples=60)
+    write_metrics(folder / "metrics.json", metrics, folder / "predictions.parquet")
+    return folder

@@ -8,69 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.inputs.lazy_rows import LazyRows
-from stages.heads.persist import HeadModule, module_name
-
-Split = tuple[np.ndarray, np.ndarray, np.ndarray]
-TASKS = (
-    TaskSpec("rr", "regression", unit="ms"),
-    TaskSpec("sex", "binary", ("male", "female")),
-    TaskSpec("report", "multiclass", ("a", "b", "c")),
-    TaskSpec("super", "multilabel", ("x", "y")),
-)
-
-
-def _split(n: int, seed: int = 0) -> Split:
-    rows = np.random.default_rng(seed).permutation(n)
-    return rows[n // 3 :], rows[n // 4 : n // 3], rows[: n // 4]
-
-
-def _study(n: int = 240, seed: int = 0) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    u = rng.normal(size=(n, 6))
-    wide = (u @ rng.normal(size=(6, 400)) + 2 * rng.normal(size=(n, 400))).astype(np.float32)
-    narrow = (u @ rng.normal(size=(6, 20)) + rng.normal(size=(n, 20))).astype(np.float32)
-    layers = np.stack([narrow + rng.normal(size=narrow.shape) for _ in range(3)], 1).astype(np.float16)
-    targets = {
-        "rr": 800 + 100 * u[:, 0] + 10 * rng.normal(size=n),
-        "sex": (u[:, 1] > 0).astype(float),
-        "report": np.argmax(2 * u[:, 2:5] + rng.gumbel(size=(n, 3)), 1).astype(float),
-        "super": (u[:, 3:5] > 0.5).astype(float),
-    }
-    features = {"wide": wide, "layered": {"embedding": narrow, "layers": layers, "embed": layers[:, 0]}}
-    return features, targets
-
-
-def _take(features: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    return {k: {p: a[rows] for p, a in v.items()} if isinstance(v, dict) else v[rows] for k, v in features.items()}
+from tests.stages.heads_study import TASKS, Split, arguments, fitted_study, split, study, take
 
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]]:
-    features, targets = _study()
-    splits = [_split(240, seed) for seed in range(2)]
-    heads = EnsembleHeads(lora_epochs=5, gate_epochs=5, gate_input="all")
-    signal = np.random.default_rng(1).normal(size=(240, 1000)).astype(np.float32)
-    features["signal"] = signal
-    heads.fit(
-        {k: v for k, v in features.items() if k != "signal"},
-        targets,
-        TASKS,
-        splits=splits,
-        gate_signal=signal,
-        provenance={"wide": "sha256:1"},
-    )
-    return heads, features, targets, splits
-
-
-def _arguments(features: dict[str, Any], rows: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    return _take({k: v for k, v in features.items() if k != "signal"}, rows), features["signal"][rows]
+    return fitted_study()
 
 
 def _half_and_half(n: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -91,7 +40,7 @@ def test_the_gate_finds_which_expert_is_right_for_which_record(source: str, n: i
         signal[:, 2] = 2 * marker - 1
     else:
         x["a"][:, 0] = 2 * marker - 1
-    train, val, test = _split(n)
+    train, val, test = split(n)
     heads = EnsembleHeads(gate_input=source)
     heads.fit(x, {"flag": y}, splits=[(train, val, test)], gate_signal=signal)
     held = {k: v[test] for k, v in x.items()}
@@ -118,7 +67,7 @@ def test_where_one_expert_is_best_the_gate_does_not_fall_below_it() -> None:
         y = rng.integers(0, 2, 500).astype(float)
         good, noise = rng.normal(size=(2, 500, 20)).astype(np.float32)
         good[:, 0] += 2 * y
-        train, val, test = _split(500, seed)
+        train, val, test = split(500, seed)
         heads = EnsembleHeads().fit({"good": good, "noise": noise}, {"y": y}, splits=[(train, val, test)])
         held = {"good": good[test], "noise": noise[test]}
         gate, alone = heads.predict_proba(held)["y"], heads.expert_predictions(held)["good"]["y"]
@@ -131,7 +80,7 @@ def test_every_kind_of_task_is_learnt(
 ) -> None:
     heads, features, targets, splits = fitted
     for fold, (_, _, test) in enumerate(splits):
-        x, signal = _arguments(features, test)
+        x, signal = arguments(features, test)
         p = heads.predict_proba(x, gate_signal=signal, fold=fold)
         error = np.abs(p["rr"] - targets["rr"][test]).mean()
         assert error < 0.5 * np.abs(np.median(targets["rr"]) - targets["rr"][test]).mean()
@@ -139,28 +88,28 @@ def test_every_kind_of_task_is_learnt(
         assert (p["report"].argmax(1) == targets["report"][test]).mean() > 0.55
         assert roc_auc_score(targets["super"][test], p["super"]) > 0.85
         np.testing.assert_allclose(p["report"].sum(1), 1, atol=1e-5)
-    x, signal = _arguments(features, np.arange(240))
+    x, signal = arguments(features, np.arange(240))
     assert heads.score(x, targets, gate_signal=signal) > 0.6
     interval = heads.predict_interval(x, gate_signal=signal)["rr"]
     assert np.mean((targets["rr"] > interval[:, 0]) & (targets["rr"] < interval[:, 1])) > 0.8
 
 
 def test_labels_permuted_in_training_give_chance() -> None:
-    features, targets = _study(400)
+    features, targets = study(400)
     x = {"wide": features["wide"]}
-    train, val, test = _split(400)
+    train, val, test = split(400)
     y = targets["sex"].copy()
     rest = np.concatenate([train, val])
     y[rest] = np.random.default_rng(3).permutation(y[rest])
     heads = EnsembleHeads().fit(x, {"sex": y}, splits=[(train, val, test)])
-    assert abs(roc_auc_score(targets["sex"][test], heads.predict_proba(_take(x, test))["sex"]) - 0.5) < 0.15
+    assert abs(roc_auc_score(targets["sex"][test], heads.predict_proba(take(x, test))["sex"]) - 0.5) < 0.15
 
 
 def test_an_absent_expert_has_no_weight_and_no_opinion(
     fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]],
 ) -> None:
     heads, features, _, splits = fitted
-    x, signal = _arguments(features, splits[0][2])
+    x, signal = arguments(features, splits[0][2])
     x["wide"] = x["wide"].copy()
     x["wide"][:5] = np.nan
     weights = heads.gate_weights(x, gate_signal=signal)
@@ -182,7 +131,7 @@ def test_a_record_that_no_expert_saw_gets_nan(
     fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]],
 ) -> None:
     heads, features, _, splits = fitted
-    x, signal = _arguments(features, splits[0][2])
+    x, signal = arguments(features, splits[0][2])
     x = {k: {p: a.copy() for p, a in v.items()} if isinstance(v, dict) else v.copy() for k, v in x.items()}
     x["wide"][0] = np.nan
     x["layered"]["embedding"][0] = np.nan
@@ -192,13 +141,13 @@ def test_a_record_that_no_expert_saw_gets_nan(
 
 
 def test_missing_labels_change_nothing_for_the_labelled() -> None:
-    features, targets = _study(200)
+    features, targets = study(200)
     x = {"wide": features["wide"]}
-    train, val, test = _split(200)
+    train, val, test = split(200)
     holes = targets["sex"].copy()
     holes[train[:40]] = np.nan
     with_holes = EnsembleHeads(lora=False).fit(x, {"sex": holes}, splits=[(train, val, test)], tasks=[TASKS[1]])
-    assert roc_auc_score(targets["sex"][test], with_holes.predict_proba(_take(x, test))["sex"]) > 0.8
+    assert roc_auc_score(targets["sex"][test], with_holes.predict_proba(take(x, test))["sex"]) > 0.8
     wrong = np.where(np.isnan(holes), 1.0, holes)  # what the values of missing labels are must not matter
     wrong[train[:40]] = -1
     again = EnsembleHeads(lora=False).fit(x, {"sex": wrong}, splits=[(train, val, test)], tasks=[TASKS[1]])
@@ -207,7 +156,7 @@ def test_missing_labels_change_nothing_for_the_labelled() -> None:
 
 @pytest.mark.parametrize(("value", "reason"), [(np.nan, "no training record has a label"), (1.0, "one class only")])
 def test_a_task_without_usable_labels_is_named_or_skipped(value: float, reason: str) -> None:
-    features, targets = _study(120)
+    features, targets = study(120)
     bad = np.full(120, value)
     y = {"sex": targets["sex"], "flag": bad}
     tasks = [TASKS[1], TaskSpec("flag", "binary")]
@@ -219,8 +168,8 @@ def test_a_task_without_usable_labels_is_named_or_skipped(value: float, reason: 
 
 
 def test_test_rows_never_influence_a_fit() -> None:
-    features, targets = _study(160)
-    train, val, test = _split(160)
+    features, targets = study(160)
+    train, val, test = split(160)
     changed = {"wide": features["wide"].copy()}
     changed["wide"][test] = 99
     labels = targets["sex"].copy()
@@ -234,109 +183,22 @@ def test_test_rows_never_influence_a_fit() -> None:
 
 
 def test_the_same_seed_gives_the_same_fit() -> None:
-    features, targets = _study(120)
+    features, targets = study(120)
     one, two = (EnsembleHeads(lora_epochs=3, gate_epochs=3).fit(features, targets, TASKS) for _ in range(2))
     for name, p in one.predict_proba(features).items():
         np.testing.assert_array_equal(p, two.predict_proba(features)[name])
 
 
 def test_folds_at_once_give_what_each_gives_alone() -> None:
-    features, targets = _study(160)
-    splits = [_split(160, seed) for seed in range(2)]
+    features, targets = study(160)
+    splits = [split(160, seed) for seed in range(2)]
     options = {"lora": False, "gate_epochs": 0, "inner_folds": 0}
     both = EnsembleHeads(**options).fit(features, targets, TASKS, splits=splits)
-    for fold, split in enumerate(splits):
-        alone = EnsembleHeads(**options).fit(features, targets, TASKS, splits=[split])
+    for fold, one in enumerate(splits):
+        alone = EnsembleHeads(**options).fit(features, targets, TASKS, splits=[one])
         for name, p in alone.predict_proba(features).items():
             scale = 100 if name == "rr" else 1
             assert np.abs(p - both.predict_proba(features, fold=fold)[name]).max() < 0.003 * scale
-
-
-def test_a_fit_reloads_bit_for_bit_in_a_new_process(
-    fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]], tmp_path: Path
-) -> None:
-    heads, features, _, splits = fitted
-    x, signal = _arguments(features, splits[0][2])
-    heads.save(tmp_path / "fit")
-    arrays = {"wide": x["wide"], "signal": signal} | {f"layered_{k}": v for k, v in x["layered"].items()}
-    np.savez(tmp_path / "x.npz", **arrays)
-    code = (
-        "import sys, numpy as np; from stages.heads import EnsembleHeads\n"
-        "x = np.load(sys.argv[1] + '/x.npz'); h = EnsembleHeads.load(sys.argv[1] + '/fit')\n"
-        "f = {'wide': x['wide'], 'layered': {k: x['layered_' + k] for k in ('embedding', 'layers', 'embed')}}\n"
-        "np.savez(sys.argv[1] + '/p.npz', **h.predict_proba(f, gate_signal=x['signal']))\n"
-        "assert 'peft' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    again = np.load(tmp_path / "p.npz")
-    for name, p in heads.predict_proba(x, gate_signal=signal).items():
-        np.testing.assert_array_equal(p, again[name])
-    loaded = EnsembleHeads.load(tmp_path / "fit")
-    assert loaded.provenance_ == {"wide": "sha256:1"}
-    assert loaded.get_params() == heads.get_params()
-    assert loaded.n_trainable_ == heads.n_trainable_
-    assert loaded.tasks_ == heads.tasks_
-
-
-def test_saving_twice_gives_the_same_bytes(
-    fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]], tmp_path: Path
-) -> None:
-    heads = fitted[0]
-    heads.save(tmp_path / "a")
-    EnsembleHeads.load(tmp_path / "a").save(tmp_path / "b")
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert [p.as_posix() for p in files] == [
-        "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
-        "config.json",
-        "heads.safetensors",
-        "out_of_sample.safetensors",
-    ]
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_peft_itself_loads_the_adapter(tmp_path: Path) -> None:
-    import peft
-
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 30)).astype(np.float32)
-    y = np.tanh(3 * x[:, 0]) * 40 + 800 + rng.standard_t(2, size=300)
-    heads = EnsembleHeads(lora_epochs=15, calibrate=False, lora_learning_rate=3e-3, strengths=(10.0,))
-    heads.fit({"net.v1": x}, {"rr": y})
-    assert heads.history_["experts"]["net.v1"]["lora_epoch"][0][0] > 0
-    heads.save(tmp_path)
-    model = peft.PeftModel.from_pretrained(HeadModule.of(heads), str(tmp_path / "adapter")).eval()
-    fold = heads.models_[0]
-    z = torch.from_numpy(fold.heads["net.v1"].standardise(x))
-    with torch.no_grad():
-        adapted = model({"net.v1": z})["net.v1"][module_name("rr")][:, 0]
-        plain = HeadModule.of(heads)({"net.v1": z})["net.v1"][module_name("rr")][:, 0]
-    expected = (heads.predict({"net.v1": x})["rr"] - fold.target_centre[0]) / fold.target_scale[0]
-    np.testing.assert_allclose(adapted.numpy(), expected, atol=1e-4)
-    assert float((adapted - plain).abs().max()) > 1e-3
-
-
-def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 200).astype(float)
-    layers = rng.normal(size=(200, 4, 16)).astype(np.float32)
-    layers[:, 1, 0] += 3 * (2 * y - 1)
-    features = {"net": {"layers": layers, "embed": rng.normal(size=(200, 16)).astype(np.float32)}}
-    train, val, test = _split(200)
-    heads = EnsembleHeads(layer_mix="pma", gate_epochs=0, lora=False)
-    heads.fit(features, {"y": y}, splits=[(train, val, test)])
-    p = heads.predict_proba(_take(features, test))["y"]
-    assert roc_auc_score(y[test], p) > 0.9
-    weights = heads.mixers_["net"][0].pma.mixes[0].weights(torch.from_numpy(features["net"]["embed"]))
-    assert weights.mean(0).argmax() == 1
-    heads.save(tmp_path)
-    np.testing.assert_array_equal(EnsembleHeads.load(tmp_path).predict_proba(_take(features, test))["y"], p)
-    with pytest.raises(InputError, match="'net': layer_mix 'pma' needs embed"):
-        heads.fit({"net": layers}, {"y": y}, splits=[(train, val, test)])
-    layers[train] = np.nan
-    with pytest.raises(InputError, match=r"'net': fold 0 has 0 training and .* records with its layers"):
-        heads.fit({"net": {**features["net"], "embedding": np.ones((200, 3))}}, {"y": y}, splits=[(train, val, test)])
 
 
 def test_top_k_keeps_that_many_experts() -> None:
@@ -351,7 +213,7 @@ def test_mistakes_are_named_in_one_line(
     fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]], tmp_path: Path
 ) -> None:
     heads, features, targets, _ = fitted
-    x, signal = _arguments(features, np.arange(10))
+    x, signal = arguments(features, np.arange(10))
     with pytest.raises(UsageError, match="not fitted"):
         EnsembleHeads().predict(x)
     with pytest.raises(UsageError, match="fold 5 does not exist; there are folds 0 to 1"):

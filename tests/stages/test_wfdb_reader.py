@@ -1,70 +1,17 @@
-import contextlib
 import os
 import re
-import shutil
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import wfdb
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING
 from stages.readers import Counts, Recording, inside, read_wfdb, standardise
 from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.lead_names import lead_columns
-from stages.readers.wfdb.header import parse_header
-
-NAMES = list(LEADS)
-
-
-def write(
-    folder: Path, name: str = "a", n: int = 5000, leads=NAMES, rate=500, gain=200.0, baseline=0, seed=0, fmt="16"
-):
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(-1500, 1500, (n, len(leads)))
-    k = len(leads)
-    wfdb.wrsamp(
-        name,
-        fs=rate,
-        units=["mV"] * k,
-        sig_name=list(leads),
-        d_signal=counts,
-        fmt=[fmt] * k,
-        adc_gain=[gain] * k if np.isscalar(gain) else list(gain),
-        baseline=[baseline] * k if np.isscalar(baseline) else list(baseline),
-        write_dir=str(folder),
-    )
-    return counts
-
-
-def edit(folder: Path, old: str, new: str, name: str = "a", count: int = 1) -> None:
-    path = folder / f"{name}.hea"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, count))
-
-
-def restate(folder: Path, name: str = "a") -> None:
-    """State the checksums that the samples, format 16 in one file, have now."""
-    path = folder / f"{name}.hea"
-    first, *lines = path.read_text().splitlines()
-    samples = np.fromfile(folder / f"{name}.dat", dtype="<i2").reshape(-1, len(lines))
-    fields = [line.split(None, 8) for line in lines]
-    for line, total in zip(fields, samples.sum(axis=0, dtype=np.int64), strict=True):
-        line[6] = str(total % 65536)
-    path.write_text("\n".join([first, *map(" ".join, fields)]) + "\n")
-
-
-def row_of(recording):
-    return standardise(recording)
-
-
-def as_millivolts(recording) -> Recording:
-    return recording.to_recording() if isinstance(recording, Counts) else recording
+from tests.stages.wfdb_samples import NAMES, as_millivolts, edit, one_file_each, restate, row_of, write
 
 
 def test_agrees_with_wfdb_on_every_real_record(test_data):
@@ -249,106 +196,6 @@ def test_what_cannot_be_trusted_is_refused_with_the_reason(tmp_path, break_it, s
         row_of(read_wfdb(tmp_path, "a"))
 
 
-def test_samples_of_another_record_are_refused(tmp_path):
-    write(tmp_path, "a", seed=1)
-    write(tmp_path, "b", seed=2)
-    shutil.copy(tmp_path / "b.dat", tmp_path / "a.dat")
-    with pytest.raises(InputError, match="disagree"):
-        read_wfdb(tmp_path, "a")
-
-
-def test_samples_that_became_zero_behind_a_right_beginning_are_refused(tmp_path):
-    write(tmp_path)
-    data = (tmp_path / "a.dat").read_bytes()
-    (tmp_path / "a.dat").write_bytes(data[:60_000] + bytes(60_000))
-    with pytest.raises(InputError, match="disagree"):
-        read_wfdb(tmp_path, "a")
-
-
-def test_one_wrong_checksum_and_none_at_all_are_no_reason_to_refuse(tmp_path):
-    counts = write(tmp_path)
-    signals = parse_header((tmp_path / "a.hea").read_bytes()).signals
-    edit(tmp_path, f" {signals[3].checksum} 0 aVR", " 1 0 aVR")
-    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
-    for signal in signals:
-        checksum = 1 if signal.lead == "aVR" else signal.checksum
-        edit(tmp_path, f" {checksum} 0 {signal.lead}\n", f" 0 0 {signal.lead}\n")
-    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
-
-
-def test_two_leads_of_twelve_may_have_other_checksums_and_no_more(tmp_path):
-    write(tmp_path)
-    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, 12)
-    for lead in (3, 4, 5):
-        data[-1, lead] += 1
-        data.tofile(tmp_path / "a.dat")
-        if lead < 5:
-            assert np.array_equal(read_wfdb(tmp_path, "a").samples, data)
-        else:
-            with pytest.raises(InputError, match="disagree"):
-                read_wfdb(tmp_path, "a")
-
-
-def test_checksums_count_where_a_lead_states_none(tmp_path):
-    write(tmp_path)
-    path = tmp_path / "a.hea"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:-1], "a.dat 16 200/mV"]) + "\n")
-    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, 12)
-    assert np.array_equal(read_wfdb(tmp_path, "a").samples, data)
-    data[1:, :-1] = np.random.default_rng(9).integers(-900, 900, (len(data) - 1, 11))
-    data.tofile(tmp_path / "a.dat")
-    with pytest.raises(InputError, match="disagree"):
-        read_wfdb(tmp_path, "a")
-
-
-@pytest.mark.parametrize("leads", [["I"], ["I", "II"], ["I", "II", "III", "V1"]])
-def test_most_checksums_must_agree_where_leads_are_few(tmp_path, leads):
-    write(tmp_path, leads=leads)
-    data = np.fromfile(tmp_path / "a.dat", dtype="<i2").reshape(-1, len(leads))
-    data[-1, : (len(leads) + 1) // 2] += 1
-    data.tofile(tmp_path / "a.dat")
-    with pytest.raises(InputError, match="disagree"):
-        read_wfdb(tmp_path, "a")
-
-
-@pytest.mark.parametrize("fmt", ["212", "80", "24", "32", "516"])
-def test_checksums_count_in_other_formats(tmp_path, fmt):
-    if fmt == "516":
-        pytest.importorskip("soundfile")
-    rng = np.random.default_rng(2)
-    counts, leads = rng.integers(-100, 100, (999, 3)), ["I", "II", "V1"]
-    spelt = {"units": ["mV"] * 3, "adc_gain": [100.0] * 3, "baseline": [0] * 3, "write_dir": str(tmp_path)}
-    wfdb.wrsamp("a", 500, sig_name=leads, d_signal=counts, fmt=[fmt] * 3, **spelt)
-    assert np.allclose(read_wfdb(tmp_path, "a").signals_mv * 100, counts.T)
-    kept = (tmp_path / "a.hea").read_text()
-    wfdb.wrsamp("a", 500, sig_name=leads, d_signal=counts[:, ::-1] // 2, fmt=[fmt] * 3, **spelt)
-    (tmp_path / "a.hea").write_text(kept)
-    with pytest.raises(InputError, match=r"header and a\.dat disagree"):
-        read_wfdb(tmp_path, "a")
-
-
-def one_file_each(folder: Path, k: int = 4) -> np.ndarray:
-    counts = np.random.default_rng(3).integers(-1500, 1500, (1000, k)).astype("<i2")
-    lines = [f"a {k} 500 1000"]
-    for lead in range(k):
-        counts[:, lead].tofile(folder / f"a{lead}.dat")
-        total = int(counts[:, lead].sum(dtype=np.int64)) % 65536
-        lines.append(f"a{lead}.dat 16 200/mV 16 0 {counts[0, lead]} {total} 0 {NAMES[lead]}")
-    (folder / "a.hea").write_text("\n".join(lines) + "\n")
-    return counts
-
-
-def test_checksums_count_where_each_lead_has_a_file(tmp_path):
-    counts = one_file_each(tmp_path)
-    assert np.array_equal(np.rint(read_wfdb(tmp_path, "a").signals_mv * 200), counts.T)
-    shutil.copy(tmp_path / "a0.dat", tmp_path / "a1.dat")
-    assert np.array_equal(np.rint(read_wfdb(tmp_path, "a").signals_mv[1] * 200), counts[:, 0])
-    shutil.copy(tmp_path / "a0.dat", tmp_path / "a2.dat")
-    with pytest.raises(InputError, match=r"header and a0\.dat, .* disagree"):
-        read_wfdb(tmp_path, "a")
-
-
 def test_a_file_cut_behind_the_seconds_that_are_kept_is_refused_where_wfdb_must_read(tmp_path):
     write(tmp_path, fmt="212", n=10_000, leads=["I", "II"])
     assert read_wfdb(tmp_path, "a").signals_mv.shape == (2, 5501)
@@ -461,12 +308,6 @@ def test_clipped_means_at_the_limit_of_the_converter_that_the_header_tells(
     assert quality.clipped_fraction == pytest.approx(n_clipped / 60_000)
 
 
-@pytest.mark.parametrize("n", [1, 49, 50, 4999])
-def test_checksums_of_any_length_agree(tmp_path, n):
-    counts = write(tmp_path, n=n)
-    assert np.array_equal(read_wfdb(tmp_path, "a").samples, counts)
-
-
 def test_what_is_no_file_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "a.dat").unlink()
@@ -504,65 +345,3 @@ def test_links_that_leave_the_folder_are_refused_and_others_followed(tmp_path):
     for path in ("without/out", "out"):
         with pytest.raises(InputError, match="through a link"):
             read_wfdb(home, path)
-
-
-LINES = st.sampled_from(
-    [
-        "a 12 500 5000",
-        "a.dat 16 200(0)/mV 16 0 0 0 0 I",
-        "a.dat 16",
-        "a.dat 212x2:3+4 200(0)/mV 12 0 0 7 0 II",
-        "a.dat 516",
-        "#Age: NaN",
-        "a/2 1 500 10",
-        "a 1 1e9 99999999999",
-        "a 512 20000 999999999999999",
-        "a 1",
-        "a 2 500",
-        "a/2 1 500",
-        "~ 212 200 12 0 0 0 0 I",
-        "pipe 16 200 16 0 0 0 0 I",
-        "pipe 212 200 12 0 0 0 0 I",
-        "a.hea 8 200 8 0 0 0 0 I",
-    ]
-)
-JUNK = st.text(alphabet=st.sampled_from(list("a1 0.-+/()x:#e~\n\t\\µ\0")), max_size=60)
-FIRST = st.sampled_from(["a/2 1 500", "a/2 2 500 10 10:30 1-May-2020", "a 1 500", "a 2 500 5"])
-SEGMENTS = st.sampled_from(["b 5", "~ 5", "pipe 5", "c 5", "b 0", "b 999999999999999"])
-HEADERS = (
-    st.lists(LINES | JUNK, max_size=15)
-    | st.builds(lambda first, rest: [first, *rest], FIRST, st.lists(LINES, max_size=3))
-    | st.builds(lambda first, rest: [first, *rest], FIRST, st.lists(SEGMENTS, min_size=2, max_size=3))
-).map("\n".join)
-
-
-@settings(max_examples=300, deadline=None)
-@given(HEADERS, HEADERS | st.just("b 1 500 5\na.dat 16 200(0)/mV 16 0 0 0 0 I"))
-def test_any_header_is_read_or_refused(tmp_path_factory, text, segment):
-    folder = tmp_path_factory.getbasetemp() / "fuzz"
-    if not folder.exists():
-        folder.mkdir()
-        for name in ("pipe", "pipe.hea", "c.dat"):
-            os.mkfifo(folder / name)
-        (folder / "c.hea").write_text("c 1 500 5\nc.dat 16 200(0)/mV 16 0 0 0 0 I")
-    (folder / "a.hea").write_bytes(text.encode())
-    (folder / "b.hea").write_bytes(segment.encode())
-    (folder / "a.dat").write_bytes(bytes(range(250)))
-    with contextlib.suppress(InputError):
-        recording = read_wfdb(folder, "a")
-        assert as_millivolts(recording).signals_mv.size <= 10_000
-        row_of(recording)
-
-
-def test_the_short_way_through_a_signal_line_gives_what_the_long_one_gives():
-    lines = [
-        "a.dat 16x1+24 1000.0(0)/mv 16 0 -5 25645 0 aVR",
-        "a.dat 16 807(1)/mV 0 0 -47 7211 0 lead i",
-        "a.dat 212 200 11 1024 995 -22131 0 MLII",
-    ]
-    signals = parse_header("\n".join(["a 3 500 10", *lines]).encode()).signals
-    assert [(s.gain, s.baseline, s.offset, s.initial, s.checksum, s.lead) for s in signals] == [
-        (1000.0, 0, 24, -5, 25645, "aVR"),
-        (807.0, 1, 0, -47, 7211, "lead i"),
-        (200.0, 1024, 0, 995, -22131, "MLII"),
-    ]

@@ -63,16 +63,16 @@ class Folder(Expert):
 
     @classmethod
     def build(cls, config, state, *, variant=None, preprocessing=None):
-        raise NotImplementedError
+        expert = cls(preprocessing=preprocessing)
+        expert.module = torch.nn.Linear(config["n_in"], 4)
+        load_strict(expert.module, state, expert="folder")
+        expert.spec = cls.published_spec(variant)
+        return expert
 
     @classmethod
     def build_from_path(cls, path, config, *, variant=None, preprocessing=None):
         options = json.loads((path.parent / "config.json").read_text())
-        expert = cls(preprocessing=preprocessing)
-        expert.module = torch.nn.Linear(options["n_in"], 4)
-        load_strict(expert.module, load_file(path), expert="folder")
-        expert.spec = cls.published_spec(variant)
-        return expert
+        return cls.build(options, load_file(path), variant=variant, preprocessing=preprocessing)
 
     def prepare(self, signals_mv, rate_hz):
         n = self.module.in_features
