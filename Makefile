@@ -39,7 +39,7 @@ seed: $(INSTALLED) ## pretrain the weights of expert `seed` again, in build/seed
 
 clean: ## remove what the demo made, and the environment
 	rm -rf $(VENV) .ensemble data embeddings heads plots signals.zarr
-	rm -f records.parquet bad_records.csv metrics.json headline.json evaluation.json fit_costs.json \
+	rm -f records.parquet bad_records.csv metrics.json headline.json evaluation.json evaluate_costs.json fit_costs.json \
 	  predictions.parquet gate_weights.parquet report.html dvc.lock
 
 $(INSTALLED): pyproject.toml constraints.txt

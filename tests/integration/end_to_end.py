@@ -104,7 +104,7 @@ def ingested(folder: Path, cases: list[Case], seconds: float | None, **options) 
     for case in cases:
         write_case(folder / "files", case)
     stores = {"records_path": folder / "records.parquet", "signals_path": folder / "signals.zarr"}
-    ingest("wfdb", folder / "files", {}, seconds=seconds, **stores, **options)
+    ingest("wfdb", folder / "files", {}, seconds="all" if seconds is None else seconds, **stores, **options)
     by_name = {case.name: case for case in cases}
     ids = open_records(folder / "records.parquet")["record_id"]
     return Study(folder, [by_name[Path(str(record_id)).name] for record_id in ids])

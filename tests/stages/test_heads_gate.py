@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.heads import EnsembleHeads
 from stages.heads.crossfit import make_masks
 from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.gate.weights import FoldGate
@@ -115,3 +116,13 @@ def test_load_balance_evens_the_experts_mean_weights() -> None:
         load = _weights(fit.folds[0], study).mean(0)
         spread.append(float(4 * (load**2).sum() - 1))
     assert spread[1] < 0.7 * spread[0]
+
+
+def test_folds_of_different_ranks_share_a_gate() -> None:
+    rng = np.random.default_rng(0)
+    x, y = {name: rng.normal(size=(60, 80)).astype(np.float32) for name in "ab"}, rng.normal(size=60)
+    rows = np.arange(60)
+    folds = [(rows[:20], rows[20:30], rows[50:]), (rows[:36], rows[36:50], rows[50:])]
+    heads = EnsembleHeads(lora=False).fit(x, {"t": y}, splits=folds)
+    for fold in range(2):
+        assert np.isfinite(heads.predict({k: v[50:] for k, v in x.items()}, fold=fold)["t"]).all()

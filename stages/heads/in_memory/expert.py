@@ -6,7 +6,7 @@ weighed (`gate`), the numerical parts (`inputs.scaler`, `in_memory.probe`, `in_m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,15 +58,21 @@ def fit_expert(
         _fit_fold(name, f, x, (targets[0][f : f + 1], targets[1][f : f + 1]), local.fold(f), rows, blocks, options)
         for f, x in enumerate(matrices)
     ]
-    width = max(fit.coordinates.shape[1] for fit in fits)
+    width = max(fit.coordinates.shape[1] for fit in fits)  # a fold with fewer records may have a lower rank
     return ExpertHead(
-        [fit.head for fit in fits],
+        [_projecting_to(width, fit.head) for fit in fits],
         [fit.strengths for fit in fits],
         [fit.lora_epochs for fit in fits],
         _side_by_side([fit.history for fit in fits]),
         torch.stack([fit.logits for fit in fits]),
         torch.stack([torch.nn.functional.pad(fit.coordinates, (0, width - fit.coordinates.shape[1])) for fit in fits]),
     )
+
+
+def _projecting_to(width: int, head: FoldHead) -> FoldHead:
+    """Give the gate as many coordinates of this fold as of the others, zeros where it has fewer."""
+    missing = width - head.projection.shape[1]
+    return replace(head, projection=np.pad(head.projection, ((0, 0), (0, missing)))) if missing else head
 
 
 def _side_by_side(histories: list[list[list[float]]]) -> list[list[list[float]]]:
