@@ -130,6 +130,7 @@ DOORS = {
     "pretrain": "Pretrain",
     "posttrain": "Posttrain",
     "synthetic": "Generate",
+    "download": "Download",
 }
 
 

@@ -80,8 +80,8 @@ def download(
 
     Example: `ensemble download ptbxl data/ptbxl --only records500/ --only ptbxl_database.csv --only scp_statements.csv`
     """
-    from stages.download import COLLECTIONS
-    from stages.download import download as run_download
+    from stages.download import COLLECTIONS, DownloadPaths, DownloadSettings
+    from stages.download import run as run_download
 
     collection = COLLECTIONS.get(name)
     if collection is not None:
@@ -89,16 +89,8 @@ def download(
     folder = folder or Path("data", name)
     credentials = _credentials(collection is not None and collection.credentialed)
     with progress(f"download {name}", unit="files") as update:
-        summary = run_download(
-            name,
-            folder.expanduser(),
-            base_url=base_url,
-            only=only or (),
-            credentials=credentials,
-            workers=workers,
-            verify=verify,
-            progress=update,
-        )
+        settings = DownloadSettings(name, tuple(only or ()), base_url, workers, verify, credentials)
+        summary = run_download(settings, DownloadPaths(folder.expanduser()), update)
     megabytes = f"{summary.n_bytes / 1e6:.1f} MB"
     typer.echo(f"{summary.n_files} files ({megabytes}) taken, {summary.n_present} there already -> {folder}")
 

@@ -13,9 +13,8 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -26,10 +25,17 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from cache.errors import DownloadError, EnsembleError, InputError, UsageError
+from stages.download.settings import (
+    COLLECTIONS,
+    SUMS,
+    Collection,
+    Credentials,
+    DownloadPaths,
+    DownloadSettings,
+    DownloadSummary,
+)
 from stages.readers.paths import inside
 
-BASE_URL = "https://physionet.org/files"
-SUMS = "SHA256SUMS.txt"
 ATTEMPTS = 6
 PAUSE_S = 1.0
 """Before the second attempt; doubled each time."""
@@ -42,88 +48,11 @@ _LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S[^\r\n]*)
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Collection:
-    """One published collection.
-
-    Attributes
-    ----------
-    folder
-        On the server, with the version.
-    only
-        Beginnings of the paths that are taken; all where empty.
-    credentialed
-        Whether the server asks who it is.
-    list_file
-        Where the list of digests is kept, within the folder.
-    """
-
-    folder: str
-    title: str
-    licence: str
-    only: tuple[str, ...] = ()
-    credentialed: bool = False
-    list_file: str = SUMS
-
-
-_PHYSIONET_CREDENTIALED = "PhysioNet Credentialed Health Data License 1.5.0"
-COLLECTIONS = {
-    "ptbxl": Collection("ptb-xl/1.0.3", "PTB-XL", "CC BY 4.0"),
-    "mimic-iv-ecg": Collection("mimic-iv-ecg/1.0", "MIMIC-IV-ECG", "ODbL 1.0"),
-    "mimic-iv-hosp": Collection(
-        "mimiciv/3.1",
-        "MIMIC-IV: patients and labevents, for age, gender and flag of MIMIC-IV-ECG",
-        _PHYSIONET_CREDENTIALED,
-        only=("hosp/patients.csv.gz", "hosp/labevents.csv.gz"),
-        credentialed=True,
-        list_file=f"hosp/{SUMS}",  # its folder is that of MIMIC-IV-ECG, which has a list of its own
-    ),
-    "ludb": Collection("ludb/1.0.1", "LUDB", "ODC-By 1.0"),
-    "chapman": Collection("ecg-arrhythmia/1.0.0", "Chapman/Ningbo", "CC BY 4.0"),
-    "challenge": Collection("challenge-2021/1.0.3", "PhysioNet/CinC Challenge 2021", "CC BY 4.0", only=("training/",)),
-}
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Who asks. Never shown: not by repr, and nothing here writes or logs it."""
-
-    username: str = field(repr=False)
-    password: str = field(repr=False)
-
-
-@dataclass(frozen=True)
-class DownloadSummary:
-    """What came of it: files taken, files that were there already, bytes taken."""
-
-    n_files: int
-    n_present: int
-    n_bytes: int
-
-
-def download(
-    name: str,
-    folder: Path,
-    *,
-    base_url: str = BASE_URL,
-    only: Iterable[str] = (),
-    credentials: Credentials | None = None,
-    workers: int = 4,
-    verify: bool = False,
-    progress: Progress | None = None,
-) -> DownloadSummary:
+def run(settings: DownloadSettings, paths: DownloadPaths, progress: Progress | None = None) -> DownloadSummary:
     """Bring a collection into a folder; files that are there stay, and a run that was stopped goes on.
 
     Parameters
     ----------
-    name
-        One of `COLLECTIONS`.
-    only
-        Beginnings of paths within the collection; only these files (instead of the collection's own choice).
-    workers
-        Files at a time.
-    verify
-        Also read the files that are there, and take those anew whose digest is not the published one.
     progress
         Called with (files done, files in all).
 
@@ -134,9 +63,9 @@ def download(
     DownloadError
         The server cannot be reached, refuses, or sends something else than was published.
     """
-    collection = _checked(name, base_url, only, credentials)
-    chosen = tuple(only) or collection.only
-    getter = _Getter(f"{base_url.rstrip('/')}/{collection.folder}", folder, credentials)
+    collection, folder = _checked(settings), paths.folder
+    chosen = settings.only or collection.only
+    getter = _Getter(f"{settings.base_url.rstrip('/')}/{collection.folder}", folder, settings.credentials)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -147,18 +76,23 @@ def download(
     getter.fetch_list(sums)
     total = sum(1 for _ in _listed(sums, chosen))
     if not total:
-        raise UsageError(f"{name}: no file begins with {', '.join(chosen)}; {sums} lists those there are")
-    taken = [size for size in _fetch_all(getter, _listed(sums, chosen), workers, verify, progress, total) if size >= 0]
+        raise UsageError(
+            f"{settings.collection}: no file begins with {', '.join(chosen)}; {sums} lists those there are"
+        )
+    fetched = _fetch_all(getter, _listed(sums, chosen), settings, progress, total)
+    taken = [size for size in fetched if size >= 0]
     return DownloadSummary(len(taken), total - len(taken), sum(taken))
 
 
-def _checked(name: str, base_url: str, only: Iterable[str], credentials: Credentials | None) -> Collection:
+def _checked(settings: DownloadSettings) -> Collection:
+    name, base_url = settings.collection, settings.base_url
     if name not in COLLECTIONS:
         raise UsageError(f"no collection '{name}'; there are: {', '.join(COLLECTIONS)}")
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise UsageError("--base-url must be http(s)://HOST/PATH, without a user name in it")
-    if credentials is not None and parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+    open_line = parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1")
+    if settings.credentials is not None and open_line:
         raise UsageError(f"--base-url {base_url}: a password is sent by https only")
     return COLLECTIONS[name]
 
@@ -187,8 +121,7 @@ def _is_list(path: Path) -> bool:
 def _fetch_all(
     getter: _Getter,
     listed: Iterator[tuple[str, str]],
-    workers: int,
-    verify: bool,
+    settings: DownloadSettings,
     progress: Progress | None,
     total: int,
 ) -> Iterator[int]:
@@ -196,11 +129,11 @@ def _fetch_all(
     running: set[Future[int]] = set()
     failures: list[EnsembleError] = []
     done = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(settings.workers) as pool:
         try:
             while True:
-                for path, digest in itertools.islice(listed, 4 * workers - len(running)):
-                    running.add(pool.submit(getter.bring, path, digest, verify))
+                for path, digest in itertools.islice(listed, 4 * settings.workers - len(running)):
+                    running.add(pool.submit(getter.bring, path, digest, settings.verify))
                 if not running:
                     break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)

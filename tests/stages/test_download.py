@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cache.errors import DownloadError, EnsembleError, InputError, UsageError
 from pipeline.cli import app
-from stages.download import Credentials, download, stage
+from stages.download import Credentials, DownloadPaths, DownloadSettings, run, stage
 
 WHO = Credentials("an-owner", "a-secret-word")
 
@@ -104,8 +104,8 @@ def server(monkeypatch) -> Iterator[Server]:
         thread.join()
 
 
-def take(server: Server, folder: Path, **more):
-    return download("ludb", folder, base_url=server.url, **more)
+def take(server: Server, folder: Path, progress=None, **more):
+    return run(DownloadSettings("ludb", base_url=server.url, **more), DownloadPaths(folder), progress)
 
 
 def names(folder: Path) -> list[str]:
@@ -210,10 +210,10 @@ def test_a_server_that_knows_some_programs_only_can_be_given_such_a_name(server,
 
 
 def test_only_what_is_asked_for_comes(server, tmp_path):
-    take(server, tmp_path, only=["data/", "RECO"])
+    take(server, tmp_path, only=("data/", "RECO"))
     assert names(tmp_path) == ["RECORDS", "SHA256SUMS.txt", "data/1"]
     with pytest.raises(UsageError, match="no file begins with dta/"):
-        take(server, tmp_path, only=["dta/"])
+        take(server, tmp_path, only=("dta/",))
 
 
 def test_one_missing_file_does_not_keep_the_others_away(server, tmp_path):
@@ -278,7 +278,7 @@ def test_a_list_that_leads_out_of_the_folder_is_refused(server, tmp_path, line):
 )
 def test_wrong_usage_is_refused_before_anything_is_sent(tmp_path, name, url, says):
     with pytest.raises(UsageError, match=says) as caught:
-        download(name, tmp_path / "out", base_url=url, credentials=WHO)
+        run(DownloadSettings(name, base_url=url, credentials=WHO), DownloadPaths(tmp_path / "out"))
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -286,7 +286,7 @@ def test_wrong_usage_is_refused_before_anything_is_sent(tmp_path, name, url, say
 def test_a_server_that_is_not_there_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "ATTEMPTS", 2)
     with pytest.raises(DownloadError, match=r"ludb/1.0.1/SHA256SUMS.txt: the server cannot be reached; run again"):
-        download("ludb", tmp_path, base_url="http://127.0.0.1:9")
+        run(DownloadSettings("ludb", base_url="http://127.0.0.1:9"), DownloadPaths(tmp_path))
 
 
 def test_two_downloads_do_not_write_one_file(server, tmp_path):

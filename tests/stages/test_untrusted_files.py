@@ -18,7 +18,8 @@ from cache import open_records
 from cache.errors import EnsembleError, InputError, UsageError
 from cache.signals import LEADS
 from stages.cohorts import open_cohort
-from stages.download import download
+from stages.download import DownloadPaths, DownloadSettings
+from stages.download import run as download
 from stages.ingest import shards as reading
 from tests.ingesting import ingest
 
@@ -230,4 +231,6 @@ def test_a_damaged_shard_of_code15_makes_its_exams_bad(tmp_path):
 def test_a_download_into_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(EnsembleError, match="is not a folder"):
-        download("ludb", tmp_path / "file" / below, base_url="http://127.0.0.1:9/files")
+        download(
+            DownloadSettings("ludb", base_url="http://127.0.0.1:9/files"), DownloadPaths(tmp_path / "file" / below)
+        )
