@@ -5,16 +5,19 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench seed structure clean
+.PHONY: help demo test test-all check lint bench seed structure clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 demo: $(INSTALLED) ## the whole pipeline on the embedded cohort, without downloads or GPU
 	PATH="$(BIN):$$PATH" dvc repro
 	@$(BIN)/ensemble report --show
 
-test: $(INSTALLED) ## all tests; those on real ECGs run where ENSEMBLE_TEST_DATA and ENSEMBLE_PARITY are set
+test: $(INSTALLED) ## the tests but the slow ones; on real ECGs where ENSEMBLE_TEST_DATA and ENSEMBLE_PARITY are set
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED) ## all tests, also those that take minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
@@ -22,7 +25,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test ## ruff, mypy and all tests
+check: lint test ## ruff, mypy and the tests
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -94,10 +94,8 @@ def _packaged(expert: str, source: WeightsSource) -> Path:
     digest = sha256_of(path) if path.is_file() else ""
     if digest != source.sha256:
         found = f"has sha256 {digest[:16]}..." if digest else "is missing"
-        raise WeightsError(
-            f"expert '{expert}': {path} {found}; install the package {source.package or 'ecg-ensemble'} again, in the "
-            "version that constraints.txt names"
-        )
+        package = f"{source.package} again, in the version that constraints.txt names" if source.package else "again"
+        raise WeightsError(f"expert '{expert}': {path} {found}; install the package {package}")
     return path
 
 

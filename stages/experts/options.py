@@ -46,8 +46,8 @@ def architecture_overrides(
         if name in known or name in ignored or name.startswith("_"):
             continue
         near = difflib.get_close_matches(name, known, 1, cutoff=0.6)
-        suggestion = f"did you mean '{near[0]}'? " if near else ""
-        raise UsageError(f"expert '{expert}': unknown config option '{name}'; {suggestion}It takes: {', '.join(known)}")
+        suggestion = f"did you mean '{near[0]}'? It" if near else "it"
+        raise UsageError(f"expert '{expert}': unknown config option '{name}'; {suggestion} takes: {', '.join(known)}")
     return {name: value for name, value in (config or {}).items() if name in known}
 
 

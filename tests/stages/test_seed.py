@@ -138,7 +138,7 @@ def test_a_version_of_ones_own_is_pretrained_and_loaded(toy_study, monkeypatch):
 
 
 def test_what_cannot_be_changed_is_refused():
-    with pytest.raises(UsageError, match="no config option 'patch_size'; it has: width"):
+    with pytest.raises(UsageError, match="unknown config option 'patch_size'; it takes: width"):
         load_expert("seed", config={"patch_size": 25}, random_weights=True)
 
 

@@ -49,7 +49,7 @@ def by_maker(recording: Counts | Recording, seconds: float | None = 10.0) -> tup
         return facts["reason"], np.zeros(0)
     assert (maker.rows[0, :, made.valid[0] :] == MISSING).all()
     assert made.rate_hz[0] == recording.rate_hz
-    return facts, maker.rows[0, :, : made.valid[0]]
+    return {**facts, "notes": None}, maker.rows[0, :, : made.valid[0]]  # notes are the maker's alone
 
 
 def by_general_way(recording: Counts | Recording, seconds: float | None = 10.0) -> tuple[dict | str, np.ndarray]:
