@@ -15,7 +15,7 @@ import numpy as np
 
 from cache.errors import InputError
 from stages.heads.blockwise.blocks import memory_bytes
-from stages.heads.blockwise.expert import Features, Place
+from stages.heads.blockwise.expert import Features, WorkSpace
 from stages.heads.crossfit import check_groups, check_splits
 from stages.heads.expert_head import HeadOptions
 from stages.heads.fit import fit_all, inner_fold_count, read_targets
@@ -183,7 +183,7 @@ class EnsembleHeads(FittedHeads):
                 gate_options=self._gate_options(),
                 sources=sources,
                 share_tasks=self.share_tasks,
-                place=Place(device, memory_bytes(self.memory_gb, device)),
+                place=WorkSpace(device, memory_bytes(self.memory_gb, device)),
             )
         self.blocks_: tuple[Block, ...] = data.blocks
         self.tasks_ = tuple(block.task for block in data.blocks)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
-from stages.heads.blockwise.expert import LARGE_RECORDS, Features, Place, fit_expert_blockwise
+from stages.heads.blockwise.expert import LARGE_RECORDS, Features, WorkSpace, fit_expert_blockwise
 from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
@@ -189,7 +189,7 @@ def fit_all(
     head_options: HeadOptions,
     gate_options: GateOptions,
     sources: tuple[str, ...],
-    place: Place,
+    place: WorkSpace,
     share_tasks: bool = True,
 ) -> Fitted:
     """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from stages.heads.in_memory.probe import Problem, frozen_columns, prior_logits
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.losses import curvature_bounds, task_losses
+from stages.heads.targets.tasks import Block
 
 LARGE_RECORDS = 20_000
 """Training records in some fold from which on heads are fitted block by block."""
@@ -44,7 +44,7 @@ change with their number."""
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkSpace:
     """Where the work is done, and how many bytes of features may be kept there."""
 
     device: torch.device
@@ -67,9 +67,9 @@ def fit_expert_blockwise(
     targets: tuple[Tensor, Tensor],
     masks: Masks,
     rows: Tensor,
-    columns: tuple[Any, ...],
+    columns: tuple[Block, ...],
     options: HeadOptions,
-    place: Place,
+    place: WorkSpace,
 ) -> ExpertHead:
     """Fit one expert's heads.
 
@@ -163,7 +163,7 @@ def _choose_strength(
     return best.repeat_interleave(sizes, dim=1)
 
 
-def _per_task(columns: Tensor, blocks: tuple[Any, ...]) -> Tensor:
+def _per_task(columns: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     return columns[:, [b.start for b in blocks]]
 
 
