@@ -45,7 +45,7 @@ from stages.scoring.metrics import make_scorer
 from stages.scoring.predictions import PredictionBlock
 from stages.synthetic import GeneratePaths, GenerateSettings
 from stages.synthetic import run as generate
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 
 METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
 VARIANTS = {"stmem": "ST-MEM", "ipastmem": "IPASTMEM"}

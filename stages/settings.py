@@ -6,11 +6,14 @@ Light: nothing here, nor in those files, imports arrays, torch or stores.
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 NOT_ALLOWED = "not_allowed"
@@ -23,8 +26,51 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of a network's forward pass."""
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Count = Annotated[int, Field(ge=1)]
+
+
+def allowed(check: Callable[[Any], bool], words: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a validator for a field that takes what `check` passes; `words` say what that is."""
+
+    def validate(value: Any) -> Any:
+        if not check(value):
+            raise PydanticCustomError(NOT_ALLOWED, "{words}", {"words": words})
+        return convert(value)
+
+    return BeforeValidator(validate)
+
+
+def number_or(*names: str, least: float, most: float = math.inf, whole: bool = False) -> Any:
+    """Return a validator for a field that takes a number of a range, or one of some words.
+
+    A union of types would do, but its error names pydantic's branches instead of what is allowed.
+    """
+
+    def number(value: Any) -> float | None:
+        try:
+            found = None if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return None
+        return found if found is not None and math.isfinite(found) and not (whole and found % 1) else None
+
+    def check(value: Any) -> bool:
+        found = number(value)
+        return value in names if found is None else least <= found <= most
+
+    def convert(value: Any) -> Any:
+        found = number(value)
+        return value if found is None else int(found) if whole else found
+
+    spoken = f"{'a whole number' if whole else 'a number'} from {least:g}" + (
+        f" to {most:g}" if most < math.inf else ""
+    )
+    return allowed(check, ", ".join(names) + f", or {spoken}", convert)
+
+
+AutoCount = Annotated[int | Literal["auto"], number_or("auto", least=1, whole=True)]
 
 
 class Machine(Settings):
@@ -45,21 +91,52 @@ class Machine(Settings):
     """
 
     device: Device = "auto"
-    workers: Count | Literal["auto"] = "auto"
+    workers: AutoCount = "auto"
     threads: Count = 1
-    batch_size: Count | Literal["auto"] = "auto"
-    memory_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    batch_size: AutoCount = "auto"
+    memory_gb: Annotated[float | Literal["auto"], number_or("auto", least=0)] = "auto"
 
 
-def allowed(check: Callable[[Any], bool], words: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
-    """Return a validator for a field that takes what `check` passes, and is told in `words` what that is."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why settings were refused: the first fault found in them.
 
-    def validate(value: Any) -> Any:
-        if not check(value):
-            raise PydanticCustomError(NOT_ALLOWED, "{words}", {"words": words})
-        return convert(value)
+    Attributes
+    ----------
+    location
+        Names and positions that lead to the value.
+    kind
+        "unknown" (no setting has this name), "missing", "not allowed" (`words` say what is), or "other".
+    words
+        What is wrong, beginning with a small letter.
+    n_more
+        How many faults there are beside it.
+    """
 
-    return BeforeValidator(validate)
+    location: tuple[int | str, ...]
+    kind: Literal["unknown", "missing", "not allowed", "other"]
+    words: str
+    value: Any
+    n_more: int
+
+    @property
+    def name(self) -> str:
+        """The location with dots, as params.yaml's readers write it."""
+        return ".".join(map(str, self.location))
+
+
+def first_fault(error: ValidationError) -> Refusal:
+    """Return the first fault of settings, for the one line that a command prints."""
+    first = error.errors(include_url=False)[0]
+    words = first["msg"].removeprefix("Value error, ")
+    kinds: dict[str, Any] = {"extra_forbidden": "unknown", "missing": "missing", NOT_ALLOWED: "not allowed"}
+    kind = kinds.get(first["type"], "other")
+    return Refusal(first["loc"], kind, words[:1].lower() + words[1:], first["input"], error.error_count() - 1)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a misspelt one, if any is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def usable_cores() -> int:

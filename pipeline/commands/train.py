@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cache.storage.locations import Place
-    from pipeline.study.params import PosttrainSection, PretrainSection, TrainingSection
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
-    from stages.settings import Machine
-    from stages.training.loop import LoopSettings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -80,9 +77,10 @@ def pretrain_settings(
     study: Study, expert: str | None, name: str | None, options: dict[str, Any], *, device: str | None = None
 ) -> PretrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.study.params import PretrainSection, overridden
+    from pipeline.study.params import overridden
     from stages.pretrain import PretrainSettings
     from stages.pretrain.objectives import pretrainable
+    from stages.pretrain.settings import PretrainSection
 
     expert = expert or (study.params.pretrain[name].expert if name in study.params.pretrain else None)
     if expert is None:
@@ -94,33 +92,13 @@ def pretrain_settings(
     return PretrainSettings(
         name=name,
         expert=params.expert,
-        loop=_pretrain_loop(params, study.params.seed, study.machine(device=device)),
+        loop=params.loop(study.params.seed, _local_device(study, device)),
         variant=params.variant,
         size=params.size,
         preprocessing=params.preprocessing,
         leads=params.leads,
         config=params.config,
         gradient_checkpointing=params.gradient_checkpointing,
-    )
-
-
-def _pretrain_loop(params: PretrainSection, seed: int, machine: Machine) -> LoopSettings:
-    """Fill in what is not given from the expert's recipe."""
-    from stages.pretrain.objectives import recipe_of
-
-    recipe = recipe_of(params.expert)
-    epochs = params.epochs or recipe.epochs
-    rate = recipe.learning_rate * (params.batch_size / 256 if recipe.rate_per_256 else 1)
-    warmup = params.warmup_epochs
-    return loop_settings(
-        params,
-        seed,
-        machine,
-        epochs=epochs,
-        learning_rate=params.learning_rate or rate,
-        weight_decay=params.weight_decay if params.weight_decay is not None else recipe.weight_decay,
-        betas=recipe.betas,
-        warmup_epochs=warmup if warmup is not None else epochs * recipe.warmup_share,
     )
 
 
@@ -190,8 +168,9 @@ def posttrain_settings(
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from pipeline.compute.embedding import embed_settings
-    from pipeline.study.params import PosttrainSection, overridden
+    from pipeline.study.params import overridden
     from stages.posttrain import PosttrainSettings
+    from stages.posttrain.settings import PosttrainSection
 
     entry = study.params.posttrain.get(name or f"{expert}+{options['task']}")
     params = overridden(PosttrainSection, entry, {**options, "expert": expert})
@@ -203,7 +182,7 @@ def posttrain_settings(
         name=name or f"{params.expert}+{params.task}",
         expert=params.expert,
         task=params.task,
-        loop=_posttrain_loop(params, seeds[0], study.machine(device=device)),
+        loop=params.loop(seeds[0], _local_device(study, device)),
         weights=_starting_weights(study, params.weights) or of_expert.weights,
         config={**(of_expert.config or {}), **params.config},
         preprocessing=params.preprocessing or of_expert.preprocessing,
@@ -222,24 +201,9 @@ def posttrain_settings(
 def _starting_weights(study: Study, weights: str | None) -> Path | None:
     from pathlib import Path
 
-    from pipeline.study.params import DEFAULT_WEIGHTS
+    from stages.embed.settings import DEFAULT_WEIGHTS
 
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
-
-
-def _posttrain_loop(params: PosttrainSection, seed: int, machine: Machine) -> LoopSettings:
-    """Fill in what is not given, as a re-implementation has it (docs/pretraining.md): AdamW 5e-4, cosine to 1e-5."""
-    rate = params.learning_rate or 5e-4
-    return loop_settings(
-        params,
-        seed,
-        machine,
-        epochs=params.epochs or 30,
-        learning_rate=rate,
-        min_learning_rate=params.min_learning_rate if params.min_learning_rate is not None else rate / 50,
-        weight_decay=params.weight_decay if params.weight_decay is not None else 0.05,
-        ema=params.ema,
-    )
 
 
 def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
@@ -275,21 +239,12 @@ def _numbers(option: str, text: str | None) -> list[str] | None:
     return parts
 
 
-def loop_settings(params: TrainingSection, seed: int, machine: Machine, **more: Any) -> LoopSettings:
-    """Return the loop's settings; `more` holds what differs between commands."""
-    from pipeline.compute.devices import choose_device
+def _local_device(study: Study, device: str | None) -> str:
+    """Return the device of this process: of several that torchrun has started, each has its GPU."""
+    from stages.devices import choose_device
     from stages.training.distributed import local_device
-    from stages.training.loop import LoopSettings
 
-    return LoopSettings(
-        batch_size=params.batch_size,
-        seed=seed if params.seed is None else params.seed,
-        precision=params.precision,
-        micro_batch=params.micro_batch,
-        device=local_device(choose_device(machine.device)),
-        checkpoint_seconds=params.checkpoint_seconds,
-        **more,
-    )
+    return local_device(choose_device(study.machine(device=device).device))
 
 
 def _leads() -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import EnsembleError, StoreError, UsageError
-from pipeline.compute.devices import choose_device
 from pipeline.progress import counting
+from stages.devices import choose_device
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, EmbedSummary
 
 if TYPE_CHECKING:

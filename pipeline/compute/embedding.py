@@ -53,7 +53,7 @@ def embed_settings(
     accept_licence: bool = False,
 ) -> EmbedSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
-    from pipeline.compute.devices import choose_device
+    from stages.devices import choose_device
     from stages.embed import EmbedSettings
     from stages.experts import expert_class
     from stages.experts.views import checked_views

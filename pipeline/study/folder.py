@@ -11,15 +11,8 @@ from pydantic import ValidationError
 
 from cache.errors import MissingFileError, UsageError
 from cache.storage.locations import Place, within
-from pipeline.study.params import (
-    DEFAULT_WEIGHTS,
-    EMBEDDINGS,
-    PARAMS_FILE,
-    SIGNALS,
-    ExpertParams,
-    Params,
-    read_params,
-)
+from pipeline.study.params import EMBEDDINGS, PARAMS_FILE, SIGNALS, Params, option_fault, read_params
+from stages.embed.settings import DEFAULT_WEIGHTS, ExpertSection
 from stages.ingest.settings import CohortSection
 from stages.settings import Machine
 
@@ -133,8 +126,7 @@ class Study:
         try:
             return Machine.model_validate({**section.model_dump(), **options})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from error
+            raise UsageError(option_fault(error)) from error
 
     def cohort(self, source: str | None = None, path: Path | None = None, labels: Path | None = None) -> CohortSection:
         """Join params.yaml with what the options say.
@@ -159,9 +151,9 @@ class Study:
     def _has_params(self) -> bool:
         return (self.folder / PARAMS_FILE).is_file()
 
-    def expert_params(self, name: str) -> ExpertParams:
+    def expert_params(self, name: str) -> ExpertSection:
         """Parameters of one expert; an expert that params.yaml does not name has the defaults."""
-        return self.params.experts.get(name) or ExpertParams()
+        return self.params.experts.get(name) or ExpertSection()
 
     def weights_of(self, name: str) -> Path | None:
         """Return the weights file that params.yaml names, or None for the expert's own."""

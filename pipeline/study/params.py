@@ -2,91 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import MissingFileError, UsageError
+from stages.embed.settings import EmbedSection, ExpertSection
 from stages.evaluate.settings import EvaluateSection
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
-from stages.settings import NOT_ALLOWED, Machine, Settings, allowed
+from stages.posttrain.settings import PosttrainSection
+from stages.pretrain.settings import PretrainSection
+from stages.settings import Machine, Settings, allowed, first_fault, nearest
 from stages.synthetic.settings import GenerateSettings
 
 PARAMS_FILE = "params.yaml"
-DEFAULT_WEIGHTS = "weights/default"
-"""Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
 SIGNALS, EMBEDDINGS = "signals.zarr", "embeddings"
 """Where the stores lie if params.yaml does not say: in the study's folder."""
-
-
-class ExpertParams(Settings):
-    """One expert of the ensemble."""
-
-    weights: str = DEFAULT_WEIGHTS
-    config: dict[str, Any] = Field(default_factory=dict)
-    preprocessing: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    dtype: Literal["float16", "float32"] | None = None
-    accept_licence: bool = Field(default=False, validation_alias=AliasChoices("accept_licence", "accept_license"))
-    views: tuple[Literal["segments", "std", "max", "last"], ...] = ()
-
-
-class Embed(Settings):
-    """How stores of embeddings are written; none of it changes a vector."""
-
-    shard_records: int = Field(default=1024, ge=1)
-    max_bad: int | None = Field(default=None, ge=0)
-
-
-class TrainingSection(Settings):
-    """How a network is trained: what `pretrain` and `posttrain` share."""
-
-    epochs: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0)
-    seed: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    micro_batch: int | None = Field(default=None, ge=1)
-    gradient_checkpointing: bool = False
-    checkpoint_seconds: float = Field(default=60, ge=0)
-    config: dict[str, Any] = Field(default_factory=dict)
-
-
-class PretrainSection(TrainingSection):
-    """One version to pretrain; see docs/pretraining.md."""
-
-    expert: str = "stmem"
-    variant: str = ""
-    size: str = ""
-    preprocessing: str = ""
-    leads: str = ""
-    warmup_epochs: float | None = Field(default=None, ge=0)
-
-
-class PosttrainSection(TrainingSection):
-    """One version to post-train; see docs/pretraining.md."""
-
-    expert: str = ""
-    task: str = ""
-    weights: str | None = None
-    preprocessing: str | None = None
-    batch_size: int = Field(default=64, ge=1)
-    min_learning_rate: float | None = Field(default=None, ge=0)
-    probing: bool = True
-    drop_path: float = Field(default=0.5, ge=0, lt=1)
-    drop_path_schedule: Literal["constant", "linear"] = "constant"
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    select: Literal["best", "last"] = "best"
-    fractions: tuple[float, ...] = (1.0,)
-    seeds: tuple[int, ...] | None = None
 
 
 def _is_tasks(value: Any) -> bool:
@@ -104,10 +39,10 @@ class Params(Settings):
     cohort: CohortSection
     signals: str = SIGNALS
     embeddings: str = EMBEDDINGS
-    experts: dict[str, ExpertParams]
+    experts: dict[str, ExpertSection]
     pretrain: dict[str, PretrainSection] = Field(default_factory=dict)
     posttrain: dict[str, PosttrainSection] = Field(default_factory=dict)
-    embed: Embed = Embed()
+    embed: EmbedSection = EmbedSection()
     tasks: Annotated[
         tuple[str, ...] | Literal["all"], allowed(_is_tasks, "all, or a list of target columns such as [age, sex]")
     ] = "all"
@@ -162,9 +97,14 @@ def overridden(kind: type[Section], section: Section | None, options: Mapping[st
     try:
         return kind.model_validate({**(section.model_dump() if section else {}), **given})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg'].lower()}") from error
+        raise UsageError(option_fault(error)) from error
+
+
+def option_fault(error: ValidationError) -> str:
+    """Return the line that says what is wrong with an option of the command line."""
+    fault = first_fault(error)
+    words = f"it must be {fault.words}" if fault.kind == "not allowed" else fault.words
+    return f"--{str(fault.location[0]).replace('_', '-')} {fault.value}: {words}"
 
 
 def _check_location(path: Path, key: str, location: str, default: str) -> None:
@@ -209,22 +149,21 @@ def _matches(content: Any, parts: list[str], above: str = "") -> Iterator[str]:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{_suggestion(first['loc'])}{more}"
-    if first["type"] == NOT_ALLOWED:
-        return f"{where} {first['input']!r} is not allowed; it must be {first['msg']}{more}"
-    return f"{where}: {first['msg'].lower()}, got {first['input']!r}{more}"
+    fault = first_fault(error)
+    more = f" (and {fault.n_more} more)" if fault.n_more else ""
+    if fault.kind == "unknown":
+        return f"unknown key '{fault.name}'{_suggestion(fault.location)}{more}"
+    if fault.kind == "not allowed":
+        return f"{fault.name} {fault.value!r} is not allowed; it must be {fault.words}{more}"
+    return f"{fault.name}: {fault.words}, got {fault.value!r}{more}"
 
 
 _NAMED: dict[str, type[BaseModel]] = {
-    "experts": ExpertParams,
+    "experts": ExpertSection,
     "pretrain": PretrainSection,
     "posttrain": PosttrainSection,
 }
-"""Sections whose keys are names of one's own."""
+"""Sections whose keys are names that the user chose."""
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
@@ -236,5 +175,5 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
             inner = section.model_fields[str(part)].annotation
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 section = inner
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(section.model_fields)}"
+    near = nearest(str(location[-1]), section.model_fields)
+    return f"; did you mean '{near}'?" if near else f"; known: {', '.join(section.model_fields)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import pkgutil
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from cache.errors import MissingFileError, UsageError
 from stages.cohorts.contract import Cohort
+from stages.settings import first_fault, nearest
 
 ENTRY_POINT_GROUP = "ensemble.cohorts"
 _PACKAGE = "stages.cohorts"
@@ -102,8 +102,8 @@ def cohort_class(source: str) -> type[Cohort]:
     _load_built_in()
     found = _REGISTRY.get(source) or _known().get(source)
     if found is None:
-        near = difflib.get_close_matches(source, list_cohorts(), n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        near = nearest(source, list_cohorts())
+        hint = f"did you mean '{near}'? " if near else ""
         raise UsageError(f"unknown source '{source}'; {hint}there are: {', '.join(list_cohorts())}")
     return found
 
@@ -150,17 +150,11 @@ def open_cohort(source: str, path: str | Path, options: Mapping[str, Any] | None
 
 
 def _one_line(source: str, cls: type[Cohort], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    name = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
+    fault = first_fault(error)
+    if fault.kind == "unknown":
         names = list(cls.options_type.model_fields)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"source '{source}' has no option '{name}'; {hint}its options: {', '.join(names)}"
-    value = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"source '{source}', option '{name}': {_lowered(first['msg'])}{value}"
-
-
-def _lowered(message: str) -> str:
-    plain = message.removeprefix("Value error, ")
-    return plain[:1].lower() + plain[1:]
+        near = nearest(fault.name, names)
+        hint = f"did you mean '{near}'? " if near else ""
+        return f"source '{source}' has no option '{fault.name}'; {hint}its options: {', '.join(names)}"
+    value = "" if fault.kind == "missing" else f", got {fault.value!r}"
+    return f"source '{source}', option '{fault.name}': {fault.words}{value}"

@@ -5,10 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from cache.storage.locations import Place
-from stages.experts.contract import Precision
+from pydantic import AliasChoices, Field
+
+from stages.settings import Precision, Settings
+
+if TYPE_CHECKING:
+    from cache.storage.locations import Place
+
+DEFAULT_WEIGHTS = "weights/default"
+"""Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
+
+
+class ExpertSection(Settings):
+    """One expert of the ensemble: an entry under `experts` in params.yaml."""
+
+    weights: str = DEFAULT_WEIGHTS
+    config: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: str | None = None
+    precision: Precision = "fp32"
+    dtype: Literal["float16", "float32"] | None = None
+    accept_licence: bool = Field(default=False, validation_alias=AliasChoices("accept_licence", "accept_license"))
+    views: tuple[Literal["segments", "std", "max", "last"], ...] = ()
+
+
+class EmbedSection(Settings):
+    """Section `embed` of params.yaml: how stores of embeddings are written; none of it changes a vector."""
+
+    shard_records: int = Field(default=1024, ge=1)
+    max_bad: int | None = Field(default=None, ge=0)
 
 
 @dataclass(frozen=True)

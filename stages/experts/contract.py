@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.token_times import Placement, TokenTimes
+from stages.settings import Precision
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-Precision = Literal["fp32", "bf16", "fp16"]
 WINDOWS_AT_ONCE = 8
 PRECISION_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
-
 from stages.heads.options import FitOptions
-from stages.settings import Settings, allowed
+from stages.settings import Settings, allowed, number_or
 
 if TYPE_CHECKING:
     from cache.storage.locations import Place
@@ -46,7 +44,7 @@ class FitHeadsSection(Settings):
     """
 
     preset: Literal["default", "enecg"] = "default"
-    folds: Literal["split", "all"] | Annotated[int, Field(ge=3)] = "split"
+    folds: Annotated[int | Literal["split", "all"], number_or("split", "all", least=3, whole=True)] = "split"
     options: StudyFitOptions = StudyFitOptions()
 
     def folds_for(self, preset: str) -> str | int:

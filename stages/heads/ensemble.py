@@ -12,8 +12,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
 from cache.errors import InputError
+from stages.devices import choose_device
 from stages.heads.blockwise.blocks import memory_bytes
 from stages.heads.blockwise.expert import Features, WorkSpace
 from stages.heads.crossfit import check_groups, check_splits
@@ -30,7 +32,7 @@ from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
 from stages.heads.predictor import FittedHeads
 from stages.heads.targets.tasks import Block, TaskSpec, infer_tasks
-from stages.heads.threads import fit_threads, pick_device
+from stages.heads.threads import fit_threads
 
 
 class EnsembleHeads(FittedHeads):
@@ -149,7 +151,7 @@ class EnsembleHeads(FittedHeads):
         """
         started = perf_counter()
         checked(EstimatorOptions, self.get_params())
-        device = pick_device(self.device)
+        device = torch.device(choose_device(self.device))
         read = read_features(features)
         n = len(next(iter(read.values())))
         group_ids = check_groups(groups, n)

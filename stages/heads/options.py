@@ -6,7 +6,6 @@ only data can judge (an expert, a device that this machine has).
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ValidationError
 
 from cache.errors import UsageError
-from stages.settings import Settings, allowed
+from stages.settings import Settings, allowed, first_fault, nearest
 
 AUTO = "auto"
 LAYER_MIX = "embedding, last, ppa, pma, std, max, last_token, attention, joined by '+'"
@@ -142,13 +141,13 @@ def checked(kind: type[Options], options: Mapping[str, Any], prefix: str = "") -
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, kind.model_fields, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(kind.model_fields)}"
+        fault = first_fault(error)
+        name = str(fault.location[0])
+        if fault.kind == "unknown":
+            near = nearest(name, kind.model_fields)
+            hint = f"; did you mean '{near}'?" if near else f"; there are: {', '.join(kind.model_fields)}"
             raise UsageError(f"{prefix}{name} is no option{hint}") from error
-        raise UsageError(f"{prefix}{name} {first['input']!r} is not allowed; it must be {first['msg']}") from error
+        raise UsageError(f"{prefix}{name} {fault.value!r} is not allowed; it must be {fault.words}") from error
 
 
 def signature_of(kind: type[Settings]) -> inspect.Signature:

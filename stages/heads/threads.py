@@ -1,4 +1,4 @@
-"""What a fit is computed with: CPU threads, the device. Not here: memory (`blockwise.blocks`)."""
+"""How many CPU threads a fit uses. Not here: memory (`blockwise.blocks`), the device (`stages.devices`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-from cache.errors import UsageError
 from stages.settings import usable_cores
 
 SMALL = 1 << 22
@@ -27,22 +26,3 @@ def fit_threads(n_values: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def pick_device(name: str) -> torch.device:
-    """Resolve auto (a GPU if there is one), cpu, cuda or cuda:i.
-
-    Raises
-    ------
-    UsageError
-        Another name, or a GPU that is not there.
-    """
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if n_gpus else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"device '{name}' is none of auto, cpu, cuda, cuda:0, ...")
-    if kind == "cuda" and int(index or 0) >= n_gpus:
-        raise UsageError(f"device '{name}': torch sees {n_gpus} GPU(s); use cpu or auto")
-    return torch.device(name)

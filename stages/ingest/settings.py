@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.settings import Count, Settings
+from stages.settings import Count, Settings, number_or
 
 
 class CohortSection(Settings):
@@ -37,7 +37,7 @@ class CohortSection(Settings):
     limit: Count | None = None
     derive_leads: bool = False
     pace_spikes: bool = False
-    seconds: Annotated[float, Field(ge=1, le=3600)] | Literal["all"] = 10.0
+    seconds: Annotated[float | Literal["all"], number_or("all", least=1, most=3600)] = 10.0
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -8,107 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from cache.embeddings import open_embeddings
-from cache.errors import InputError, UsageError
+from cache.errors import InputError
 from cache.fingerprint import fingerprint
-from cache.storage.locations import Place
 from stages.experts import Expert, load_expert
-from stages.experts.versions import check_version_name, is_made_here, read_version
+from stages.experts.versions import is_made_here, read_version
 from stages.heads.targets.tasks import layout
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.probing import Head, Labelled, fit_probe
+from stages.posttrain.settings import PosttrainPaths, PosttrainSettings, PosttrainSummary
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import input_identity
-from stages.training.loop import LoopSettings, Training
+from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks
 from stages.training.versions import cohort_facts, write_version
 
 RESULTS_FILE = "results.json"
 SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
-
-
-@dataclass(frozen=True)
-class PosttrainSettings:
-    """What is adapted to what, and how; see docs/pretraining.md.
-
-    Attributes
-    ----------
-    probing, drop_path
-        False and 0 are the two ablations; both together are plain fine-tuning.
-    select
-        `best`: the epoch of the lowest validation loss, the weights before the first step (epoch 0) included.
-    fractions
-        Shares of the training patients; the largest makes the version.
-    seeds
-        One run each per fraction; the first makes the version.
-    """
-
-    name: str
-    expert: str
-    task: str
-    loop: LoopSettings
-    weights: str | Path | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: str | None = None
-    probing: bool = True
-    drop_path: float = 0.5
-    drop_path_schedule: str = "constant"
-    layer_decay: float = 1.0
-    dropout: float | None = None
-    gradient_checkpointing: bool = False
-    select: Literal["best", "last"] = "best"
-    fractions: tuple[float, ...] = (1.0,)
-    seeds: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        check_version_name(self.name, self.expert)
-        if any(not 0 < fraction <= 1 for fraction in self.fractions) or not self.fractions:
-            raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
-        if not self.seeds:
-            raise UsageError("seeds: give at least one")
-
-
-@dataclass(frozen=True)
-class PosttrainPaths:
-    """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
-
-    records: Path
-    signals: Place
-    state: Path
-    features: Place | None = None
-
-
-@dataclass
-class PosttrainSummary:
-    """What was done.
-
-    Attributes
-    ----------
-    runs
-        One entry per fraction and seed: records, chosen penalty and epoch, metrics on validation and test records of
-        the probe alone and of the tuned network, and the curve.
-    folder
-        Empty in a process that leaves writing to another.
-    predictions
-        Of each run, the tuned network's test predictions [n, columns]; `test_rows` are their rows.
-    """
-
-    name: str
-    folder: str = ""
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    predictions: list[np.ndarray] = field(default_factory=list)
-    probe_predictions: list[np.ndarray] = field(default_factory=list)
-    test_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 Say = Callable[[int, int, float], None]

@@ -5,8 +5,8 @@ A run that was killed goes on where its checkpoint stands, to the same loss curv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +17,19 @@ from torch import nn
 from cache.fingerprint import fingerprint
 from cache.records import open_records
 from cache.signals import open_signals
-from cache.storage.locations import Place
 from stages.experts import expert_class
-from stages.experts.versions import check_version_name
-from stages.pretrain.objectives import Objective, make_objective, recipe_of
+from stages.pretrain.objectives import Objective, make_objective
+from stages.pretrain.settings import PretrainPaths, PretrainSettings, PretrainSummary
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import prepared_inputs, training_rows
-from stages.training.loop import History, LoopSettings, Training
+from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks, in_batches
+from stages.training.settings import History
 from stages.training.versions import cohort_facts, write_version
 
 SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
 """Settings that a resumed run may change."""
 MAX_VALIDATION = 512
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """What is pretrained and how; see docs/pretraining.md. Where a name is "", the expert's recipe has the default."""
-
-    name: str
-    """Of the version: EXPERT+TAG."""
-    expert: str
-    loop: LoopSettings
-    variant: str = ""
-    size: str = ""
-    preprocessing: str = ""
-    leads: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        recipe_of(self.expert)
-        check_version_name(self.name, self.expert)
-
-
-@dataclass(frozen=True)
-class PretrainPaths:
-    """Where a run reads, and its state folder: prepared inputs and the checkpoint, safe to delete."""
-
-    records: Path
-    signals: Place
-    state: Path
-
-
-@dataclass(frozen=True)
-class PretrainSummary:
-    """What a run did."""
-
-    name: str
-    folder: str
-    """Empty in a process that leaves writing to another."""
-    n_records: int
-    parameters: int
-    resumed_at: int
-    history: History
 
 
 def run(

@@ -12,9 +12,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,31 +24,9 @@ from cache.errors import InputError, UsageError
 from stages.training.checkpoint import read_checkpoint, write_checkpoint
 from stages.training.distributed import Group, without_exchange
 from stages.training.memory import smaller_batch
+from stages.training.settings import History, LoopSettings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How a network is trained; all but the last four change the numbers."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_epochs: float = 0.0
-    min_learning_rate: float = 0.0
-    clip_norm: float | None = None
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which is then the result; 0: none."""
-    seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    micro_batch: int | None = None
-    """Records a forward pass: gradients are accumulated up to `batch_size`. None: all at once, halved when memory is
-    full."""
-    device: str = "cpu"
-    checkpoint_seconds: float = 60.0
 
 
 class Batches(Protocol):
@@ -59,18 +37,6 @@ class Batches(Protocol):
 
     def fetch(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, ...]:
         """Return the model's inputs for records `rows`, on the CPU, each with the records as its first axis."""
-
-
-@dataclass
-class History:
-    """What happened, step by step and epoch by epoch."""
-
-    losses: list[float] = field(default_factory=list)
-    """Of every step."""
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    """Mean training loss of each epoch, and what `after_epoch` added."""
-    resumed_at: int = 0
-    micro_batch: int = 0
 
 
 AfterEpoch = Callable[[nn.Module, int], dict[str, float]]

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from cache.errors import UsageError
 from pipeline.compute.devices import device_of
 from pipeline.compute.workers import worker_count
+from stages.devices import choose_device
 
 
 @pytest.fixture
@@ -25,3 +27,10 @@ def test_there_is_one_worker_a_gpu_if_nothing_else_is_said():
     assert worker_count("auto", "cuda:1", threads=1) == 1
     assert worker_count(5, "cuda", threads=1) == 5
     assert worker_count("auto", "cpu", threads=1) >= 1
+
+
+def test_devices_are_named_as_in_torch():
+    assert choose_device("cpu") == "cpu"
+    for wrong in ("gpu", "cpu:1", "cuda:x", "cuda:"):
+        with pytest.raises(UsageError, match=f"device '{wrong}': expected auto, cpu, cuda or cuda:0"):
+            choose_device(wrong)

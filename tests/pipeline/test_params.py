@@ -41,6 +41,17 @@ def test_what_is_not_said_has_a_default(tmp_path):
             {"fit_heads": {"options": {"gate_leads": ["II", "II"]}}},
             "fit_heads.options.gate_leads ['II', 'II'] is not allowed; it must be a list of different leads",
         ),
+        ({"machine": {"workers": 0}}, "machine.workers 0 is not allowed; it must be auto, or a whole number from 1"),
+        ({"machine": {"batch_size": 2.5}}, "machine.batch_size 2.5 is not allowed; it must be auto, or a whole number"),
+        ({"machine": {"memory_gb": "much"}}, "machine.memory_gb 'much' is not allowed; it must be auto, or a number"),
+        (
+            {"fit_heads": {"folds": 2}},
+            "fit_heads.folds 2 is not allowed; it must be split, all, or a whole number from",
+        ),
+        (
+            {"cohort": {**MINIMAL["cohort"], "seconds": 0}},
+            "cohort.seconds 0 is not allowed; it must be all, or a number from 1 to 3600",
+        ),
         ({"embed": {"device": "cpu"}}, "embed.device is machine.device now; move it there"),
         ({"cohort": {**MINIMAL["cohort"], "workers": 2}}, "cohort.workers is machine.workers now"),
         ({"fit_heads": {"options": {"memory_gb": 3}}}, "fit_heads.options.memory_gb is machine.memory_gb now"),

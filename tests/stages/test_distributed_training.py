@@ -15,7 +15,7 @@ from stages.posttrain import PosttrainPaths, PosttrainSettings
 from stages.posttrain import run as posttrain
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 
 LOOP = LoopSettings(epochs=3, batch_size=8, learning_rate=1e-2)
 FORECAST = PretrainSettings("dlinear+test", "dlinear", replace(LOOP, epochs=1), config={"kernel_size": 25})

@@ -22,7 +22,7 @@ from stages.posttrain import run as posttrain
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.stage import _load
 from stages.posttrain.tuned import Tuned, rate_groups
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 
 SMALL = {"width": 16, "depth": 3, "mlp_dim": 32, "heads": 2, "dim_head": 8, "seq_len": 1000, "patch_size": 50}
 LOOP = LoopSettings(epochs=2, batch_size=8, learning_rate=3e-3, checkpoint_seconds=60)
@@ -205,7 +205,7 @@ from pathlib import Path
 import torch
 from stages.posttrain import PosttrainPaths, PosttrainSettings
 from stages.posttrain import run as posttrain
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 torch.set_num_threads(1)
 settings, step = json.loads(sys.argv[1]), int(sys.argv[2])
 loop = settings.pop("loop")

@@ -20,8 +20,9 @@ from stages.experts import list_experts, load_expert
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
 from stages.pretrain.objectives import pretrainable
-from stages.training.loop import LoopSettings, Training, learning_rate_factor
+from stages.training.loop import Training, learning_rate_factor
 from stages.training.memory import in_batches
+from stages.training.settings import LoopSettings
 from stages.training.versions import patients_seen
 from tests.stages.third_party import install
 
@@ -92,7 +93,7 @@ from pathlib import Path
 import torch
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 torch.set_num_threads(1)
 settings, step = json.loads(sys.argv[1]), int(sys.argv[2])
 loop = settings.pop("loop")

@@ -23,7 +23,7 @@ from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
-from stages.training.loop import LoopSettings
+from stages.training.settings import LoopSettings
 
 FILE = PACKAGE_FOLDER / "seed.safetensors"
 SMALL = {"width": 32, "heads": 2, "dim_head": 16, "mlp_dim": 64, "depth": 2}

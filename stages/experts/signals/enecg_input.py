@@ -6,7 +6,6 @@ what one expert alone does with the result (`dlinear`, `timesnet`, `tempo`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +53,7 @@ def published_input(
     window = max(1, round(WINDOW_SECONDS * rate_hz))
     signals = _lengthen(_dsp.as_signals(signals_mv), window)
     normalised = _zscore_with_zeros(signals) if variant == "enecg" else _zscore_of_present(signals)
-    return _dsp.resample_fft(_cut(_dsp.pick_leads(normalised, tuple(leads)), window), n_samples)
+    return _dsp.resample_fft(_dsp.even_windows(_dsp.pick_leads(normalised, tuple(leads)), window), n_samples)
 
 
 def input_leads(expert: str, channels: int, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -99,11 +98,3 @@ def _zscore_of_present(signals: np.ndarray) -> np.ndarray:
     scale = np.sqrt((centred**2).sum(axis=(1, 2), keepdims=True) / count)
     varies = scale > _dsp.ROUNDING * np.abs(filled).max(axis=(1, 2), keepdims=True)
     return np.divide(centred, scale, out=np.zeros_like(centred), where=varies)
-
-
-def _cut(signals: np.ndarray, window: int) -> np.ndarray:
-    """[batch, lead, time] -> [batch, windows, lead, window]; a hundredth of a window at the end may be lost."""
-    surplus = signals.shape[-1] - window
-    n_windows = max(1, math.ceil(signals.shape[-1] / window - 0.01))
-    starts = np.linspace(0, surplus if n_windows > 1 else 0, n_windows).round().astype(int)
-    return np.stack([signals[..., start : start + window] for start in starts], axis=1)

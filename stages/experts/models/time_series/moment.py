@@ -6,7 +6,6 @@ Lives here: the network around transformers' T5 encoder, the published facts, `p
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -284,9 +283,7 @@ def _windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
     """Evenly placed windows that cover [batch, lead, time]; a shorter record is held at its last sample."""
     if signals.shape[-1] < n_samples:
         signals = np.pad(signals, ((0, 0), (0, 0), (0, n_samples - signals.shape[-1])), mode="edge")
-    n_windows = max(1, math.ceil(signals.shape[-1] / n_samples - 0.01))
-    starts = np.linspace(0, signals.shape[-1] - n_samples if n_windows > 1 else 0, n_windows).round().astype(int)
-    return np.stack([signals[..., start : start + n_samples] for start in starts], axis=1)
+    return _dsp.even_windows(signals, n_samples)
 
 
 def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOptions:

@@ -1,0 +1,131 @@
+"""What a post-training is asked for, where it reads and writes, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from cache.errors import UsageError
+from stages.training.settings import LoopSettings, TrainingSection, loop_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cache.storage.locations import Place
+
+
+class PosttrainSection(TrainingSection):
+    """One version to post-train; see docs/pretraining.md."""
+
+    expert: str = ""
+    task: str = ""
+    weights: str | None = None
+    preprocessing: str | None = None
+    batch_size: int = Field(default=64, ge=1)
+    min_learning_rate: float | None = Field(default=None, ge=0)
+    probing: bool = True
+    drop_path: float = Field(default=0.5, ge=0, lt=1)
+    drop_path_schedule: Literal["constant", "linear"] = "constant"
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    select: Literal["best", "last"] = "best"
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] | None = None
+
+    def loop(self, seed: int, device: str) -> LoopSettings:
+        """Return how the network is trained; what the section does not say is as a re-implementation has it.
+
+        That is AdamW at 5e-4 with a cosine to 1e-5 (docs/pretraining.md).
+        """
+        rate = self.learning_rate or 5e-4
+        return loop_settings(
+            self,
+            seed,
+            device,
+            epochs=self.epochs or 30,
+            learning_rate=rate,
+            min_learning_rate=rate / 50 if self.min_learning_rate is None else self.min_learning_rate,
+            weight_decay=0.05 if self.weight_decay is None else self.weight_decay,
+            ema=self.ema,
+        )
+
+
+@dataclass(frozen=True)
+class PosttrainSettings:
+    """What is adapted to what, and how; see docs/pretraining.md.
+
+    Attributes
+    ----------
+    probing, drop_path
+        False and 0 are the two ablations; both together are plain fine-tuning.
+    select
+        `best`: the epoch of the lowest validation loss, the weights before the first step (epoch 0) included.
+    fractions
+        Shares of the training patients; the largest makes the version.
+    seeds
+        One run each per fraction; the first makes the version.
+    """
+
+    name: str
+    expert: str
+    task: str
+    loop: LoopSettings
+    weights: str | Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: str | None = None
+    probing: bool = True
+    drop_path: float = 0.5
+    drop_path_schedule: str = "constant"
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    gradient_checkpointing: bool = False
+    select: Literal["best", "last"] = "best"
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        from stages.experts.versions import check_version_name
+
+        check_version_name(self.name, self.expert)
+        if any(not 0 < fraction <= 1 for fraction in self.fractions) or not self.fractions:
+            raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
+        if not self.seeds:
+            raise UsageError("seeds: give at least one")
+
+
+@dataclass(frozen=True)
+class PosttrainPaths:
+    """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
+
+    records: Path
+    signals: Place
+    state: Path
+    features: Place | None = None
+
+
+@dataclass
+class PosttrainSummary:
+    """What was done.
+
+    Attributes
+    ----------
+    runs
+        One entry per fraction and seed: records, chosen penalty and epoch, metrics on validation and test records of
+        the probe alone and of the tuned network, and the curve.
+    folder
+        Empty in a process that leaves writing to another.
+    predictions
+        Of each run, the tuned network's test predictions [n, columns]; `test_rows` are their rows.
+    """
+
+    name: str
+    folder: str = ""
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    probe_predictions: list[np.ndarray] = field(default_factory=list)
+    test_rows: np.ndarray | None = None

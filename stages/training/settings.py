@@ -1,0 +1,76 @@
+"""How a network is trained: what the sections `pretrain` and `posttrain` of params.yaml share, and the loop's settings.
+
+Light: imports neither arrays nor torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from stages.settings import Precision, Settings
+
+
+class TrainingSection(Settings):
+    """How a network is trained: what `pretrain` and `posttrain` share."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    seed: int | None = None
+    precision: Precision = "fp32"
+    micro_batch: int | None = Field(default=None, ge=1)
+    gradient_checkpointing: bool = False
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a network is trained; all but the last four change the numbers."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_epochs: float = 0.0
+    min_learning_rate: float = 0.0
+    clip_norm: float | None = None
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then the result; 0: none."""
+    seed: int = 0
+    precision: Precision = "fp32"
+    micro_batch: int | None = None
+    """Records a forward pass: gradients are accumulated up to `batch_size`. None: all at once, halved when memory is
+    full."""
+    device: str = "cpu"
+    checkpoint_seconds: float = 60.0
+
+
+def loop_settings(section: TrainingSection, seed: int, device: str, **recipe: Any) -> LoopSettings:
+    """Return the loop's settings: those of the section, `seed` where it names none, and what a recipe fills in."""
+    return LoopSettings(
+        batch_size=section.batch_size,
+        seed=seed if section.seed is None else section.seed,
+        precision=section.precision,
+        micro_batch=section.micro_batch,
+        device=device,
+        checkpoint_seconds=section.checkpoint_seconds,
+        **recipe,
+    )
+
+
+@dataclass
+class History:
+    """What happened, step by step and epoch by epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    """Of every step."""
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """Mean training loss of each epoch, and what `after_epoch` added."""
+    resumed_at: int = 0
+    micro_batch: int = 0
