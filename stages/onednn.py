@@ -18,8 +18,8 @@ FEWEST_ROWS = 64
 def convolution_pays(x: Tensor) -> bool:
     """Whether a linear map of [..., d] is faster as a convolution: float32, on a CPU, without gradients, many rows."""
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    many = x.numel() >= FEWEST_ROWS * x.shape[-1]
-    return on_cpu and many and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+    enough_rows = x.numel() >= FEWEST_ROWS * x.shape[-1]
+    return on_cpu and enough_rows and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
 
 
 def linear_as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -87,7 +87,7 @@ class Claims:
         """Say that this process no longer works in the store."""
         self._lock(fcntl.LOCK_UN, 0)
 
-    def try_own(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take the whole store, to make or replace it, if nobody works in it; gives whether it is ours. Never waits."""
         return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, 0)
 
@@ -105,19 +105,19 @@ class Claims:
             The file system has no record locks: claims there would never exclude anybody.
         """
         while self._lock_opened(kind, byte):
-            if kind == fcntl.LOCK_UN or self._is_there():
+            if kind == fcntl.LOCK_UN or self._is_current():
                 return True
             os.close(self._file)
             self._file = self._opened()
         return False
 
-    def _is_there(self) -> bool:
+    def _is_current(self) -> bool:
         opened = os.fstat(self._file)
         try:
-            there = os.stat(self._path)
+            on_disk = os.stat(self._path)
         except FileNotFoundError:
             return False
-        return (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)
+        return (opened.st_dev, opened.st_ino) == (on_disk.st_dev, on_disk.st_ino)
 
     def _lock_opened(self, kind: int, byte: int) -> bool:
         try:

@@ -51,15 +51,15 @@ class _Lease:
 
     def take(self) -> bool:
         """Make the object; whether there was none."""
-        self.tag = self.file.create(self.content()) or self._own_tag()
+        self.tag = self.file.create(self.content()) or self._tag_after_unclear_write()
         return bool(self.tag)
 
     def renew(self) -> bool:
         """Write the object again; whether it was still ours."""
-        self.tag = self.file.replace(self.content(), self.tag) or self._own_tag()
+        self.tag = self.file.replace(self.content(), self.tag) or self._tag_after_unclear_write()
         return bool(self.tag)
 
-    def _own_tag(self) -> str:
+    def _tag_after_unclear_write(self) -> str:
         """Return the tag of what stands there if we wrote it, in a request whose answer did not reach us."""
         try:
             content, headers = self.file.read_with_headers()
@@ -140,7 +140,7 @@ class Leases:
         with self._guard:
             self._session.give_back()
 
-    def try_own(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take the whole store, to make or replace it, if nobody works in it; gives whether it is ours. Never waits."""
         with self._guard:
             if not self._ended(self._owner.file) or not self._hold(self._owner):

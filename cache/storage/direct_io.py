@@ -22,7 +22,7 @@ ALIGNMENT = 4096
 """Of memory, place in the file and length, for any disk."""
 _DIRECT = getattr(os, "O_DIRECT", 0)  # macOS has none
 _NOTHING = np.empty(0, dtype=np.uint8)
-_mine = threading.local()
+_thread_memory = threading.local()
 
 
 def write_pieces(descriptor: int, pieces: Iterable[np.ndarray | bytes]) -> None:
@@ -50,9 +50,9 @@ def write_pieces(descriptor: int, pieces: Iterable[np.ndarray | bytes]) -> None:
 
 def _memory() -> np.ndarray:
     """Memory of this thread, at a page's border; asking for it anew would cost as much as filling it."""
-    if not hasattr(_mine, "memory"):
-        _mine.memory = np.frombuffer(mmap.mmap(-1, STAGED_BYTES), dtype=np.uint8)
-    return _mine.memory
+    if not hasattr(_thread_memory, "memory"):
+        _thread_memory.memory = np.frombuffer(mmap.mmap(-1, STAGED_BYTES), dtype=np.uint8)
+    return _thread_memory.memory
 
 
 def _set_direct(descriptor: int, *, wanted: bool) -> bool:

@@ -106,7 +106,7 @@ class ObjectPath:
 
     def read_range(self, start: int, stop: int | None) -> bytes:
         """Read bytes from `start` (negative: from the end) to `stop`; fewer, or none, where the object is shorter."""
-        with _told(self):
+        with _named_errors(self):
             try:
                 return bytes(self._fs.cat_file(self._key, start=start, end=stop))
             except OSError as error:
@@ -118,7 +118,7 @@ class ObjectPath:
         """Whether there is an object of this very name."""
         if self.protocol in _EXTRAS:
             return bool(self.tag())
-        with _told(self):
+        with _named_errors(self):
             try:
                 return self._fs.info(self._key)["type"] == "file"
             except FileNotFoundError as error:
@@ -128,7 +128,7 @@ class ObjectPath:
 
     def files(self) -> dict[str, Entry]:
         """List all objects below this name, by their names from here on."""
-        with _told(self):
+        with _named_errors(self):
             found = self._fs.find(self._key, detail=True)
         start = f"{self._key}/"
         return {
@@ -139,7 +139,7 @@ class ObjectPath:
 
     def children(self) -> list[ObjectPath]:
         """Return the names right below this one, objects or not, in order."""
-        with _told(self):
+        with _named_errors(self):
             try:
                 names = self._fs.ls(self._key, detail=False)
             except FileNotFoundError as error:
@@ -160,7 +160,7 @@ class ObjectPath:
 
     def _put(self, content: bytes, **condition: str) -> str:
         bucket, key = self._bucket_and_key()
-        with _told(self):
+        with _named_errors(self):
             try:
                 done = self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
             except OSError as error:
@@ -173,7 +173,7 @@ class ObjectPath:
     def tag(self) -> str:
         """Return what tells this content from another; "" if there is no such object."""
         bucket, key = self._bucket_and_key()
-        with _told(self):
+        with _named_errors(self):
             try:
                 return str(self._fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"])
             except FileNotFoundError:
@@ -191,13 +191,13 @@ class ObjectPath:
             async with answer["Body"] as body:
                 return await body.read(), answer
 
-        with _told(self):
+        with _named_errors(self):
             content, answer = sync(files.loop, get)
         return content, answer
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
-        with _told(self):
+        with _named_errors(self):
             try:
                 self._fs.rm_file(self._key)
             except FileNotFoundError:
@@ -207,7 +207,7 @@ class ObjectPath:
     def copy(self, names: list[str], target: ObjectPath) -> None:
         """Copy objects below this name to the same names below another of this storage; the last of them at the end."""
         for part in (names[:-1], names[-1:]):
-            with _told(self):
+            with _named_errors(self):
                 if part:
                     self._fs.copy([f"{self._key}/{name}" for name in part], [f"{target._key}/{name}" for name in part])
 
@@ -215,7 +215,7 @@ class ObjectPath:
         """Delete objects below this name, by the thousand."""
         keys = [f"{self._key}/{name}" for name in names]
         for first in range(0, len(keys), DELETED_AT_ONCE):
-            with _told(self):
+            with _named_errors(self):
                 self._fs.rm(keys[first : first + DELETED_AT_ONCE])
 
     # ---- the file system ---------------------------------------------------------------------------------------------
@@ -268,15 +268,15 @@ def _code(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _told(path: ObjectPath) -> Iterator[None]:
+def _named_errors(path: ObjectPath) -> Iterator[None]:
     """Turn what a storage's client raises into one line; FileNotFoundError stays where only the object is missing."""
     try:
         yield
     except Exception as error:
-        told = storage_error(path, error)
-        if told is None:
+        named = storage_error(path, error)
+        if named is None:
             raise
-        raise told from error
+        raise named from error
 
 
 def storage_error(path: ObjectPath, error: Exception) -> StorageError | None:

@@ -217,7 +217,7 @@ def import_vectors(
     identity = Identity(_imported(store.stem, arrays, dtype), signals_digest, records_digest(records[ID_COLUMN]))
     claims = claims_on(store, state)
     try:
-        if not claims.try_own():
+        if not claims.try_acquire():
             raise StoreError(f"{store}: another process works in it; wait for it to end")
         set_aside(store, identity.fingerprint, claims.confirm)
         made = create_embeddings(store, layout, identity, guard=claims.confirm)

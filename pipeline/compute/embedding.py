@@ -27,10 +27,10 @@ def is_imported(study: Study, expert: str) -> bool:
     from cache import open_embeddings, open_records, records_digest
     from cache.storage.locations import store_exists
     from stages.experts import expert_class
-    from stages.experts.versions import is_made_here, is_version
+    from stages.experts.versions import is_trained_version, is_version
 
     try:
-        if is_version(expert) and not is_made_here(expert) and study.weights_of(expert) is None:
+        if is_version(expert) and not is_trained_version(expert) and study.weights_of(expert) is None:
             raise UsageError(f"'{expert}' has no weights")
         expert_class(expert)
     except UsageError:

@@ -64,9 +64,9 @@ def make_study(
     cohort = open_cohort(source, path, chosen)
     if embeddings is not None and not isinstance(place(embeddings), ObjectPath):
         raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
-    there = [name for name in TEMPLATES if (folder / name).exists()]
-    if there:
-        raise UsageError(f"{folder} holds {there[0]} already; choose another folder or remove it")
+    present = [name for name in TEMPLATES if (folder / name).exists()]
+    if present:
+        raise UsageError(f"{folder} holds {present[0]} already; choose another folder or remove it")
     named = [Path(value) if Path(value).is_absolute() else path / value for value in map(str, chosen.values())]
     deps = [str(path / name) for name in cohort.manifests if (path / name).exists()]
     deps += [str(file) for file in named if file.is_file()]

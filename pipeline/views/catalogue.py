@@ -96,7 +96,7 @@ def weights_state(spec: ExpertSpec) -> str:
     """Say in a few words whether an expert's weights are here and where, or what has to be done."""
     from stages.experts.checkpoints import package_folder
     from stages.experts.hub import cached
-    from stages.experts.versions import is_made_here, is_version
+    from stages.experts.versions import is_trained_version, is_version
 
     if not spec.needs_weights:
         return "none needed"
@@ -104,7 +104,7 @@ def weights_state(spec: ExpertSpec) -> str:
     if named is not None:
         return "here (params.yaml)" if named.exists() else f"missing: params.yaml names {named}"
     if is_version(spec.name):
-        return "here (made here)" if is_made_here(spec.name) else TO_GIVE
+        return "here (made here)" if is_trained_version(spec.name) else TO_GIVE
     if spec.weights and spec.weights.packaged:
         return "here (in the package)" if package_folder(spec.weights) else f"to install ({spec.weights.package})"
     if cached(spec):
@@ -177,9 +177,9 @@ def _trainable(name: str) -> str:
 
 def _made_by(name: str) -> str:
     """Say what a version was made from; nothing for an expert."""
-    from stages.experts.versions import is_made_here, read_version
+    from stages.experts.versions import is_trained_version, read_version
 
-    if not is_made_here(name):
+    if not is_trained_version(name):
         return ""
     facts = read_version(name).facts
     cohort, curve = facts["cohort"], facts["curve"]
@@ -196,12 +196,12 @@ def _places(spec: ExpertSpec) -> list[str]:
     """Say where weights are looked for, in that order; nothing where none are needed."""
     from huggingface_hub import constants
 
-    from stages.experts.versions import is_made_here
+    from stages.experts.versions import is_trained_version
 
     source = spec.weights
     if not spec.needs_weights:
         return []
-    if is_made_here(spec.name):
+    if is_trained_version(spec.name):
         return [source.note if source else ""]
     places = ["--weights", f"experts.{spec.name}.weights in params.yaml"]
     if source and source.packaged:
@@ -210,12 +210,12 @@ def _places(spec: ExpertSpec) -> list[str]:
 
 
 def _how_to_get(spec: ExpertSpec) -> str:
-    from stages.experts.versions import is_made_here
+    from stages.experts.versions import is_trained_version
 
     source = spec.weights
     if not spec.needs_weights:
         return "none needed"
-    if is_made_here(spec.name):
+    if is_trained_version(spec.name):
         return ""
     if source and source.packaged:
         return f"pip install 'ecg-ensemble[{source.package}]'" if source.package else "nothing to do"

@@ -119,7 +119,7 @@ def repair(study: Study) -> Iterator[str]:
 
 def _owning(study: Study, path: Place) -> closing[AnyClaims]:
     claims = claims_on(path, study.state)
-    if not claims.try_own():
+    if not claims.try_acquire():
         claims.close()
         raise StoreError(f"{path}: another process works in it; wait for it to end, or stop it")
     return closing(claims)
@@ -203,8 +203,8 @@ def import_file(
     if store_exists(target) and not replace:
         raise UsageError(f"{target} exists; say --replace, or give another --expert")
     records = open_records(study.records)
-    arrays, own_ids = read_vectors(file.expanduser(), id_column)
-    names = read_ids(ids.expanduser(), id_column) if ids else own_ids
+    arrays, ids_of_file = read_vectors(file.expanduser(), id_column)
+    names = read_ids(ids.expanduser(), id_column) if ids else ids_of_file
     if names is None:
         raise UsageError(f"{file} holds no column '{id_column}'; give a file with the record ids as --ids")
     size = study.params.embed.shard_records

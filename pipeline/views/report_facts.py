@@ -20,7 +20,7 @@ from stages.report.stage import read_facts
 def report_settings(study: Study) -> ReportSettings:
     """Collect what the page of one study says beside the outputs."""
     experts = [_expert(study, name) for name in study.fitted_experts()]
-    trainings = [_training(study, name) for name in _made_here(study)]
+    trainings = [_training(study, name) for name in _trained_versions(study)]
     return ReportSettings(
         title=f"{', '.join(_sources(study))}: {', '.join(expert.name for expert in experts)}",
         warnings=(*_overlaps(study, experts), *_seen_warnings(study, trainings)),
@@ -97,7 +97,7 @@ def _expert(study: Study, name: str) -> ExpertFacts:
 def overlap_warnings(study: Study) -> list[str]:
     """Warn where an expert, or a version made in this study, has seen what it is judged on."""
     experts = [_expert(study, name) for name in study.fitted_experts()]
-    trainings = [_training(study, name) for name in _made_here(study)]
+    trainings = [_training(study, name) for name in _trained_versions(study)]
     return [*_overlaps(study, experts), *_seen_warnings(study, trainings)]
 
 
@@ -123,7 +123,7 @@ def overlap_warning(expert: str, source: str, seen: list[str]) -> str:
     return f"{expert} was pretrained on {', '.join(seen)}{held}: its numbers here may be too good"
 
 
-def _made_here(study: Study) -> list[str]:
+def _trained_versions(study: Study) -> list[str]:
     """Return the versions in use that were made in this study, each behind the version it came from."""
     from stages.experts.versions import is_version, list_versions, read_version
 

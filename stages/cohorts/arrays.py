@@ -120,8 +120,8 @@ class _Lists:
         try:
             # Pages are read one by one: a whole column of a row group may not fit the memory.
             self._file = pq.ParquetFile(path, buffer_size=PAGE_BYTES, pre_buffer=False)
-            schema, told = self._file.schema_arrow, self._file.metadata
-            sizes = [told.row_group(k).num_rows for k in range(told.num_row_groups)]
+            schema, metadata = self._file.schema_arrow, self._file.metadata
+            sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{path}: not a readable Parquet file") from error
         for name in leads:
@@ -176,13 +176,13 @@ class _Lists:
 
     def _check_group(self, group: int) -> None:
         """Refuse a row group whose lists may be too long to be held; a few packed bytes may stand for any number."""
-        told = self._file.metadata.row_group(group)
-        columns = [told.column(k) for k in range(told.num_columns)]
+        row_group = self._file.metadata.row_group(group)
+        columns = [row_group.column(k) for k in range(row_group.num_columns)]
         for lead in self._leads:
             ours = [c for c in columns if c.path_in_schema.startswith(f"{lead}.")]
             n_values = sum(c.num_values for c in ours)
             unpacked = max(sum(c.total_uncompressed_size for c in ours), n_values * SAMPLE_BYTES)
-            if unpacked > MAX_COLUMN_BYTES or n_values > told.num_rows * MAX_SAMPLES:
+            if unpacked > MAX_COLUMN_BYTES or n_values > row_group.num_rows * MAX_SAMPLES:
                 raise InputError(f"its row group unpacks to {unpacked >> 20} MB a lead; write groups of fewer records")
 
 

@@ -48,15 +48,15 @@ class Code15(Cohort):
             raise MissingFileError(self._no_shard(shards))
         if len(places) < len(shards):
             absent = [name for name in shards if name not in places]
-            such = f"{len(absent)} of {len(shards)} shards are not there (such as {absent[0][:80]})"
-            notes.append(f"{such}; their exams are left out")
+            absence = f"{len(absent)} of {len(shards)} shards are not there (such as {absent[0][:80]})"
+            notes.append(f"{absence}; their exams are left out")
         table = table[table["trace_file"].isin(places)].reset_index(drop=True)
         table["exam_id"] = table["exam_id"].map(_whole)
         table["patient_id"] = table["patient_id"].map(_whole)
         table["trace_file"] = table["trace_file"].map(places)
-        here = sorted(set(places.values()))
+        present = sorted(set(places.values()))
         # Of a name that leaves the folder, or a damaged shard, there are no rows: its exams are bad.
-        rows = {(name, exam): row for name in here for row, exam in enumerate(self._exams(name, notes))}
+        rows = {(name, exam): row for name in present for row, exam in enumerate(self._exams(name, notes))}
         where = [rows.get(key, -1) for key in zip(table["trace_file"], table["exam_id"], strict=True)]
         frame = pd.DataFrame({"record_id": table["exam_id"], "patient_id": table["patient_id"]})
         frame["path"] = [f"{name}#{row}" for name, row in zip(table["trace_file"], where, strict=True)]

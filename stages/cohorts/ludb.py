@@ -36,10 +36,10 @@ class Ludb(Cohort):
         path = self.require("ludb.csv")
         table, notes = read_table(path, ["ID", "Sex", "Age", *STATES.values(), *FINDINGS.values()])
         table = table.dropna(subset=["ID"])
-        here = [name.isdigit() and is_file(self.folder / "data" / f"{name}.hea") for name in table["ID"]]
-        if not all(here):
-            notes.append(f"{here.count(False)} rows of ludb.csv have no record in data/ and are left out")
-        table = table[here].reset_index(drop=True)
+        present = [name.isdigit() and is_file(self.folder / "data" / f"{name}.hea") for name in table["ID"]]
+        if not all(present):
+            notes.append(f"{present.count(False)} rows of ludb.csv have no record in data/ and are left out")
+        table = table[present].reset_index(drop=True)
         check_not_empty(table, path)
         frame = pd.DataFrame({"record_id": table["ID"], "patient_id": table["ID"], "path": "data/" + table["ID"]})
         frame["age"] = [_age(cell) for cell in table["Age"]]

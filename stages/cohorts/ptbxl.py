@@ -17,7 +17,7 @@ from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import Target
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, Published, check_not_empty
-from stages.readers.prefixes import relocated, some_there
+from stages.readers.prefixes import relocated, some_exist
 from stages.readers.tables import numbers, read_table
 
 COLUMNS = ["ecg_id", "patient_id", "age", "sex", "scp_codes", "strat_fold", "filename_lr", "filename_hr"]
@@ -84,7 +84,7 @@ class Ptbxl(Cohort):
         """Return the path of each record at a rate; where only those of the other rate are there, that is an error."""
         columns, other = {500: "filename_hr", 100: "filename_lr"}, 600 - rate
         paths = relocated(self.folder, table[columns[rate]], ".hea", notes)
-        if not some_there(self.folder, paths, ".hea") and some_there(self.folder, table[columns[other]], ".hea"):
+        if not some_exist(self.folder, paths, ".hea") and some_exist(self.folder, table[columns[other]], ".hea"):
             raise MissingFileError(
                 f"{self.folder / f'records{rate}'} holds no record, records{other} does; "
                 f"cohort.options: {{rate: {other}}} reads these"

@@ -102,7 +102,7 @@ class Embedder:
 
     def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
         self.settings, self.paths = settings, paths
-        self._told = False
+        self._waiting_is_said = False
         self.records, self.signals = RecordRows(paths.records), open_signals(paths.signals)
         if len(self.records) != len(self.signals):
             raise StoreError(
@@ -199,9 +199,9 @@ class Embedder:
         return found
 
     def _wait(self, claims: AnyClaims, what: str) -> None:
-        if not self._told:
+        if not self._waiting_is_said:
             _LOG.warning("%s: waiting %s", self.paths.store, what)
-            self._told = True
+            self._waiting_is_said = True
         time.sleep(claims.pause_s * random.uniform(0.5, 1.5))  # rivals that met once should not meet again
 
     def finish(self, summary: EmbedSummary) -> EmbedSummary:
@@ -231,7 +231,7 @@ class Embedder:
                 return store, ""
             claims.leave()
             layout = self._layout()  # may take seconds, in which nobody should have to wait
-            if claims.try_own():
+            if claims.try_acquire():
                 fresh = resume_or_create(self.paths.store, layout, self.identity, self._digests, claims.confirm)
                 claims.share()
                 return fresh

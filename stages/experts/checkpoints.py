@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cache.errors import MissingFileError, WeightsError
 from stages.experts.checkpoint_files import SUFFIXES
 from stages.experts.contract import ExpertSpec, WeightsSource
-from stages.experts.versions import is_made_here, is_version, no_such_version, version_folder
+from stages.experts.versions import is_trained_version, is_version, unknown_version, version_folder
 
 PACKAGE_FOLDER = Path(__file__).parent / "weights"
 """Where weights lie that come with the package."""
@@ -56,8 +56,8 @@ def weights_digest(spec: ExpertSpec, path: Path) -> str:
 def find_weights(spec: ExpertSpec, weights: str | Path | None) -> Path:
     """Return the checkpoint file that `weights` (a file, a folder, or None for the model hub) means."""
     if weights is None and is_version(spec.name):
-        if not is_made_here(spec.name):
-            raise no_such_version(spec.name)
+        if not is_trained_version(spec.name):
+            raise unknown_version(spec.name)
         weights = version_folder(spec.name)
     if weights is None and spec.weights is not None and spec.weights.packaged:
         return _packaged(spec.name, spec.weights)

@@ -111,7 +111,7 @@ def outputs_fit_the_spec(case: Case) -> str:
         (rows == {3}, f"encode gives {sorted(rows)} rows for 3 records"),
         (encoding.embedding.dtype == torch.float32, f"the embedding is {encoding.embedding.dtype}, expected float32"),
         (len(set(spec.layer_names)) == len(spec.layer_names), "two layers have one name"),
-        (_own_name(case, spec.name), f"the spec's name is '{spec.name}', the expert's '{case.name}'"),
+        (_name_matches(case, spec.name), f"the spec's name is '{spec.name}', the expert's '{case.name}'"),
         (spec.parameters == n_parameters, f"the spec says {spec.parameters} parameters, there are {n_parameters}"),
         (set(spec.leads) <= set(STANDARD_LEADS), f"leads {list(spec.leads)} are not among {list(STANDARD_LEADS)}"),
         (not spec.needs_weights or expert.module is not None, "it needs weights, but has no `module`"),
@@ -119,7 +119,7 @@ def outputs_fit_the_spec(case: Case) -> str:
     )
 
 
-def _own_name(case: Case, name: str) -> bool:
+def _name_matches(case: Case, name: str) -> bool:
     cls, _ = expert_class(case.name)
     return name in (case.name, f"{case.name}-{cls.variants[0] if cls.variants else ''}")
 

@@ -136,11 +136,11 @@ def _download(spec: ExpertSpec, source: WeightsSource, revision: str, force: boo
             if not isinstance(error, RepositoryNotFoundError):
                 break
     gated = (error for error in errors if isinstance(error, GatedRepoError))
-    told_most = next(gated, next((e for e in errors if not isinstance(e, RepositoryNotFoundError)), errors[0]))
+    most_telling = next(gated, next((e for e in errors if not isinstance(e, RepositoryNotFoundError)), errors[0]))
     raise WeightsError(
         f"expert '{spec.name}': cannot get {source.filename} of {source.repo_id} at {revision} "
-        f"({_reason(told_most)}); {_fix(spec, source, revision, told_most)}"
-    ) from told_most
+        f"({_reason(most_telling)}); {_fix(spec, source, revision, most_telling)}"
+    ) from most_telling
 
 
 def _download_from(repo_id: str, source: WeightsSource, revision: str, force: bool) -> Path:

@@ -60,7 +60,7 @@ def is_version(name: str) -> bool:
     return "+" in name
 
 
-def is_made_here(name: str) -> bool:
+def is_trained_version(name: str) -> bool:
     """Whether `name` is a version that lies under weights/versions, rather than weights that a study names."""
     return is_version(name) and (version_folder(name) / FACTS_FILE).is_file()
 
@@ -101,7 +101,7 @@ def list_versions() -> list[str]:
     return sorted(path.parent.name for path in found if _NAME.fullmatch(path.parent.name))
 
 
-def no_such_version(name: str) -> UsageError:
+def unknown_version(name: str) -> UsageError:
     """Return the error for an EXPERT+TAG that is neither made here nor given weights."""
     made = ", ".join(list_versions()) or "none"
     return UsageError(
@@ -123,7 +123,7 @@ def read_version(name: str) -> Version:
     folder = version_folder(name)
     path = folder / FACTS_FILE
     if not path.is_file():
-        raise no_such_version(name)
+        raise unknown_version(name)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["schema_version"] != SCHEMA_VERSION:
@@ -137,7 +137,7 @@ def version_class(
     name: str, base_of: Callable[[str], tuple[type[Expert], str | None]]
 ) -> tuple[type[Expert], str | None]:
     """Return the class of an EXPERT+TAG, and the size of its base."""
-    if not is_made_here(name):
+    if not is_trained_version(name):
         version_folder(name)
         base, variant = base_of(name.partition("+")[0])
         return _with_given_weights(base, name), variant

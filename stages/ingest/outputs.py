@@ -75,8 +75,8 @@ def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
         if rows.kept is None:
             rows.frame[name] = column
         else:
-            there = rows.kept[name] if name in rows.kept else pd.Series([None] * rows.n_kept)
-            parts = [there.astype(QUALITY[name]), column]
+            kept = rows.kept[name] if name in rows.kept else pd.Series([None] * rows.n_kept)
+            parts = [kept.astype(QUALITY[name]), column]
             rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 

@@ -176,8 +176,8 @@ def _make_short(frame: pd.DataFrame) -> dict[int, str]:
         ids = frame[column].tolist()
         for row, name in enumerate(ids):
             if isinstance(name, str) and len(name) > LONGEST_NAME:
-                told = name.encode("utf-8", "backslashreplace").decode()
-                ids[row] = f"{told[:80]}...{text_digest([told])}"
+                shown = name.encode("utf-8", "backslashreplace").decode()
+                ids[row] = f"{shown[:80]}...{text_digest([shown])}"
                 refused[row] = f"its {column} has {len(name)} characters, more than {LONGEST_NAME}"
         if refused:
             frame[column] = pd.Series(ids, index=frame.index, dtype=object)

@@ -69,18 +69,18 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, ro
 
 def _done(store: SignalStore, work: Path, shard: int) -> bool:
     """Whether a shard is complete. One with a bad record is read again: a person may have put it right meanwhile."""
-    told = _told(work, shard)
-    return told.is_file() and store.written(shard) and "bad" not in json.loads(told.read_text())["status"]
+    quality = _quality_file(work, shard)
+    return quality.is_file() and store.written(shard) and "bad" not in json.loads(quality.read_text())["status"]
 
 
-def _told(work: Path, shard: int) -> Path:
+def _quality_file(work: Path, shard: int) -> Path:
     return work / f"{shard:08d}.json"
 
 
 def quality_of_new(work: Path, store: SignalStore, n_kept: int) -> dict[str, pd.Series]:
     """Return the quality columns of the rows from `n_kept` on, from the work folder."""
     shards = range(n_kept // store.shard_records, store.n_shards) if n_kept < len(store) else ()
-    parts = [json.loads(_told(work, shard).read_text()) for shard in shards]
+    parts = [json.loads(_quality_file(work, shard).read_text()) for shard in shards]
     columns = {name: [value for part in parts for value in part[name]] for name in QUALITY}
     return {name: pd.Series(values, dtype=QUALITY[name]) for name, values in columns.items()}
 
@@ -92,7 +92,7 @@ def run(tasks: list[Task], work: Path, workers: int, n_records: int, progress: P
     """Do the tasks, here or in `workers` processes; `progress` is called with (records done, records in all)."""
     report = _Report(progress, n_records, n_records - sum(len(t.paths) for t in tasks))
     if workers == 1 or len(tasks) <= 1:
-        _run_here(tasks, work, report.add)
+        _run_in_process(tasks, work, report.add)
         return
     # Spawned, not forked: zarr runs threads, which a fork would break.
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
@@ -117,7 +117,7 @@ class _Report:
             self._progress(self._finished, self._total)
 
 
-def _run_here(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
+def _run_in_process(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
     """Read in this thread, while one packs the blocks before and one writes the shards before."""
     if not tasks:
         return
@@ -148,7 +148,7 @@ def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead
     waiting = iter(tasks)
     while True:
         for task in itertools.islice(waiting, n_ahead - len(running)):
-            running[pool.submit(_run_here, [task], work, _silent)] = task
+            running[pool.submit(_run_in_process, [task], work, _silent)] = task
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -198,7 +198,7 @@ def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[Judged, Futu
     judged = [block for block, _ in blocks]
     valid, rate_hz = (np.concatenate([block[k] for block in judged]) for k in (0, 1))
     store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid, rate_hz)
-    write_text(_told(work, task.shard), json.dumps(quality_columns(judged)))
+    write_text(_quality_file(work, task.shard), json.dumps(quality_columns(judged)))
 
 
 @lru_cache(maxsize=4)

@@ -115,19 +115,19 @@ def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
 
 def _store(path: Path, work: Path, rows: Rows, identity: str) -> SignalStore:
     """Open the store where an interrupted run left it, or make it, or make it grow."""
-    told = work / "identity"
-    if path.exists() and told.is_file() and told.read_text(encoding="utf-8") == identity:
+    identity_file = work / "identity"
+    if path.exists() and identity_file.is_file() and identity_file.read_text(encoding="utf-8") == identity:
         return open_signals(path, mode="r+")
-    interrupted = told.is_file()
+    interrupted = identity_file.is_file()
     for left in work.glob("*.json"):
         left.unlink()
     if rows.kept is None:
-        told.unlink(missing_ok=True)
+        identity_file.unlink(missing_ok=True)
         store = create_signals(path, len(rows.frame))
     else:
-        write_text(told, "growing")
+        write_text(identity_file, "growing")
         store = _grown(path, rows, interrupted)
-    write_text(told, identity)
+    write_text(identity_file, identity)
     return store
 
 

@@ -145,10 +145,10 @@ class _Layers(StoredRows):
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, tuple):
             return super().__getitem__(key)
-        _, which, width = key
-        some = np.arange(self.shape[1])[which]
+        _, layers, width = key
+        some = np.arange(self.shape[1])[layers]
         shape = (len(self), *some.shape, len(np.arange(self.shape[2])[width]))
-        return StoredRows(lambda rows: self.read(rows)[:, which, width], shape, self.dtype)
+        return StoredRows(lambda rows: self.read(rows)[:, layers, width], shape, self.dtype)
 
 
 def expert_parts(store: EmbeddingStore, *, lazy: bool = False) -> dict[str, Any]:

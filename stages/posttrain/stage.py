@@ -20,7 +20,7 @@ from cache.embeddings import open_embeddings
 from cache.errors import InputError
 from cache.fingerprint import fingerprint
 from stages.experts import Expert, load_expert
-from stages.experts.versions import is_made_here, read_version
+from stages.experts.versions import is_trained_version, read_version
 from stages.heads.targets.tasks import layout
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
@@ -213,7 +213,7 @@ class _Run:
 
 def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, entry: dict[str, Any]) -> Path:
     expert = tuned.expert
-    version = read_version(s.expert) if is_made_here(s.expert) else None
+    version = read_version(s.expert) if is_trained_version(s.expert) else None
     seen = data.rows[np.concatenate([run.train, run.val])]
     loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
     strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
@@ -266,6 +266,6 @@ def summary_lines(summary: PosttrainSummary) -> Iterator[str]:
         yield f"{fraction:.0%} of the training patients, {len(part)} seed(s): {figures}; kept epoch {kept}"
 
 
-def _main(metrics: Mapping[str, float], which: str) -> dict[str, float]:
+def _main(metrics: Mapping[str, float], part: str) -> dict[str, float]:
     names = [n for n in ("auroc_macro", "auroc", "auprc_macro", "auprc", "mae") if n in metrics]
-    return {f"{which} {name}": metrics[name] for name in names}
+    return {f"{part} {name}": metrics[name] for name in names}

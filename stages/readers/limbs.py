@@ -136,15 +136,15 @@ def suspicions(products: np.ndarray) -> list[str | None]:
     """Say what `limb_suspicions` does, of `SlopeProducts`."""
     products = products.astype(np.float64)
     power = np.einsum("rii->ri", products)
-    there = power > 0
+    recorded = power > 0
     broken = products[:, :6, :6].reshape(len(products), -1) @ _FORMS.T
     broken /= np.maximum(power[:, :6].sum(axis=1, keepdims=True), 1)
     best = broken[:, 1:].argmin(axis=1)
     fits = broken[:, 1:].min(axis=1) * FITS_BETTER < broken[:, 0]
-    labels = there[:, :6].all(axis=1) & (broken[:, 0] > INCONSISTENT) & fits
+    labels = recorded[:, :6].all(axis=1) & (broken[:, 0] > INCONSISTENT) & fits
     against_v6 = products[:, V6] / np.sqrt(np.maximum(power * power[:, V6:], 1))
-    arms = there[:, [0, 3, V6]].all(axis=1) & (against_v6[:, 0] < INVERTED) & (against_v6[:, 3] > UPRIGHT)
-    leg = there[:, :3].all(axis=1) & (power[:, 1:3].min(axis=1) < FLAT**2 * power[:, 0])
+    arms = recorded[:, [0, 3, V6]].all(axis=1) & (against_v6[:, 0] < INVERTED) & (against_v6[:, 3] > UPRIGHT)
+    leg = recorded[:, :3].all(axis=1) & (power[:, 1:3].min(axis=1) < FLAT**2 * power[:, 0])
     found: list[str | None] = [None] * len(products)
     for row in np.flatnonzero(labels | arms | leg):
         a, b = _SWAPS[best[row]]

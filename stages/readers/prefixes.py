@@ -26,10 +26,10 @@ def relocated(folder: Path, paths: pd.Series, suffix: str, notes: list[str]) -> 
     """
     given = [path for path in paths if isinstance(path, str) and path]
     tried = _tried(given)
-    if not tried or _any_there(folder, tried, suffix):
+    if not tried or _any_exists(folder, tried, suffix):
         return paths
     for before, n_cut in _ways(folder, tried):
-        if _any_there(folder, [_moved(path, before, n_cut) for path in tried], suffix):
+        if _any_exists(folder, [_moved(path, before, n_cut) for path in tried], suffix):
             notes.append(
                 f"paths of the list are taken from elsewhere: '{given[0][:80]}' is '{_moved(given[0], before, n_cut)}'"
             )
@@ -38,9 +38,9 @@ def relocated(folder: Path, paths: pd.Series, suffix: str, notes: list[str]) -> 
     return paths
 
 
-def some_there(folder: Path, paths: pd.Series, suffix: str) -> bool:
+def some_exist(folder: Path, paths: pd.Series, suffix: str) -> bool:
     """Whether some files of a list are there."""
-    return _any_there(folder, _tried([path for path in paths if isinstance(path, str) and path]), suffix)
+    return _any_exists(folder, _tried([path for path in paths if isinstance(path, str) and path]), suffix)
 
 
 def _tried(given: Sequence[str]) -> list[str]:
@@ -55,7 +55,7 @@ def _ways(folder: Path, tried: Sequence[str]) -> list[tuple[str, int]]:
     return [("", n_cut) for n_cut in cuts] + [(name, n_cut) for n_cut in cuts for name in below[:MOST_FOLDERS]]
 
 
-def _any_there(folder: Path, tried: Sequence[str], suffix: str) -> bool:
+def _any_exists(folder: Path, tried: Sequence[str], suffix: str) -> bool:
     inside = (path for path in tried if not path.startswith("/") and ".." not in path.split("/"))
     return any(_is_file(folder / f"{path}{suffix}") for path in inside)
 

@@ -37,20 +37,20 @@ def judge(
         There is not one sample.
     """
     low, high = (out[:, :valid].min(axis=1), out[:, :valid].max(axis=1)) if valid else (np.full(12, MISSING),) * 2
-    there = [place for place in places if high[place] != MISSING]
-    if not there:
+    recorded = [place for place in places if high[place] != MISSING]
+    if not recorded:
         raise InputError("there is not one sample in any of its leads")
-    holed = [place for place in there if low[place] == MISSING]
+    holed = [place for place in recorded if low[place] == MISSING]
     n_missing = int((out[holed, :valid] == MISSING).sum()) if holed else 0
-    flat = [k for k in there if low[k] == high[k] or (k in holed and _flat(out[k, :valid]))]
+    flat = [k for k in recorded if low[k] == high[k] or (k in holed and _flat(out[k, :valid]))]
     return Quality(
         sampling_rate_hz=float(rate_hz),
         n_samples=n_samples,
         valid=valid,
-        nan_fraction=n_missing / (len(there) * valid),
+        nan_fraction=n_missing / (len(recorded) * valid),
         flat_leads=tuple(LEADS[k] for k in flat),
-        missing_leads=tuple(name for k, name in enumerate(LEADS) if k not in there),
-        clipped_fraction=at_limit / (len(there) * valid),
+        missing_leads=tuple(name for k, name in enumerate(LEADS) if k not in recorded),
+        clipped_fraction=at_limit / (len(recorded) * valid),
     )
 
 

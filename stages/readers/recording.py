@@ -91,11 +91,11 @@ def at_limit(counts: np.ndarray, known: np.ndarray, converters: Sequence[Convert
     0 or of more than 16 bits nothing is known here either.
     """
     clipped = np.zeros(counts.shape, dtype=bool)
-    for row, lead, there, (bits, zero) in zip(clipped, counts, known, converters, strict=True):
-        if 1 < bits <= 16 and there.any():
+    for row, lead, sampled, (bits, zero) in zip(clipped, counts, known, converters, strict=True):
+        if 1 < bits <= 16 and sampled.any():
             low, high = zero - (1 << (bits - 1)), zero + (1 << (bits - 1)) - 1
-            if low <= lead[there].min() and lead[there].max() <= high:
-                row[:] = there & ((lead <= low + 1) | (lead >= high))
+            if low <= lead[sampled].min() and lead[sampled].max() <= high:
+                row[:] = sampled & ((lead <= low + 1) | (lead >= high))
     return clipped
 
 

@@ -91,10 +91,11 @@ def learning_curve(task: str, metric: str, points: Sequence[dict[str, Any]], ser
         labels=labels, margins=(56, 12, 10, 40),
     )  # fmt: skip
     for method, css in series.items():
-        mine = sorted((p for p in known if p["method"] == method), key=lambda p: p["fraction"])
-        for p in mine:
+        of_method = sorted((p for p in known if p["method"] == method), key=lambda p: p["fraction"])
+        for p in of_method:
             if p.get("low") is not None and p.get("high") is not None:
                 axes.line((p["fraction"], p["fraction"]), (p["low"], p["high"]), f"whisker {css}")
-        axes.line([p["fraction"] for p in mine], [p["value"] for p in mine], f"curve {css}")
-        axes.dots(np.array([p["fraction"] for p in mine]), np.array([p["value"] for p in mine]), f"dot {css}", 4)
+        shares, values = [p["fraction"] for p in of_method], [p["value"] for p in of_method]
+        axes.line(shares, values, f"curve {css}")
+        axes.dots(np.array(shares), np.array(values), f"dot {css}", 4)
     return axes.svg()

@@ -243,8 +243,8 @@ def _gate(target: Target, block: PredictionBlock, weights: pd.DataFrame | None) 
 def _group_words(target: Target) -> str:
     if target.kind == "regression":
         return "true value, in quarters"
-    many = len(target.classes) > gate_figures.MAX_GROUPS
-    return f"true class, the {gate_figures.MAX_GROUPS} most frequent" if many else "true class"
+    shortened = len(target.classes) > gate_figures.MAX_GROUPS
+    return f"true class, the {gate_figures.MAX_GROUPS} most frequent" if shortened else "true class"
 
 
 def _learned(name: str, facts: Json) -> set[str]:

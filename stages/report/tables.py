@@ -165,11 +165,11 @@ def verdict(metrics: Json, task: str, main: str, facts: Json) -> str:
     places, name = decimals(metrics, task, metric), METRICS[metric].title
     unit = f" {found['unit']}" if METRICS[metric].has_unit and found["unit"] else ""
     titles = {m: method_title(m, facts.get("methods", {}).get(m)) for m in found["methods"]}
-    mine = found["methods"][main][metric]
-    if mine["value"] is None:
+    estimate = found["methods"][main][metric]
+    if estimate["value"] is None:
         return f"{name} is not defined on these test records."
-    within = f" (95 % interval {interval_text(mine, places)})" if mine["low"] is not None else ""
-    words = f"The {titles[main]} reaches {name} {number(mine['value'], places)}{unit}{within}."
+    within = f" (95 % interval {interval_text(estimate, places)})" if estimate["low"] is not None else ""
+    words = f"The {titles[main]} reaches {name} {number(estimate['value'], places)}{unit}{within}."
     best = found["best_single_expert"]
     if best is None or best == main:
         return words

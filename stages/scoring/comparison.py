@@ -106,13 +106,13 @@ class Comparison:
         """Return a method's metrics minus the best single expert's, on the records both predict."""
         if self.best is None:
             raise InputError(f"task '{self.target.name}' has no single expert to compare '{method}' with")
-        mine, theirs = self.samples[method], self.samples[self.best]
+        sample, best_sample = self.samples[method], self.samples[self.best]
         pair = self.blocks[method], self.blocks[self.best]
         if not _same_records(*pair):
-            mine, theirs = (
+            sample, best_sample = (
                 bootstrap_block(self.target, block, self.everybody, self.draws) for block in _common(self.target, *pair)
             )
-        return {metric: paired_difference(mine, theirs, metric) for metric in metrics}
+        return {metric: paired_difference(sample, best_sample, metric) for metric in metrics}
 
 
 def compare(

@@ -42,15 +42,15 @@ class Ranking:
         weights
             How often each record counts, [n, resamples]; the arithmetic is done in its dtype.
         """
-        mine = weights[self._positive]
-        negatives, positives = _cumulated(weights[self._negative]), _cumulated(mine)
+        of_positives = weights[self._positive]
+        negatives, positives = _cumulated(weights[self._negative]), _cumulated(of_positives)
         below = negatives[self._below]
         mean_below = below if self._no_ties else (below + negatives[self._not_above]) / 2
         true = positives[-1] - positives[self._first_tied]
         shown = true + (negatives[-1] - below)
         precision = np.divide(true, shown, out=np.zeros_like(true), where=shown > 0)
-        wins = np.einsum("ij,ij->j", mine, mean_below, dtype=np.float64)
-        gained = np.einsum("ij,ij->j", mine, precision, dtype=np.float64)
+        wins = np.einsum("ij,ij->j", of_positives, mean_below, dtype=np.float64)
+        gained = np.einsum("ij,ij->j", of_positives, precision, dtype=np.float64)
         n_positive, n_negative = positives[-1].astype(np.float64), negatives[-1].astype(np.float64)
         return ratio(wins, n_positive * n_negative), ratio(gained, n_positive)
 

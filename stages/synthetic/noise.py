@@ -140,10 +140,10 @@ def _add_motion(rng: np.random.Generator, electrodes: np.ndarray, cart: Cart) ->
     record = np.repeat(np.arange(len(cart.motion_events)), cart.motion_events)
     size = rng.normal(0, 0.6, len(record))
     start, settle, rise = rng.uniform(0, 10, len(record)), rng.uniform(0.1, 0.9, len(record)), 0.03
-    which = rng.integers(9, size=len(record))
+    electrode = rng.integers(9, size=len(record))
     for i, row in enumerate(record):
         since = np.maximum(time - start[i], 0)
-        electrodes[row, which[i]] += size[i] * (np.exp(-since / settle[i]) - np.exp(-since / rise))
+        electrodes[row, electrode[i]] += size[i] * (np.exp(-since / settle[i]) - np.exp(-since / rise))
 
 
 def digitise(signals_mv: np.ndarray, losses: Losses) -> np.ndarray:

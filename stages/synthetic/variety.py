@@ -53,9 +53,9 @@ def vary_waves(rng: np.random.Generator, tables: np.ndarray, variety: float) -> 
     drawn = rng.standard_normal((n, 2, waves, 7))
     change = drawn[:, [0, 1, 0]]  # by Beat: NORMAL, PVC, PAC
     varied = tables.copy()
-    there = (tables[..., VECTOR] != 0).any(-1, keepdims=True)
+    has_wave = (tables[..., VECTOR] != 0).any(-1, keepdims=True)
     varied[..., VECTOR] *= np.exp(variety * _SIZE * change[..., :1])
-    varied[..., VECTOR] += there * variety * _ADDED_MV[:, None] * change[..., 1:4]
+    varied[..., VECTOR] += has_wave * variety * _ADDED_MV[:, None] * change[..., 1:4]
     varied[..., CENTRE] += variety * _ADDED_SECONDS * change[..., 4]
     varied[..., RISE] *= np.exp(variety * _WIDTH * change[..., 5])
     varied[..., FALL] *= np.exp(variety * _WIDTH * change[..., 6])

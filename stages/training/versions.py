@@ -26,7 +26,7 @@ from stages.experts.versions import (
     SCHEMA_VERSION,
     SPEC_FACTS,
     WEIGHTS_FILE,
-    is_made_here,
+    is_trained_version,
     read_version,
     version_folder,
 )
@@ -62,7 +62,7 @@ def patients_seen(name: str, records: pd.DataFrame) -> int:
 
 def _seen_by(name: str | None) -> np.ndarray:
     """Return the digests of the patients that a version has seen; none where it was not made here."""
-    if name is None or not is_made_here(name):
+    if name is None or not is_trained_version(name):
         return np.zeros(0, np.uint64)
     return np.load(read_version(name).folder / SEEN_FILE, allow_pickle=False)
 

@@ -39,4 +39,4 @@ def test_a_claim_dies_with_its_owner(tmp_path):
             holder.wait()
         with claims.claim(7) as ours:
             assert ours
-        assert claims.try_own()
+        assert claims.try_acquire()

@@ -268,10 +268,10 @@ def test_a_claimed_shard_is_not_given_to_another_process(two):
 def test_nobody_owns_a_store_that_others_work_in(two):
     first, second = two
     first.share()
-    assert not second.try_own()
+    assert not second.try_acquire()
     first.leave()
-    assert second.try_own()
-    assert not first.try_own()
+    assert second.try_acquire()
+    assert not first.try_acquire()
 
 
 def test_leases_are_kept_as_long_as_their_process_is_at_work(two):
@@ -309,7 +309,7 @@ def test_what_was_put_by_mistake_of_another_store_never_counts(two, url, tmp_pat
         slow.confirm()
         if not replaced:
             fall_silent(slow)
-            assert fast.try_own()
+            assert fast.try_acquire()
             replaced.append(create_embeddings(url, layout(), identity(version="2"), guard=fast.confirm))
             fast.share()
 

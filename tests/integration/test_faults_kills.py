@@ -69,7 +69,7 @@ def test_random_kills_lose_and_repeat_nothing(study, whole, forks):
         assert bytes_of(study / STORE) == whole
         assert list(embedding_faults(study / STORE)) == []
         with closing(Claims(study / STORE, study / ".ensemble")) as claims:
-            assert claims.try_own(), "a lock was left"
+            assert claims.try_acquire(), "a lock was left"
     begun = sum(forks.count(pid, "begun") for pid in forks.logs)
     readable = int(np.isfinite(open_embeddings(study / STORE).read_embedding()).any(axis=1).sum())
     repeated = begun - n_runs * readable

@@ -21,7 +21,7 @@ N_EXAMPLES = 3
 ENOUGH = 10
 """Fewer records say little about a column."""
 MOST = 0.9
-MANY_NUMBERS = 10
+MAX_NUMERIC_CLASSES = 10
 LONG_TEXT_WORDS = 3.0
 _DATE = re.compile(
     r"(?:(?:19|20)\d\d[-/.]?[01]?\d[-/.]?[0-3]?\d|[0-3]?\d[-/.][0-3]?\d[-/.](?:19|20)?\d\d)(?:[T ]\d{1,2}:\d\d.*)?"
@@ -152,8 +152,8 @@ def _nearly_numbers(values: np.ndarray) -> bool:
     """Whether a column is one of numbers in which some cells are something else, and not one of classes."""
     finite = values[np.isfinite(values)]
     n_different = len(np.unique(finite))
-    many = n_different > MANY_NUMBERS or (n_different > 3 and 2 * n_different > len(values))
-    return 2 * len(finite) > len(values) and many
+    beyond_classes = n_different > MAX_NUMERIC_CLASSES or (n_different > 3 and 2 * n_different > len(values))
+    return 2 * len(finite) > len(values) and beyond_classes
 
 
 def _are_dates(known: list[str]) -> bool:

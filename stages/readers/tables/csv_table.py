@@ -120,8 +120,8 @@ class Table:
         """Tell the dialect, and refuse a head of too many columns, before Arrow makes 8 kB of each."""
         with self._stream(self._copy or self.path) as stream:
             beginning = stream.read(BLOCK_BYTES)
-        told = dialect_of(beginning[:SNIFFED_BYTES])
-        self.dialect = told if self.encoding is None else told._replace(encoding=self.encoding)
+        sniffed = dialect_of(beginning[:SNIFFED_BYTES])
+        self.dialect = sniffed if self.encoding is None else sniffed._replace(encoding=self.encoding)
         head = beginning.decode(self.dialect.encoding, errors="replace").lstrip("\ufeff\r\n")
         pattern = re.compile(_CELL.format(re.escape(self.dialect.delimiter)))
         place = 0
@@ -193,9 +193,9 @@ def _quiet(handler: Callable[..., str]) -> Iterator[None]:
     """Let Python print nothing where Arrow cannot call `handler`: it gives us the failure as an error, too."""
     usual = sys.unraisablehook
 
-    def hook(told: sys.UnraisableHookArgs) -> None:
-        if told.object != handler:
-            usual(told)
+    def hook(event: sys.UnraisableHookArgs) -> None:
+        if event.object != handler:
+            usual(event)
 
     sys.unraisablehook = hook
     try:
