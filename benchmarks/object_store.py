@@ -77,7 +77,7 @@ def counted(work: Callable[[], object]) -> Counter[str]:
     """Return the requests that something sends, by kind."""
     sent: Counter[str] = Counter()
     client = file_system("s3", os.getpid())
-    inner, outer = client._call_s3, client.call_s3
+    inner, outer = client._call_s3, client.call_s3  # noqa: SLF001
 
     async def call_inner(method: str, *args: object, **kwargs: object) -> object:
         sent[method] += 1
@@ -87,11 +87,11 @@ def counted(work: Callable[[], object]) -> Counter[str]:
         sent[method] += 1
         return outer(method, *args, **kwargs)
 
-    client._call_s3, client.call_s3 = call_inner, call_outer
+    client._call_s3, client.call_s3 = call_inner, call_outer  # noqa: SLF001
     try:
         work()
     finally:
-        del client._call_s3, client.call_s3
+        del client._call_s3, client.call_s3  # noqa: SLF001
     return sent
 
 

@@ -59,11 +59,11 @@ class ReadOnlyObjects(Store):
         """Whether there is an object of that name."""
         return await asyncio.to_thread(self.path.joinpath(key).exists)
 
-    async def set(self, key: str, value: Buffer) -> None:
+    async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
         """Refuse."""
         raise ValueError(f"{self.path} is read-only")
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> None:  # noqa: ARG002
         """Refuse."""
         raise ValueError(f"{self.path} is read-only")
 

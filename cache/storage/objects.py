@@ -187,7 +187,7 @@ class ObjectPath:
         files = self._fs
 
         async def get() -> tuple[bytes, dict[str, Any]]:
-            answer = await files._call_s3("get_object", Bucket=bucket, Key=key)
+            answer = await files._call_s3("get_object", Bucket=bucket, Key=key)  # noqa: SLF001
             async with answer["Body"] as body:
                 return await body.read(), answer
 
@@ -226,7 +226,7 @@ class ObjectPath:
 
     @property
     def _key(self) -> str:
-        return str(self._fs._strip_protocol(self.url))
+        return str(self._fs._strip_protocol(self.url))  # noqa: SLF001
 
     def _bucket_and_key(self) -> tuple[str, str]:
         if self.protocol not in _EXTRAS:

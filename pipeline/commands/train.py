@@ -256,7 +256,7 @@ def _leads() -> bool:
 def _steps(title: str) -> Iterator[Callable[[int, int, float], None]]:
     """Give a callback that tells steps, loss and time left."""
     if not _leads():
-        yield lambda done, total, loss: None
+        yield lambda done, total, loss: None  # noqa: ARG005
         return
     with progress(title, "steps") as update:
         yield lambda done, total, loss: update(done, total, note=f"loss {loss:.4f}")

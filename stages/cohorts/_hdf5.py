@@ -62,7 +62,7 @@ class _Opened:
 
 
 @lru_cache(maxsize=32)
-def _opened(path: str) -> _Opened:
+def _opened(path: str) -> _Opened:  # noqa: ARG001
     return _Opened()
 
 

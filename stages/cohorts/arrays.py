@@ -101,7 +101,7 @@ class Arrays(Cohort):
 
 
 @lru_cache(maxsize=4)
-def _npy(path: str, stamp: Stamp) -> np.ndarray:
+def _npy(path: str, stamp: Stamp) -> np.ndarray:  # noqa: ARG001
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     # Of a damaged head numpy says whatever Python's parser does.
@@ -192,5 +192,5 @@ def _is_samples(kind: pa.DataType) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _parquet(path: str, leads: tuple[str, ...], stamp: Stamp) -> _Lists:
+def _parquet(path: str, leads: tuple[str, ...], stamp: Stamp) -> _Lists:  # noqa: ARG001
     return _Lists(path, leads)

@@ -64,7 +64,7 @@ class MimicIvEcg(Cohort):
         subject, (time_s, timed) = numbers(listed["subject_id"]), seconds(listed["ecg_time"])
         if not timed.all():
             notes.append(f"ecg_time: {int((~timed).sum())} cannot be read; age and flag are null there")
-        self._add_patients(frame, subject, _year(time_s, timed), notes)
+        self._add_patients(frame, _year(time_s, timed), notes)
         self._add_potassium(frame, subject, time_s, timed, notes)
         return Entries(frame, TARGETS, notes)
 
@@ -99,7 +99,7 @@ class MimicIvEcg(Cohort):
             raise MissingFileError(f"{named} is not a folder; option 'hosp' must name MIMIC-IV's hosp folder")
         return find_table(folders, name)
 
-    def _add_patients(self, frame: pd.DataFrame, subject: np.ndarray, year: np.ndarray, notes: list[str]) -> None:
+    def _add_patients(self, frame: pd.DataFrame, year: np.ndarray, notes: list[str]) -> None:
         frame["age"], frame["gender"] = np.nan, np.nan
         path = self._hosp("patients.csv")
         if path is None:

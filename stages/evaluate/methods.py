@@ -184,7 +184,7 @@ def make_method(name: str, heads: EnsembleHeads) -> Any:
     return factory(**shared)
 
 
-def _enecg(name: str, setting: Setting) -> Fit:
+def _enecg(name: str, setting: Setting) -> Fit:  # noqa: ARG001
     """Load the preset's fit where `fit-heads` has made one, else fit it here."""
     data, folder = setting.data, setting.heads_folder / ENECG_FOLDER
     outputs, lead = read_outputs(setting.stores), read_enecg_lead(setting.signals_path)

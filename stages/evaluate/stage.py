@@ -62,7 +62,7 @@ def run(
     FingerprintError
         The heads were fitted on other embeddings.
     """
-    report = progress or (lambda name: None)
+    report = progress or (lambda name: None)  # noqa: ARG005
     data = read_data(paths.records, paths.stores, memory_gb=machine.memory_gb)
     heads = load_heads(paths.heads, data).set_params(memory_gb=machine.memory_gb, device=machine.device)
     data = _only(data, heads)

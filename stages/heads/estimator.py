@@ -22,7 +22,7 @@ class Estimator:
 
     tasks_: tuple[TaskSpec, ...]
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """Return the constructor's parameters (`deep` is scikit-learn's, and changes nothing)."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 

@@ -39,7 +39,7 @@ MODEL_ARRAYS = ("temperature", "target_centre", "target_scale", "interval")
 
 def save(heads: FittedHeads, folder: Path) -> Path:
     """Write a fit into `folder` (made if need be; an earlier fit in it is replaced)."""
-    models = heads._fitted()
+    models = heads._fitted()  # noqa: SLF001
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     arrays: dict[str, np.ndarray] = {}
@@ -173,7 +173,7 @@ class HeadModule(nn.Module):
     def of(cls, fit: FittedHeads) -> HeadModule:
         """Build from a fit, base weights in place."""
         folds = nn.ModuleDict()
-        for f, model in enumerate(fit._fitted()):
+        for f, model in enumerate(fit._fitted()):  # noqa: SLF001
             experts = nn.ModuleDict()
             for name, head in model.heads.items():
                 experts[module_name(name)] = nn.ModuleDict(

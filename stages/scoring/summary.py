@@ -52,7 +52,7 @@ def summarise(
     InputError
         Methods whose truths disagree. A method, or a whole task, without a labelled test record is left out.
     """
-    report = on_progress or (lambda task, method: None)
+    report = on_progress or (lambda task, method: None)  # noqa: ARG005
     tasks, left_out = {}, {}
     for name, target in predictions.tasks.items():
         judged = judged_methods(predictions, name)

@@ -145,7 +145,7 @@ def _bend_paced(rng: np.random.Generator, table: np.ndarray, qrs_s: np.ndarray, 
     table[:, Wave.SPIKE, VECTOR] = spike
 
 
-def _bend_hypertrophy(rng: np.random.Generator, table: np.ndarray, qrs_s: np.ndarray, gain: np.ndarray) -> None:
+def _bend_hypertrophy(rng: np.random.Generator, table: np.ndarray, qrs_s: np.ndarray, gain: np.ndarray) -> None:  # noqa: ARG001
     strain = np.array([0.34, 0.12, -0.16]) * rng.uniform(0.6, 1.4, len(table))[:, None]
     table[:, Wave.T, VECTOR] -= strain
     table[:, Wave.ST, VECTOR] -= 0.25 * strain

@@ -101,7 +101,7 @@ class HubertEcg(nn.Module):
         super().__init__()
         of_hubert_ecg = ("classifier_proj_size", "ensemble_length", "vocab_sizes")
         config = HubertConfig(**{k: v for k, v in options.items() if k not in of_hubert_ecg})
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = "sdpa"  # noqa: SLF001
         self.convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.norm_last = config.do_stable_layer_norm
         self.feature_extractor = HubertFeatureEncoder(config)

@@ -114,7 +114,7 @@ class FullRank(Reference):
                 break
         return kept, _mlp(kept, z, data.blocks, None)
 
-    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Average the experts' calibrated logits."""
         data, logits, present = self.data_, [], []
         for name, value in read_features(features).items():

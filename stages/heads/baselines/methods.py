@@ -55,7 +55,7 @@ class Trivial(Reference):
             to_means(logits[f : f + 1], data.centre[f], data.scale[f], data.blocks) for f in range(len(folds))
         ]
 
-    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Repeat the training answer for every record."""
         n = len(next(iter(read_features(features).values())))
         return {k: np.repeat(v, n, axis=0) for k, v in self.means_[fold].items()}
@@ -157,7 +157,7 @@ class Stacking(_OnHeads):
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
         """Apply one fold's stack."""
         blocks, model = self.heads_.blocks_, self.heads_.models_[fold]
-        experts = torch.from_numpy(self.heads_._outputs(features, signal, fold)[0].experts)
+        experts = torch.from_numpy(self.heads_._outputs(features, signal, fold)[0].experts)  # noqa: SLF001
         present = (~experts.isnan().any(-1)).float()
         outputs = experts.nan_to_num(0.0)[None]
         parts = []
@@ -192,7 +192,7 @@ class Concatenated(Reference):
         parts = parse_mix(self.layer_mix)
         return np.concatenate([mix_layers(k, v, parts, None) for k, v in read_features(features).items()], 1)
 
-    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Predict with one fold's model."""
         return self.inner_.predict_proba({"concat": self._join(features)}, fold=fold)
 

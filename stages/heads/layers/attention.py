@@ -138,10 +138,7 @@ def train_attention(
         seen = torch.from_numpy(found.present) & segments.isfinite().all(-1).any(-1)
         mixers[name] = [
             AttentionMixer(
-                [
-                    _train(name, segments, _rows(name, seen, split, k), targets, k, block, seed)
-                    for block in targets.blocks
-                ]
+                [_train(segments, _rows(name, seen, split, k), targets, k, block, seed) for block in targets.blocks]
             )
             for k, split in enumerate(splits)
         ]
@@ -159,7 +156,6 @@ def _rows(name: str, seen: Tensor, split: Split, fold: int) -> tuple[Tensor, Ten
 
 
 def _train(
-    name: str,
     segments: Tensor,
     rows: tuple[Tensor, Tensor],
     targets: Targets,

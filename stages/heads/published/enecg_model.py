@@ -127,7 +127,7 @@ class EnECG(nn.Module):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:  # type: ignore[override]  # noqa: ARG002
         """Tensors under the published live keys, base weights included."""
         return dict(self.peft_model.state_dict())
 

@@ -113,7 +113,7 @@ class ProbeHeads(Reference):
         head.load_state_dict(kept)
         return head.eval()
 
-    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
+    def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Average the experts' calibrated logits."""
         logits, present = [], []
         for name, value in read_features(features).items():
