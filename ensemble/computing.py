@@ -15,6 +15,7 @@ from stages.experts import load_expert
 from stages.experts.contract import STANDARD_LEADS
 from stages.experts.run import RunSettings, Signal, embed_records
 from stages.experts.views import checked_views
+from stages.readers.files import find_ecgs, read_ecg
 from stages.readers.lead_names import lead_columns
 
 _LOG = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ LARGEST_MV = 100.0
 
 
 def embed(
-    signals_mv: np.ndarray,
-    rate_hz: float,
+    signals_mv: np.ndarray | str | Path | Sequence[str | Path],
+    rate_hz: float | None = None,
     leads: Sequence[str] | None = None,
     expert: str = "ecgfm",
     weights: str | Path | None = None,
@@ -32,14 +33,15 @@ def embed(
     record_ids: Sequence[str] | None = None,
     views: Sequence[str] = (),
 ) -> Embeddings:
-    """Run one expert over ECGs in memory. Needs no study and writes nothing.
+    """Run one expert over ECGs in memory or in files. Needs no study and writes nothing.
 
     Parameters
     ----------
     signals_mv
-        [record, lead, time] in mV, or [lead, time] of one record; a missing lead or sample is NaN.
+        [record, lead, time] in mV, or [lead, time] of one record; a missing lead or sample is NaN. Or one path or
+        several: files of any format that `ensemble ingest --source files` reads, WFDB records, folders of them.
     rate_hz
-        Their sampling rate.
+        Their sampling rate; files have their own.
     leads
         Name of each row (I, II, III, aVR ... V6), in any order; a lead that is not named is missing. None: the twelve
         standard leads in their order.
@@ -75,16 +77,18 @@ def embed(
     >>> embed(ecg_mv, rate_hz=100, leads=["II", "V5"], expert="rocket").numpy().shape
     (1, 9996)
     """
-    signals = _standard(signals_mv, leads)
-    if not rate_hz > 0:
-        raise UsageError(f"rate_hz is {rate_hz}; give the sampling rate in Hz")
-    ids = np.array([str(row) for row in range(len(signals))] if record_ids is None else list(record_ids), dtype=str)
+    paths = _paths(signals_mv)
+    if paths is not None:
+        names, signals = _of_files(paths, rate_hz, leads)
+    else:
+        names, signals = _in_memory(signals_mv, rate_hz, leads)
+    ids = np.array(names if record_ids is None else list(record_ids), dtype=str)
     if len(ids) != len(signals):
         raise UsageError(f"record_ids names {len(ids)} records, signals_mv has {len(signals)}; give as many")
     loaded = load_expert(expert, weights, device=_device(device))
     spec = loaded.spec
     settings = RunSettings(dtype="float32", threads=torch.get_num_threads(), views=checked_views(spec, views))
-    found = embed_records(loaded, [Signal(record, float(rate_hz)) for record in signals], settings)
+    found = embed_records(loaded, signals, settings)
     for position, reason in found.reasons.items():
         _LOG.warning("record '%s' has no vector: %s", ids[position], reason)
     attributes = {
@@ -97,6 +101,37 @@ def embed(
         "layer_dims": list(spec.layer_dims),
     }
     return Embeddings(ArraysInMemory(attributes, found.arrays()), ids)
+
+
+def _paths(given: object) -> list[str | Path] | None:
+    """Return the paths that are given instead of signals; None where signals are."""
+    if isinstance(given, str | Path):
+        return [given]
+    if isinstance(given, Sequence) and given and all(isinstance(one, str | Path) for one in given):
+        return list(given)
+    return None
+
+
+def _of_files(
+    paths: Sequence[str | Path], rate_hz: float | None, leads: Sequence[str] | None
+) -> tuple[list[str], list[Signal]]:
+    """Read files as `ensemble predict` does."""
+    if rate_hz is not None or leads is not None:
+        raise UsageError("files have their own rate and leads; give neither rate_hz nor leads with paths")
+    recorded = [read_ecg(path) for path in find_ecgs(paths)]
+    for one in recorded:
+        for warning in one.warnings:
+            _LOG.warning("%s: %s", one.name, warning)
+    return [one.name for one in recorded], [Signal(one.signals_mv, one.rate_hz) for one in recorded]
+
+
+def _in_memory(
+    signals_mv: object, rate_hz: float | None, leads: Sequence[str] | None
+) -> tuple[list[str], list[Signal]]:
+    signals = _standard(np.asarray(signals_mv), leads)
+    if rate_hz is None or not rate_hz > 0:
+        raise UsageError(f"rate_hz is {rate_hz}; give the sampling rate in Hz")
+    return [str(row) for row in range(len(signals))], [Signal(record, float(rate_hz)) for record in signals]
 
 
 def _standard(signals_mv: np.ndarray, leads: Sequence[str] | None) -> np.ndarray:

@@ -12,7 +12,18 @@ import pytest
 from tests import structure
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("download", "ingest", "embed", "fit_heads", "evaluate", "report", "predict", "pretrain", "posttrain")
+STAGES = (
+    "download",
+    "ingest",
+    "embed",
+    "fit_heads",
+    "evaluate",
+    "report",
+    "predict",
+    "pretrain",
+    "posttrain",
+    "convert",
+)
 
 
 def files(package: str) -> list[Path]:
@@ -131,6 +142,7 @@ DOORS = {
     "posttrain": "Posttrain",
     "synthetic": "Generate",
     "download": "Download",
+    "convert": "Convert",
 }
 
 

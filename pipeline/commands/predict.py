@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    records: Annotated[list[str], typer.Argument(help="WFDB records, with or without suffix, or folders of them.")],
+    records: Annotated[list[str], typer.Argument(help="ECG files of any format, WFDB records, or folders of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of tables.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
 ) -> None:
@@ -29,10 +29,11 @@ def predict(
     from stages.embed import describe, load_for
     from stages.experts.run import RunSettings
     from stages.learning.data import expert_identity
-    from stages.predict import PredictPaths, PredictSettings, find_records, run
+    from stages.predict import PredictPaths, PredictSettings, run
+    from stages.readers.files import find_ecgs
 
     study = Study()
-    paths = PredictPaths(study.heads, tuple(find_records(records)))
+    paths = PredictPaths(study.heads, tuple(find_ecgs(records)))
     computed = [name for name in study.fitted_experts() if not is_imported(study, name)]  # others see no new ECG
     chosen = {name: embed_settings(study, name, device=device, accept_licence=True) for name in computed}
     settings = PredictSettings(

@@ -1,4 +1,4 @@
-"""Commands that run a stage: ingest, embed, fit-heads, evaluate, report, predict."""
+"""Commands that run a stage: ingest, embed, fit-heads, evaluate, report, predict, convert."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
+from pipeline.commands.convert import convert
 from pipeline.commands.predict import predict, print_table
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
@@ -29,12 +30,13 @@ def add_to(app: typer.Typer) -> None:
     app.command()(evaluate)
     app.command()(report)
     app.command()(predict)
+    app.command()(convert)
 
 
 def ingest(
     source: Annotated[str | None, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")] = None,
     path: Annotated[Path | None, typer.Option(help="Folder with the records.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels (sources files, wfdb, arrays).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N records.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add what is new; what is there stays as it is.")] = False,
@@ -46,6 +48,10 @@ def ingest(
         bool | None,
         typer.Option("--pace-spikes", show_default=False, help="Count pacemaker spikes (column pace_spikes)."),
     ] = None,
+    hash_patients: Annotated[
+        bool | None,
+        typer.Option("--hash-patients", show_default=False, help="Replace patient ids by keyed hashes."),
+    ] = None,
 ) -> None:
     """Read a cohort into records.parquet and signals.zarr.
 
@@ -56,7 +62,7 @@ def ingest(
     from stages.ingest import IngestPaths, IngestSettings, run
 
     study = Study()
-    given = {"limit": limit, "derive_leads": derive_leads, "pace_spikes": pace_spikes}
+    given = {"limit": limit, "derive_leads": derive_leads, "pace_spikes": pace_spikes, "hash_patients": hash_patients}
     section = study.cohort(source, path, labels)
     settings = IngestSettings(
         **{**section.model_dump(), **{name: value for name, value in given.items() if value is not None}},

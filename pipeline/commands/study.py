@@ -27,7 +27,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The study's folder; made if it is not there.")],
     source: Annotated[str, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")],
     path: Annotated[Path, typer.Option(help="Folder with the records.")],
-    labels: Annotated[Path | None, typer.Option(help="CSV with the labels (source wfdb).")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels (sources files, wfdb, arrays).")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="An option of the source, NAME=VALUE, such as file=ecgs.npy; may be repeated."),

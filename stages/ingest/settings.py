@@ -28,6 +28,8 @@ class CohortSection(Settings):
         Count pacemaker spikes into the column of that name, which is null otherwise.
     seconds
         What is kept of a record from its beginning, or "all".
+    hash_patients
+        Replace patient ids by keyed hashes; the key is that of ENSEMBLE_PATIENT_KEY.
     options
         Of the source; an unknown one is refused by name.
     """
@@ -38,6 +40,7 @@ class CohortSection(Settings):
     derive_leads: bool = False
     pace_spikes: bool = False
     seconds: Annotated[float | Literal["all"], number_or("all", least=1, most=3600)] = 10.0
+    hash_patients: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
 
 

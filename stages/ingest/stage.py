@@ -22,6 +22,7 @@ from stages.ingest.record_table import Rows, appended_rows, new_rows
 from stages.ingest.settings import IngestPaths, IngestSettings
 from stages.ingest.shards import Progress, pending_tasks, quality_of_new
 from stages.ingest.shards import run as read_shards
+from stages.readers.files.patients import hash_patients, patient_key
 from stages.readers.rows import RowOptions
 from stages.settings import Machine, usable_cores
 
@@ -57,7 +58,10 @@ def run(
     if settings.append and not paths.signals.exists():
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
     work = paths.signals.with_name(f".{paths.signals.name}.ingest")
+    key = patient_key([paths.records.parent, paths.signals.parent]) if settings.hash_patients else None
     entries = cohort.entries()
+    if key is not None:
+        hash_patients(entries.frame, key, entries.notes)
     with closing(Claims(paths.signals, work)) as claims, claims.claim(0) as ours:
         if not ours:
             raise StoreError(f"{paths.signals}: another `ensemble ingest` is writing it; wait for it, or stop it")

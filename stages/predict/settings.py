@@ -36,7 +36,7 @@ class PredictSettings:
 
 @dataclass(frozen=True)
 class PredictPaths:
-    """The fit, and the records: WFDB, with or without suffix."""
+    """The fit, and the ECGs: files of any format, WFDB records with or without suffix."""
 
     heads: Path
     records: tuple[Path, ...]

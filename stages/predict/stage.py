@@ -13,9 +13,9 @@ from stages.experts.run import RunSettings, Signal, embed_records
 from stages.heads import EnsembleHeads
 from stages.learning.data import layer_parts
 from stages.learning.gate_signal import gate_signal, leads_of, reads_signal
-from stages.predict.records import Recorded, read_record
 from stages.predict.settings import Prediction, PredictPaths, PredictSettings, PredictSummary
 from stages.readers.at_500_hz import all_at_500_hz
+from stages.readers.files import Recorded, read_ecg
 from stages.readers.rows import RowOptions
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(settings: PredictSettings, paths: PredictPaths, progress: Progress | Non
         recorded = []
         for path in paths.records[start : start + step]:
             try:
-                recorded.append(read_record(path, options))
+                recorded.append(read_ecg(path, options))
             except (InputError, MissingFileError) as error:
                 summary.unreadable.append(str(error))
         if recorded:

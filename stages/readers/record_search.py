@@ -18,6 +18,7 @@ _KEPT_BY_TOOLS = frozenset({".git", ".dvc", ".datalad", ".snapshot", "__MACOSX",
 APPLE_DOUBLE = "._"
 """macOS keeps what a disk cannot hold of `a.hea` in `._a.hea`."""
 N_LINKS_NAMED = 3
+HEADER = ".hea"
 
 
 def find_records(folder: DataFolder, notes: list[str]) -> list[str]:
@@ -38,6 +39,18 @@ def find_records(folder: DataFolder, notes: list[str]) -> list[str]:
     if skipped and found:
         notes.append(f"links to folders are not followed: {_named(skipped)}; {FOLLOW_LINKS} does")
     return sorted(set(found) - segments)
+
+
+def files_below(folder: DataFolder, notes: list[str]) -> list[str]:
+    """Return the paths of all files below `folder`, sorted; hidden ones and those of version control are left out."""
+    found: list[str] = []
+    skipped: list[str] = []
+    for relative, names in _folders(folder, skipped):
+        above = "" if relative == "." else f"{Path(relative).as_posix()}/"
+        found += [above + name for name in names if not name.startswith(".")]
+    if skipped and found:
+        notes.append(f"links to folders are not followed: {_named(skipped)}; {FOLLOW_LINKS} does")
+    return sorted(found)
 
 
 def no_record(folder: DataFolder) -> InputError:

@@ -38,6 +38,8 @@ class Recording:
         bool [lead, time]: at the converter's limit; None where that cannot be known.
     notes
         What was left out or assumed.
+    derive_leads
+        The file lacks III, aVR, aVL and aVF by its format's design: they are computed without being asked for.
     """
 
     signals_mv: np.ndarray
@@ -46,6 +48,7 @@ class Recording:
     n_samples: int
     clipped: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    derive_leads: bool = False
 
 
 class Counts(NamedTuple):

@@ -99,6 +99,16 @@ Read = Callable[[], Recording | Counts]
 """Reads one record, or raises InputError with the reason why it cannot."""
 
 
+class _Noted(NamedTuple):
+    """What a reader says of a record beside its samples: notes, and whether its limb leads are to be computed."""
+
+    notes: tuple[str, ...] = ()
+    derive_leads: bool = False
+
+
+_NOTHING = _Noted()
+
+
 class RowMaker:
     """Memory for `size` rows, and what makes them.
 
@@ -124,32 +134,35 @@ class RowMaker:
 
     def make(self, first: int, reads: Sequence[Read], options: RowOptions) -> MadeRows:
         """Read records into the rows from `first` on, and judge them."""
-        notes: list[tuple[str, ...]] = [()] * len(reads)
-        taken = [self._take(first + k, read, options, notes, k) for k, read in enumerate(reads)]
+        noted_of: list[_Noted] = [_NOTHING] * len(reads)
+        taken = [self._take(first + k, read, options, noted_of, k) for k, read in enumerate(reads)]
         judged = list(self._judged(first, taken))
         rows = self.rows[first : first + len(reads)]
-        facts = [_facts(row, one, derive_leads=options.derive_leads) for row, one in zip(rows, judged, strict=True)]
+        facts = [
+            _facts(row, one, derive_leads=options.derive_leads or noted.derive_leads)
+            for row, one, noted in zip(rows, judged, noted_of, strict=True)
+        ]
         valid = np.array([one.get("valid", 0) for one in facts], dtype=np.int32)
         rates = np.array([one.get("sampling_rate_hz", 0.0) for one in facts], dtype=np.float64)
         shown = _at_500_hz(rows, valid, rates)
         n_spikes = count_pace_spikes(shown) if options.pace_spikes else [None] * len(facts)
-        for row, one, noted in zip(rows, facts, notes, strict=True):
+        for row, one, noted in zip(rows, facts, noted_of, strict=True):
             if one["status"] == "ok":
                 odd = amplitude_note(row[:, : one["valid"]], one["sampling_rate_hz"])
-                one["notes"] = noted if odd is None else (*noted, odd)
+                one["notes"] = noted.notes if odd is None else (*noted.notes, odd)
         columns = list(map(_in_order, facts, n_spikes))
         return MadeRows(valid, rates, columns, self._slope_products(shown))
 
     def _take(
-        self, k: int, read: Read, options: RowOptions, notes: list[tuple[str, ...]], n: int
+        self, k: int, read: Read, options: RowOptions, noted: list[_Noted], n: int
     ) -> Placed | Quality | Exception:
         """Read a record into row `k`; if it is of the usual kind its counts lie there then, and are not finished.
 
-        What was left out or assumed of it becomes the `n`-th of `notes`.
+        What was left out or assumed of it becomes the `n`-th of `noted`.
         """
         try:
             recording = scaled(keep_standard(read(), options.lead_names), options.scale)
-            notes[n] = recording.notes
+            noted[n] = _Noted(recording.notes, isinstance(recording, Recording) and recording.derive_leads)
             if isinstance(recording, Counts):
                 placed = place(recording, self.rows[k, :, :N_SAMPLES], options.seconds)
                 if placed is not None:

@@ -11,8 +11,8 @@ from cache import open_records, open_signals
 from cache.errors import InputError, UsageError
 from cache.signals import LEADS
 from stages.cohorts import open_cohort
-from stages.predict import read_record
 from stages.readers.amplitude import amplitude_note, fitting_factor
+from stages.readers.files import read_ecg
 from stages.readers.rows import RowOptions
 from tests.ingesting import ingest
 from tests.stages.wfdb_files import ecg_mv, write_record
@@ -50,7 +50,7 @@ def test_a_study_names_its_leads_for_ingest_and_predict(tmp_path, workers):
     assert set(LEADS) - set(records["missing_leads"][0]) == {"I", "V1"}
     kept = RowOptions.from_json(records.attrs["row_options"])
     assert kept.lead_names == (("ch1", "V1"), ("II", "I"))
-    predicted = read_record(tmp_path / "in" / "a", kept)
+    predicted = read_ecg(tmp_path / "in" / "a", kept)
     assert np.allclose(predicted.signals_mv[[6, 0]] * 1000, counts.T[[0, 2]])
     assert "leads left out: CH2" in predicted.warnings
 
@@ -86,7 +86,7 @@ def test_amplitudes_that_are_no_ecgs_are_said_with_the_factor_that_fits(tmp_path
         write_record(tmp_path / "in", "a", signals_mv, gains=gain, rate_hz=100)
         write_record(tmp_path / "in", "b", signals_mv, gains=gain, rate_hz=100)
         summary, records, _ = run("wfdb", tmp_path / "in", tmp_path / "out")
-        warnings = read_record(tmp_path / "in" / "a").warnings
+        warnings = read_ecg(tmp_path / "in" / "a").warnings
         assert any(says is not None and says in text for text in warnings) == (says is not None)
     noted = [note for note in summary.notes if note.startswith("amplitude")]
     if says is None:

@@ -15,7 +15,8 @@ from stages.fit_heads import FitHeadsPaths, FitHeadsSettings, run
 from stages.heads import EnsembleHeads
 from stages.learning.data import expert_identity
 from stages.learning.gate_signal import gate_signal, leads_of, read_gate_signal
-from stages.predict import Prediction, Recorded, predict
+from stages.predict import Prediction, predict
+from stages.readers.files import Recorded
 
 SIX = ("II", "V1", "V2", "V3", "V4", "V5")  # their summaries side by side are longer than the shortest waveform
 

@@ -8,8 +8,9 @@ from cache.errors import InputError, MissingFileError, UsageError
 from stages.experts.run import RunSettings, set_precision
 from stages.heads import EnsembleHeads
 from stages.learning.data import expert_parts
-from stages.predict import Prediction, find_records, read_record, row_options
+from stages.predict import Prediction, row_options
 from stages.predict.stage import _features
+from stages.readers.files import find_ecgs, read_ecg
 from stages.readers.rows import RowOptions
 from tests.integration.end_to_end import Case, embedded, ingested, small_and_saved, write_case
 
@@ -34,7 +35,7 @@ def test_a_fit_remembers_how_its_rows_were_made():
 def test_predict_computes_the_stored_vectors_to_the_last_bit(tmp_path, precision):
     study = ingested(tmp_path, CASES, 10.0, derive_leads=True)
     kept = open_records(tmp_path / "records.parquet").attrs["row_options"]
-    recorded = [read_record(tmp_path / "files" / case.name, RowOptions.from_json(kept)) for case in study.cases]
+    recorded = [read_ecg(tmp_path / "files" / case.name, RowOptions.from_json(kept)) for case in study.cases]
     signals = open_signals(tmp_path / "signals.zarr")
     for row, record in enumerate(recorded):
         [(_, signals_mv, rate_hz)] = signals.read_groups(slice(row, row + 1))
@@ -59,8 +60,8 @@ def test_warnings_say_what_is_wrong_with_a_record(tmp_path):
     for case in (Case(500, 10.0), Case(250, 5.0, "eight leads")):
         write_case(tmp_path, case)
     good, short = Case(500, 10.0).name, Case(250, 5.0, "eight leads").name
-    assert read_record(tmp_path / good).warnings == ()
-    warned = read_record(tmp_path / f"{short}.hea", RowOptions(derive_leads=True)).warnings
+    assert read_ecg(tmp_path / good).warnings == ()
+    warned = read_ecg(tmp_path / f"{short}.hea", RowOptions(derive_leads=True)).warnings
     assert "short record: 5.0 s of 10 s" in warned
     assert "missing leads: III, aVR, aVL, aVF" in warned
     assert "leads computed from I and II: III, aVR, aVL, aVF" in warned
@@ -69,12 +70,12 @@ def test_warnings_say_what_is_wrong_with_a_record(tmp_path):
     header.write_text(text.replace("1000(0)/mV", "40(0)/mV"))
     assert any(
         w.startswith("amplitude: waves of ") and w.endswith("(cohort.options: {scale: 0.001})")
-        for w in read_record(tmp_path / good).warnings
+        for w in read_ecg(tmp_path / good).warnings
     )
     names = dict(zip(("I", "III"), ("III", "I"), strict=True))
     lines = [line.rsplit(" ", 1) for line in text.splitlines()]
     header.write_text("\n".join(f"{first} {names.get(last, last)}" for first, last in lines) + "\n")
-    assert "limb leads look exchanged: labels I/III" in read_record(tmp_path / good).warnings
+    assert "limb leads look exchanged: labels I/III" in read_ecg(tmp_path / good).warnings
     counts = np.fromfile(tmp_path / f"{good}.dat", dtype="<i2").reshape(-1, 12)
     counts[200::500] += 3000
     counts.tofile(tmp_path / f"{good}.dat")
@@ -85,14 +86,14 @@ def test_warnings_say_what_is_wrong_with_a_record(tmp_path):
         )
         + "\n"
     )
-    assert any(w.startswith("pacemaker spikes: ") for w in read_record(tmp_path / good).warnings)
+    assert any(w.startswith("pacemaker spikes: ") for w in read_ecg(tmp_path / good).warnings)
 
 
 def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     for case in CASES[:2]:
         write_case(tmp_path / "a", case)
-    found = find_records([tmp_path, tmp_path / "a" / f"{CASES[0].name}.dat"])
+    found = find_ecgs([tmp_path, tmp_path / "a" / f"{CASES[0].name}.dat"])
     assert sorted(path.name for path in found[:2]) == sorted(case.name for case in CASES[:2])
     assert len(found) == 3
     (tmp_path / "empty").mkdir()
@@ -102,10 +103,10 @@ def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
         ([""], UsageError),
     ):
         with pytest.raises(error):
-            find_records(wrong)
+            find_ecgs(wrong)
     (tmp_path / "a" / f"{CASES[0].name}.dat").write_bytes(b"")
     with pytest.raises(InputError, match=f"{CASES[0].name}: .*cut short"):
-        read_record(tmp_path / "a" / CASES[0].name)
+        read_ecg(tmp_path / "a" / CASES[0].name)
 
 
 def test_one_unreadable_record_of_many_is_named_after_the_predictions_of_the_others(ensemble, toy_study, monkeypatch):

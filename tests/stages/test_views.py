@@ -21,7 +21,8 @@ from stages.experts.views import view_shapes
 from stages.heads import EnsembleHeads
 from stages.heads.inputs.expert_features import mix_layers, read_features
 from stages.learning.data import expert_identity, read_data
-from stages.predict import Recorded, predict
+from stages.predict import predict
+from stages.readers.files import Recorded
 from tests.stages.small_experts import NAMES, RATE_HZ, records, small_expert
 
 ALL = ("segments", "std", "max")

@@ -30,7 +30,7 @@ def labelled_entries(paths: list[str], folder: Path, options: LabelOptions, note
     matcher = KeyMatcher(paths, Path(options.labels))
     table, path, more = read_labels(folder, options, is_record=matcher.is_record)
     notes = [*notes, *more]
-    key = _key_column(table, path, matcher, options, notes)
+    key = key_column(table, path, matcher, options, notes)
     rows = matcher.rows(table[key], notes)
     return Entries(frame, add_labels(frame, table.drop(columns=key), rows, path, options, notes), notes)
 
@@ -58,7 +58,7 @@ def add_labels(
     return targets
 
 
-def _key_column(table: pd.DataFrame, path: Path, matcher: KeyMatcher, options: LabelOptions, notes: list[str]) -> str:
+def key_column(table: pd.DataFrame, path: Path, matcher: KeyMatcher, options: LabelOptions, notes: list[str]) -> str:
     """Return the column that names the record: one that says so, else the one that names most records."""
     if options.id is not None:
         check_column(table, path, options.id, "id")

@@ -1,8 +1,8 @@
-"""New ECGs for `predict`: which ones a person names, each as the study's own rows are made, and what to beware of."""
+"""New ECGs that a person names, in files of any format: each as a study's own rows are made, and what to beware of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +11,19 @@ import numpy as np
 
 from cache.errors import InputError, MissingFileError, UsageError
 from cache.signals import to_millivolts
-from stages.readers import read_wfdb
+from stages.readers.files.door import known_format, read_file, what_is_read
 from stages.readers.limbs import suspicions
 from stages.readers.pacing import SEVERAL
-from stages.readers.recording import SECONDS_KEPT
+from stages.readers.paths import DataFolder
+from stages.readers.record_search import HEADER, files_below
+from stages.readers.record_search import find_records as find_headers
+from stages.readers.recording import SECONDS_KEPT, Counts, Recording
 from stages.readers.rows import QUALITY, RowMaker, RowOptions
-from stages.readers.wfdb.header import read_header
+from stages.readers.wfdb.record import read_wfdb
 
 NOISY_NAN_FRACTION = 0.01
-SUFFIXES = (".hea", ".dat", ".mat")
+SUFFIXES = (HEADER, ".dat", ".mat")
+"""Of the files of a WFDB record."""
 
 
 class Recorded(NamedTuple):
@@ -39,58 +43,59 @@ class Recorded(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def find_records(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the records that paths name: WFDB records, with or without suffix, and all those below folders.
+def find_ecgs(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the ECGs that paths name: files of any format, WFDB records, and all of both below folders.
 
-    Segments of a record are no records of their own.
+    A WFDB record is named with or without suffix; segments of a record are no records of their own. Files of folders
+    are known by their content.
 
     Raises
     ------
     UsageError
         An empty name.
     MissingFileError
-        A folder without a record, or none of the records named is there.
+        A folder without an ECG, or none of those named is there.
     """
     if any(not str(path) for path in paths):
-        raise UsageError("a record's name is empty; give the path of a WFDB record, or of a folder of them")
+        raise UsageError("a record's name is empty; give the path of an ECG file, or of a folder of them")
     found: list[Path] = []
     for path in (Path(name).expanduser() for name in paths):
         if not path.is_dir():
             found.append(path)
             continue
-        below = _records_below(path)
+        below = _below(path)
         if not below:
-            raise MissingFileError(f"{path}: no WFDB record is in this folder (no .hea file)")
+            raise MissingFileError(f"{path}: no ECG is in this folder; these formats are read: {what_is_read()}")
         found += below
-    if not any(_header_of(path).is_file() for path in found):
+    if not any(path.is_file() or _header_of(path).is_file() for path in found):
         raise MissingFileError(_absent(found[0]))
     return found
 
 
 def _header_of(path: Path) -> Path:
     stem = path.with_suffix("") if path.suffix in SUFFIXES else path
-    return stem.with_name(stem.name + ".hea")
+    return stem.with_name(stem.name + HEADER)
 
 
 def _absent(path: Path) -> str:
-    return f"{path}: no WFDB record ({_header_of(path).name} is not there)"
+    return f"{path}: no WFDB record ({_header_of(path).name} is not there), nor a file of that name"
 
 
-def _records_below(folder: Path) -> list[Path]:
-    headers = sorted(p for p in folder.rglob("*.hea") if not any(part.startswith(".") for part in p.parts[1:]))
-    segments = set[Path]()
-    for header in headers:
-        try:
-            content = read_header(header.parent, header.stem)
-        except InputError:
-            continue  # it is named when it is read
-        if content.n_segments:
-            segments |= {header.parent / line.split()[0] for line in content.signal_lines if line.split()}
-    return [stem for header in headers if (stem := header.with_suffix("")) not in segments]
+def _below(folder: Path) -> list[Path]:
+    data = DataFolder(str(folder.resolve()))
+    found = [*find_headers(data, []), *(path for path in files_below(data, []) if _is_known(data, path))]
+    return [folder / path for path in sorted(found)]
 
 
-def read_record(path: str | Path, options: RowOptions | None = None) -> Recorded:
-    """Read a WFDB record, named with or without its suffix, as ingest would.
+def _is_known(folder: DataFolder, path: str) -> bool:
+    try:
+        return not path.endswith(HEADER) and known_format(folder, path) is not None
+    except InputError:
+        return True  # it is named when it is read
+
+
+def read_ecg(path: str | Path, options: RowOptions | None = None) -> Recorded:
+    """Read an ECG file, or a WFDB record named with or without its suffix, as ingest would.
 
     Parameters
     ----------
@@ -100,19 +105,12 @@ def read_record(path: str | Path, options: RowOptions | None = None) -> Recorded
     Raises
     ------
     MissingFileError, InputError
-        No such record, or one that cannot be read; the message names it.
+        No such file, or one that cannot be read; the message names it.
     """
     options = options or RowOptions()
     path = Path(path).expanduser()
-    header = _header_of(path)
-    if not header.is_file():
-        raise MissingFileError(_absent(path))
     maker = RowMaker(1)
-    made = maker.make(
-        0,
-        [lambda: read_wfdb(header.parent.resolve(), header.stem, options.seconds, options.lead_names)],
-        replace(options, pace_spikes=True),
-    )
+    made = maker.make(0, [_reader(path, options)], replace(options, pace_spikes=True))
     facts = dict(zip(QUALITY, made.columns[0], strict=True))
     if facts["status"] == "bad":
         raise InputError(f"{path}: {facts['reason']}")
@@ -120,6 +118,16 @@ def read_record(path: str | Path, options: RowOptions | None = None) -> Recorded
     facts["limb_swap"] = suspicions(made.products)[0]
     warnings = _warnings(facts, signals_uv.shape[1] / rate_hz)
     return Recorded(str(path), to_millivolts(signals_uv), rate_hz, tuple(warnings))
+
+
+def _reader(path: Path, options: RowOptions) -> Callable[[], Recording | Counts]:
+    header = _header_of(path)
+    if header.is_file() and (path.suffix in SUFFIXES or not path.is_file()):
+        return lambda: read_wfdb(header.parent.resolve(), header.stem, options.seconds, options.lead_names)
+    if not path.is_file():
+        raise MissingFileError(_absent(path))
+    real = path.resolve()  # a link that a person names is meant
+    return lambda: read_file(str(real.parent), real.name, options.seconds, options.lead_names)
 
 
 def _warnings(facts: dict[str, Any], seconds: float) -> list[str]:

@@ -1,0 +1,1 @@
+"""What readers of formats share: what a format is, XML within limits, ecgdatakit's door, one recording of channels."""
