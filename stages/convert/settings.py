@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.settings import Settings
+from stages.settings import Settings, number_or
 
 
 class ConvertSettings(Settings):
@@ -31,7 +31,7 @@ class ConvertSettings(Settings):
     'all'
     """
 
-    seconds: Annotated[float, Field(ge=1, le=3600)] | Literal["all"] = "all"
+    seconds: Annotated[float | Literal["all"], number_or("all", least=1, most=3600)] = "all"
     derive_leads: bool = False
     hash_patients: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
