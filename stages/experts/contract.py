@@ -73,8 +73,10 @@ class ExpertSpec:
     """At the published configuration; a registry-wide test builds that and counts."""
     output_dim: int | None = None
     """Width of the expert's own head output, where it has one."""
-    output_pooling: Literal["mean", "probability"] = "mean"
-    """How outputs of several windows become one: their mean, or of logits the logit of their mean probability."""
+    output_pooling: Literal["mean", "sigmoid", "softmax"] = "mean"
+    """How outputs of several windows become one: their mean, or of logits those of their mean probabilities."""
+    output_maxima: tuple[int, ...] = ()
+    """Positions in `output` at which the largest of the windows counts instead."""
     weights: WeightsSource | None = None
     non_commercial: bool = False
     pretrained_on: tuple[str, ...] = ()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
-from stages.experts.contract import PRECISION_DTYPES, Encoding, Expert
+from stages.experts.contract import PRECISION_DTYPES, Encoding, Expert, ExpertSpec
 from stages.experts.faults import SAME_FAULTS, Faults, encode_checked
+from stages.experts.networks.parts.pooling import pool_outputs
 from stages.experts.views import token_views, view_shapes
 from stages.settings import Precision
 
@@ -309,15 +310,15 @@ def _concatenated(parts: list[Encoding]) -> Encoding:
 
 
 def _vectors(expert: Expert, encoding: Encoding, windows: int, views: Sequence[str], record_s: float) -> Vectors:
-    found = _pooled(encoding, windows, probability=expert.spec.output_pooling == "probability")
+    found = _pooled(encoding, windows, expert.spec)
     if not views or encoding.tokens is None:
         return found
     made = token_views(encoding.tokens, windows, expert.spec, views, record_s)
     return Vectors(found.layers, found.embedding, found.output, made)
 
 
-def _pooled(encoding: Encoding, windows: int, *, probability: bool) -> Vectors:
-    """Average over windows; of logits where `probability` is said, their probabilities (in float64: no 0, no 1)."""
+def _pooled(encoding: Encoding, windows: int, spec: ExpertSpec) -> Vectors:
+    """Average over windows, outputs as the spec says."""
 
     def pool(values: Tensor) -> np.ndarray:
         values = values.float()
@@ -329,11 +330,10 @@ def _pooled(encoding: Encoding, windows: int, *, probability: bool) -> Vectors:
         layers = pool(encoding.layers)
     else:
         layers = _stacked([pool(layer) for layer in encoding.layers])
-    output = encoding.output
-    if output is not None and probability and windows > 1:
-        chances = output.double().sigmoid().unflatten(0, (-1, windows)).mean(dim=1)
-        return Vectors(layers, pool(encoding.embedding), chances.logit().float().cpu().numpy())
-    return Vectors(layers, pool(encoding.embedding), None if output is None else pool(output))
+    output = None
+    if encoding.output is not None:
+        output = pool_outputs(encoding.output, windows, spec.output_pooling, spec.output_maxima).cpu().numpy()
+    return Vectors(layers, pool(encoding.embedding), output)
 
 
 def _stacked(layers: list[np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
-from stages.experts.models.ecg.ecgfm import EcgFm
+from stages.experts.models.ecg.ecgfm import MIMIC_LABELS, EcgFm
 from stages.experts.networks.ecgfm_net import parse_conv_layers
 from stages.experts.run import run_expert
 from tests.stages.small_experts import RATE_HZ, records, small_expert
@@ -265,8 +265,44 @@ def test_long_records_give_more_windows_and_short_ones_are_refused():
         expert.prepare(np.ones((1, 12, 2000)), 500)
 
 
-def test_a_record_s_logits_are_those_of_its_windows_mean_probability():
+AUTHORS_AGGREGATION = {
+    "Poor data quality": "max",
+    "Sinus rhythm": "mean",
+    "Premature ventricular contraction": "max",
+    "Tachycardia": "mean",
+    "Ventricular tachycardia": "max",
+    "Supraventricular tachycardia with aberrancy": "max",
+    "Atrial fibrillation": "mean",
+    "Atrial flutter": "mean",
+    "Bradycardia": "mean",
+    "Accessory pathway conduction": "mean",
+    "Atrioventricular block": "mean",
+    "1st degree atrioventricular block": "mean",
+    "Bifascicular block": "mean",
+    "Right bundle branch block": "mean",
+    "Left bundle branch block": "mean",
+    "Infarction": "mean",
+    "Electronic pacemaker": "max",
+}
+"""`AGG_METHODS` of ECG-FM's infer_quickstart.ipynb, in the order of its label_def.csv."""
+
+
+def test_a_record_s_logits_are_those_of_its_windows_probabilities_as_the_authors_take_them():
     expert = small_expert("ecgfm-finetuned")
+    x = expert.prepare(records(3), RATE_HZ)
+    with torch.inference_mode():
+        chances = torch.stack([expert.encode(x[:, k]).output.sigmoid() for k in range(2)])
+    largest = torch.tensor([way == "max" for way in AUTHORS_AGGREGATION.values()])
+    expected = torch.where(largest, chances.amax(0), chances.mean(0))
+    assert (expected - chances.mean(0)).abs().max() > 1e-4
+    found = torch.from_numpy(run_expert(expert, x).output).sigmoid()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert tuple(AUTHORS_AGGREGATION) == MIMIC_LABELS
+    assert expert.spec.version == "3"
+
+
+def test_a_classifier_of_unknown_labels_pools_mean_probabilities():
+    expert = small_expert("ecgfm-physionet")
     x = expert.prepare(records(3), RATE_HZ)
     with torch.inference_mode():
         chances = torch.stack([expert.encode(x[:, k]).output.sigmoid() for k in range(2)]).mean(0)

@@ -14,6 +14,7 @@ from cache.errors import InputError, UsageError, WeightsError
 from stages.experts import load_expert
 from stages.experts.models.ecg.stmem import StMem, crop_starts
 from stages.experts.networks.stmem_net import StMemOptions, StMemVit, drop_path
+from stages.experts.run import run_expert
 
 SMALL = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2, "dim_head": 16}
 
@@ -285,3 +286,12 @@ def test_stochastic_depth_drops_whole_records_and_keeps_the_mean():
 def test_drop_path_rises_from_none_to_the_given_rate():
     net = StMemVit(StMemOptions(**SMALL | {"depth": 5}, drop_path_rate=0.4))
     assert [block.drop_path_rate for block in net.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_a_classifier_s_probabilities_are_the_mean_of_the_crops():
+    expert = small(num_classes=5)
+    x = torch.randn(2, 3, expert.module.options.num_leads, expert.module.options.seq_len)
+    expected = torch.stack([encode(expert, x[:, k]).output.softmax(-1) for k in range(3)]).mean(0)
+    found = torch.from_numpy(run_expert(expert, x).output)
+    torch.testing.assert_close(found.softmax(-1), expected, rtol=0, atol=1e-6)
+    assert (found.exp().sum(-1) - 1).abs().max() < 1e-5

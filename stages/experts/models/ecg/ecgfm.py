@@ -41,6 +41,19 @@ SPELLINGS = {
     ".0.weight_g": ".0.parametrizations.weight.original0",
     ".0.weight_v": ".0.parametrizations.weight.original1",
 }
+MIMIC_LABELS = (
+    *("Poor data quality", "Sinus rhythm", "Premature ventricular contraction", "Tachycardia"),
+    *("Ventricular tachycardia", "Supraventricular tachycardia with aberrancy", "Atrial fibrillation"),
+    *("Atrial flutter", "Bradycardia", "Accessory pathway conduction", "Atrioventricular block"),
+    *("1st degree atrioventricular block", "Bifascicular block", "Right bundle branch block"),
+    *("Left bundle branch block", "Infarction", "Electronic pacemaker"),
+)
+"""Of `output` of `ecgfm-finetuned`, in order (bowang-lab/ECG-FM, data/mimic_iv_ecg/labels/label_def.csv)."""
+LARGEST_WINDOW = (
+    *("Poor data quality", "Premature ventricular contraction", "Ventricular tachycardia"),
+    *("Supraventricular tachycardia with aberrancy", "Electronic pacemaker"),
+)
+"""Labels that one window is enough for: `max` in the authors' infer_quickstart.ipynb, where all others are `mean`."""
 PRETRAINED_ON = ("mimic-iv-ecg", "challenge2021", "ptbxl", "cpsc2018", "georgia", "chapman", "ningbo")
 
 _HUB, _COMMIT = "wanglab/ecg-fm", "584219ea492cdeef2e19ffbdf9c6ecc874ba427e"
@@ -236,6 +249,19 @@ def _state_options(state: Mapping[str, Tensor], overrides: dict[str, Any], varia
     return found
 
 
+def _maxima(variant: str | None, options: EcgFmOptions) -> tuple[int, ...]:
+    """Say where the published classifier's largest window counts; other classifiers' labels are not known."""
+    if variant != "finetuned" or options.num_labels != len(MIMIC_LABELS):
+        return ()
+    return tuple(MIMIC_LABELS.index(label) for label in LARGEST_WINDOW)
+
+
+def _version(variant: str | None, options: EcgFmOptions) -> str:
+    if not options.num_labels:
+        return "1"
+    return "3" if _maxima(variant, options) else "2"
+
+
 def _spec(
     options: EcgFmOptions, variant: str | None, preprocessing: str, module: nn.Module | None = None
 ) -> ExpertSpec:
@@ -248,7 +274,7 @@ def _spec(
     return ExpertSpec(
         name="ecgfm" if variant in (None, "pretrained") else f"ecgfm-{variant}",
         title="ECG-FM",
-        version="2" if options.num_labels else "1",
+        version=_version(variant, options),
         source="McKeen et al., arXiv 2408.05178; fairseq-signals 6b9e137; EnECG 67b8e65 for its input path",
         sampling_rate_hz=RATE_HZ,
         seconds=window / RATE_HZ,
@@ -258,7 +284,8 @@ def _spec(
         layer_dims=(dim,) * (1 + len(blocks)),
         embedding_dim=dim,
         output_dim=options.num_labels or None,
-        output_pooling="probability",  # as in the authors' tutorial (infer_quickstart), which takes the maximum of some
+        output_pooling="sigmoid",
+        output_maxima=_maxima(variant, options),
         licence="MIT",
         parameters=sum(p.numel() for p in module.parameters()) if module else published,
         published_parameters=published,

@@ -264,7 +264,7 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
     return ExpertSpec(
         name="stmem" if size == "base" else f"stmem-{size}",
         title=f"ST-MEM {size}" + (" (ECG-Soup)" if soup else ""),
-        version="1",
+        version="2" if options.num_classes else "1",
         source="Na et al., ICLR 2024, arXiv 2402.09450; bakqui/ST-MEM 69ec702"
         + ("; ECG-Soup, arXiv 2509.00102; Xuanphu108/ecg_ssl 6b33198" if soup else ""),
         sampling_rate_hz=rate_hz,
@@ -277,6 +277,7 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         layer_dims=(options.width,) * (options.depth + 1),
         embedding_dim=options.width,
         output_dim=options.num_classes,
+        output_pooling="softmax",  # of the three crops, as engine_downstream.py with its published configs
         licence="CC-BY-NC-4.0",
         non_commercial=True,
         parameters=n_parameters,
