@@ -46,7 +46,8 @@ class _Found:
     """Files of a folder by kind."""
 
     known: dict[str, str]
-    """Path -> format."""
+    """Path -> name of the format."""
+    formats: set[str]
     others: list[str]
     n_without_waveform: int = 0
 
@@ -69,7 +70,6 @@ class Files(Cohort):
         paths = sorted([*headers, *found.known])
         if not paths:
             raise MissingFileError(self._nothing(found))
-        check_installed(set(found.known.values()))
         facts = {path: self._facts(path) if path in found.known else Facts() for path in paths}
         notes += _counted(found, len(headers))
         frame = _named(paths, facts, notes)
@@ -80,12 +80,15 @@ class Files(Cohort):
         return Entries(frame, targets, notes)
 
     def _sniffed(self, paths: list[str]) -> _Found:
-        found = _Found({}, [])
+        found = _Found({}, set(), [])
         for path in paths:
             if path.endswith(HEADER):
                 continue
             try:
                 kind = known_format(self.data, path)
+                if kind is not None and kind.name not in found.formats:
+                    check_installed({kind.name})
+                    found.formats.add(kind.name)
                 if kind is DICOM and not holds_waveform(inside(self.data, path)):
                     found.n_without_waveform += 1
                 elif kind is not None:

@@ -1,0 +1,413 @@
+"""The contract of reading a hospital's files, line for line."""
+
+import base64
+import sys
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cache import open_records, open_signals
+from cache.errors import EnsembleError, InputError, UsageError
+from cache.signals import LEADS
+from stages.readers.files import check_installed, facts_of, known_format, read_ecg, read_file
+from stages.readers.rows import RowOptions
+from tests.hospital import write_binary, write_xml
+from tests.hospital.cases import ONE_EACH
+from tests.hospital.ecgs import EIGHT, beats_uv, ecg_of
+from tests.ingesting import ingest
+
+
+def written(tmp_path, write, ecg=None, **how):
+    path = tmp_path / "file"
+    write(ecg or ecg_of(beats_uv(), 5.0), path, **how)
+    return path
+
+
+def read_uv(path, **options):
+    """Return the row of a file as float64 microvolts."""
+    return read_ecg(path, RowOptions(**options)).signals_mv.astype(np.float64) * 1000
+
+
+def refused(path, **options):
+    with pytest.raises(InputError) as caught:
+        read_ecg(path, RowOptions(**options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- the original rhythm, never the median beat ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ONE_EACH.values(), ids=ONE_EACH)
+def test_the_rhythm_is_read_and_never_the_mean_beat(tmp_path, way):
+    """Every writer that can puts a mean beat of another height into the file, most before the rhythm."""
+    ecg = ecg_of(beats_uv(way.rate_hz), way.step_uv, way.rate_hz, way.leads)
+    way.write(ecg, tmp_path / "file")
+    found = read_uv(tmp_path / "file")[[LEADS.index(lead) for lead in way.leads]]
+    assert found.shape[1] == ecg.counts.shape[1]
+    assert np.abs(found - ecg.signals_uv).max() <= 0.501
+
+
+@pytest.mark.parametrize("label", [None, "", "RHYTHM", "anything"])
+def test_the_original_group_of_dicom_is_read_whatever_its_label_and_place(tmp_path, label):
+    ecg = ecg_of(beats_uv(), 5.0)
+    rhythm = write_binary.dicom_group(ecg, ecg.counts, "ORIGINAL", label)
+    median = write_binary.dicom_group(ecg, ecg.median, "DERIVED", None)
+    for groups in ([median, rhythm], [rhythm, median]):
+        path = written(tmp_path, write_binary.dicom, ecg, groups=groups)
+        assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+
+
+def test_a_group_that_does_not_say_whether_it_is_original_is_read_unless_its_label_says_median(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0)
+    rhythm = write_binary.dicom_group(ecg, ecg.counts, None, "RHYTHM")
+    median = write_binary.dicom_group(ecg, ecg.median, None, "MEDIAN BEAT")
+    path = written(tmp_path, write_binary.dicom, ecg, groups=[median, rhythm])
+    assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+    derived = write_binary.dicom_group(ecg, ecg.median, "DERIVED", "RHYTHM")
+    assert "all are derived" in refused(written(tmp_path, write_binary.dicom, ecg, groups=[derived]))
+
+
+def test_groups_that_were_recorded_one_after_another_lie_where_they_were(tmp_path):
+    """Four groups of three leads and 2.5 s each: the leads of a later group are missing before it."""
+    ecg = ecg_of(beats_uv(), 5.0)
+    groups = []
+    for k in range(4):
+        leads = LEADS[3 * k : 3 * k + 3]
+        part = replace(ecg, leads=leads)
+        group = write_binary.dicom_group(
+            part, ecg.counts[3 * k : 3 * k + 3, 1250 * k : 1250 * (k + 1)], "ORIGINAL", None
+        )
+        group.MultiplexGroupTimeOffset = 2500.0 * k
+        groups.append(group)
+    found = read_uv(written(tmp_path, write_binary.dicom, ecg, groups=groups))
+    for k in range(4):
+        rows, span = slice(3 * k, 3 * k + 3), slice(1250 * k, 1250 * (k + 1))
+        assert np.abs(found[rows, span] - ecg.signals_uv[rows, span]).max() < 0.01
+        assert np.isfinite(found[rows]).sum() == 3 * 1250
+
+
+# ---- physical units --------------------------------------------------------------------------------------------------
+
+UNSCALED = {
+    "muse": partial(write_xml.muse, units=None),
+    "muse, no voltage": partial(write_xml.muse, units="BARLEYCORNS"),
+    "cardiosoft": partial(write_xml.cardiosoft, unit="mmPerLsb"),
+    "philips": partial(write_xml.philips, resolution=False, version="1.03"),
+    "mortara": partial(write_xml.mortara, units_per_mv=None),
+    "aecg": partial(write_xml.aecg, unit=""),
+    "dicom": None,
+    "edf": partial(write_binary.edf, unit=""),
+    "ishne": partial(write_binary.ishne, resolution=False),
+    "mfer": partial(write_binary.mfer, sensitivity=False),
+}
+
+
+@pytest.mark.parametrize("name", UNSCALED)
+def test_a_file_whose_scale_is_not_known_is_bad_and_says_so(tmp_path, name):
+    ecg = ecg_of(beats_uv(), 5.0)
+    if name == "dicom":
+        group = write_binary.dicom_group(ecg, ecg.counts, sensitivity=False)
+        path = written(tmp_path, write_binary.dicom, ecg, groups=[group])
+    else:
+        path = written(tmp_path, UNSCALED[name], ecg)
+    assert "scale" in refused(path)
+    with_good = tmp_path / "good"
+    write_xml.muse(ecg_of(beats_uv(), 4.88, 500, EIGHT, test_id="good"), with_good)
+    ingest("files", tmp_path, records_path=tmp_path / "out/records.parquet", signals_path=tmp_path / "out/signals.zarr")
+    bad = (tmp_path / "out" / "bad_records.csv").read_text().splitlines()
+    assert len(bad) == 2
+    assert "the scale of lead I is not known" in bad[1]
+
+
+def test_scp_without_a_multiplier_is_bad(tmp_path):
+    path = written(tmp_path, write_binary.scp, ecg_of(beats_uv(), 0.0001))
+    assert "scale" in refused(path)
+
+
+@pytest.mark.parametrize(("correction", "baseline"), [(1.0, 0.0), (0.5, 0.0), (2.0, 250.0), (None, -120.0)])
+@pytest.mark.parametrize("unit", ["uV", "mV"])
+def test_dicom_value_is_sensitivity_times_correction_plus_baseline(tmp_path, correction, baseline, unit):
+    ecg = ecg_of(beats_uv(), 5.0)
+    shown = baseline * (1e-3 if unit == "mV" else 1.0)
+    group = write_binary.dicom_group(ecg, ecg.counts, correction=correction, baseline=shown, unit=unit)
+    path = written(tmp_path, write_binary.dicom, ecg, groups=[group])
+    assert np.abs(read_uv(path) - (ecg.signals_uv + baseline)).max() < 0.01
+
+
+def test_padding_of_dicom_is_missing(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0)
+    counts = ecg.counts.copy()
+    counts[1, 100:200] = counts[7, 4000:] = -32768
+    group = write_binary.dicom_group(ecg, counts, padding=-32768)
+    found = read_uv(written(tmp_path, write_binary.dicom, ecg, groups=[group]))
+    assert np.array_equal(np.isnan(found), counts == -32768)
+
+
+def test_null_of_mfer_and_lead_faults_of_ishne_are_missing(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0)
+    counts = ecg.counts.copy()
+    counts[2, 50:90] = -32768
+    holed = replace(ecg, counts=counts)
+    for write in (partial(write_binary.mfer, null=-32768), write_binary.ishne):
+        found = read_uv(written(tmp_path, write, holed))
+        assert np.array_equal(np.isnan(found), counts == -32768)
+
+
+# ---- leads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", [str, str.lower, str.upper, "Lead {}".format, "ECG {}".format, "{} (mV)".format])
+def test_leads_are_known_by_code_or_by_name_in_any_spelling(tmp_path, spelling):
+    ecg = ecg_of(beats_uv(), 5.0)
+    for write in (write_xml.muse, write_xml.cardiosoft, write_xml.mortara):
+        path = written(tmp_path, write, replace(ecg, leads=tuple(map(spelling, LEADS))))
+        assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+    for scheme in ("MDC", "SCPECG", "other"):
+        group = write_binary.dicom_group(ecg, ecg.counts, scheme="SCPECG" if scheme == "other" else scheme)
+        for channel, lead in zip(group.ChannelDefinitionSequence, LEADS, strict=True):
+            source = channel.ChannelSourceSequence[0]
+            source.CodeMeaning = spelling(lead)
+            if scheme == "other":
+                source.CodeValue = "X-1"
+        path = written(tmp_path, write_binary.dicom, ecg, groups=[group])
+        assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+
+
+def test_leads_in_another_order_and_names_of_ones_own_are_placed(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0)
+    turned = replace(ecg, counts=ecg.counts[::-1], leads=LEADS[::-1], median=ecg.median[::-1])
+    for way in ONE_EACH.values():
+        if way.name not in ("Philips Sierra XML", "EDF/EDF+"):
+            path = written(tmp_path, way.write, turned)
+            assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01, way.name
+    named = replace(ecg, leads=("CH1", *LEADS[1:]))
+    path = written(tmp_path, write_xml.cardiosoft, named)
+    assert np.isnan(read_uv(path)[0]).all()
+    assert np.abs(read_uv(path, lead_names=(("CH1", "I"),)) - ecg.signals_uv).max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["GE MUSE XML", "DICOM ECG", "ISHNE Holter", "SCP-ECG", "HL7 aECG", "MFER"])
+def test_eight_leads_by_design_get_the_other_four_marked_without_being_asked(tmp_path, name):
+    ecg = ecg_of(beats_uv(), 5.0, 500, EIGHT)
+    (tmp_path / "in").mkdir()
+    ONE_EACH[name].write(ecg, tmp_path / "in" / "file")
+    ingest("files", tmp_path / "in", records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr")
+    frame = open_records(tmp_path / "r.parquet")
+    assert list(frame["derived_leads"][0]) == ["III", "aVR", "aVL", "aVF"]
+    assert list(frame["missing_leads"][0]) == ["III", "aVR", "aVL", "aVF"]
+    row = open_signals(tmp_path / "s.zarr").read_uv(slice(0, 1))[0].astype(np.float64)
+    one, two = row[0], row[1]
+    for lead, expected in {
+        "III": two - one,
+        "aVR": -(one + two) / 2,
+        "aVL": one - two / 2,
+        "aVF": two - one / 2,
+    }.items():
+        assert np.abs(row[LEADS.index(lead)] - expected).max() <= 0.5
+
+
+def test_a_file_of_other_leads_gets_none_without_being_asked(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0, 500, ("I", "II", "V1"))
+    path = written(tmp_path, write_xml.muse, ecg)
+    assert np.isnan(read_uv(path)[2]).all()
+    assert np.isfinite(read_uv(path, derive_leads=True)[2]).all()
+
+
+# ---- rates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [-1, 0, 1, 2])
+def test_the_rate_of_muse_is_base_times_ten_to_the_exponent(tmp_path, exponent):
+    ecg = ecg_of(beats_uv(250), 5.0, 250, EIGHT)
+    assert read_ecg(written(tmp_path, write_xml.muse, ecg, exponent=exponent)).rate_hz == 250.0
+
+
+def test_leads_of_another_rate_are_resampled_and_noted(tmp_path):
+    """An EDF file whose second lead has half the rate."""
+    ecg = ecg_of(beats_uv(250), write_binary.edf_step_uv(5.0), 250, ("I", "II"))
+    path = written(tmp_path, write_binary.edf, ecg)
+    content = bytearray(path.read_bytes())
+    heads = 256 * 4
+    place = 256 + 216 * 3 + 8
+    content[place : place + 8] = b"125     "
+    body = bytearray()
+    size = 2 * (250 + 250) + 60
+    for start in range(heads, len(content), size):
+        block = content[start : start + size]
+        second = np.frombuffer(bytes(block[500:1000]), dtype="<i2")[::2]
+        body += block[:500] + second.tobytes() + block[1000:]
+    path.write_bytes(bytes(content[:heads] + body))
+    one = read_ecg(path)
+    assert one.rate_hz == 250.0
+    assert any("lower rate are resampled to 250 Hz: II" in warning for warning in one.warnings)
+    assert np.abs(one.signals_mv[1, 100:-100] - ecg.signals_uv[1, 100:-100] / 1000).max() < 0.2
+
+
+# ---- Philips ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.03", "1.04", "1.04.01", "1.04.02"])
+@pytest.mark.parametrize("xli", [True, False])
+@pytest.mark.parametrize("counted", [True, False], ids=["in the duration", "behind it"])
+def test_limb_leads_of_philips_are_rebuilt_and_a_pulse_behind_is_cut(tmp_path, version, xli, counted):
+    ecg = ecg_of(beats_uv(), 5.0)
+    path = written(tmp_path, write_xml.philips, ecg, version=version, xli=xli, pulse=400)
+    if counted:
+        content = path.read_bytes().decode("utf-16")
+        path.write_bytes(content.replace('durationperchannel="10000"', 'durationperchannel="10800"').encode("utf-16"))
+    found = read_uv(path, seconds=None)
+    assert found.shape == (12, 5000)
+    assert np.abs(found - ecg.signals_uv).max() < 0.01
+
+
+def test_a_record_without_a_pulse_is_not_cut(tmp_path):
+    assert read_uv(written(tmp_path, write_xml.philips), seconds=None).shape == (12, 5000)
+
+
+def test_samples_that_leads_cannot_share_are_refused(tmp_path):
+    path = written(tmp_path, write_xml.philips, xli=False)
+    content = path.read_bytes().decode("utf-16")
+    start = content.index("\n", content.index("<parsedwaveforms")) + 1
+    samples = base64.b64decode(content[start : content.index("\n", start)])
+    longer = base64.b64encode(samples + b"\0\0").decode()
+    path.write_bytes((content[:start] + longer + content[content.index("\n", start) :]).encode("utf-16"))
+    assert "cannot share" in refused(path)
+
+
+# ---- gaps, names, one bad file ---------------------------------------------------------------------------------------
+
+
+def test_gaps_of_edf_d_stay_gaps(tmp_path):
+    ecg = ecg_of(beats_uv(), write_binary.edf_step_uv(5.0))
+    found = read_uv(written(tmp_path, write_binary.edf, ecg, gap=True), seconds=None)
+    assert found.shape == (12, 6000)
+    assert np.isnan(found[:, 1500:2500]).all()
+    assert np.abs(found[:, :1500] - ecg.signals_uv[:, :1500]).max() < 0.01
+    assert np.abs(found[:, 2500:] - ecg.signals_uv[:, 1500:]).max() < 0.01
+
+
+def test_one_bad_file_is_one_line(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for k, way in enumerate(ONE_EACH.values()):
+        ecg = ecg_of(beats_uv(way.rate_hz), way.step_uv, way.rate_hz, way.leads, test_id=f"1.2.{k}")
+        way.write(ecg, folder / f"{k}")
+    content = (folder / "3").read_bytes()
+    (folder / "3").write_bytes(content[: len(content) // 2])
+    summary = ingest("files", folder, records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr")
+    assert (summary.n_records, summary.n_bad) == (len(ONE_EACH), 1)
+    lines = (tmp_path / "bad_records.csv").read_text().splitlines()
+    assert len(lines) == 2
+    assert ",3," in lines[1]
+
+
+def test_records_are_named_by_their_test_id_else_by_their_path(tmp_path):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    by_id = {"GE MUSE XML", "GE CardioSoft XML", "HL7 aECG", "DICOM ECG", "EDF/EDF+", "MFER"}
+    for k, way in enumerate(ONE_EACH.values()):
+        ecg = ecg_of(beats_uv(way.rate_hz), way.step_uv, way.rate_hz, way.leads, test_id=f"1.2.{k}")
+        way.write(ecg, tmp_path / "in" / "a" / f"{k}.x")
+    ingest("files", tmp_path / "in", records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr")
+    frame = open_records(tmp_path / "r.parquet").set_index("path")
+    for k, way in enumerate(ONE_EACH.values()):
+        assert frame["record_id"][f"a/{k}.x"] == (f"1.2.{k}" if way.name in by_id else f"a/{k}.x"), way.name
+    assert set(frame["patient_id"]) == {"00123"}
+
+
+def test_a_file_twice_is_read_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        write_binary.dicom(ecg_of(beats_uv(), 5.0), tmp_path / "in" / name)
+    summary = ingest("files", tmp_path / "in", records_path=tmp_path / "r.parquet", signals_path=tmp_path / "s.zarr")
+    assert (summary.n_records, summary.n_bad) == (2, 1)
+    assert "more than once; only the first is read" in next(iter(summary.reasons))
+
+
+@pytest.mark.parametrize("way", ONE_EACH.values(), ids=ONE_EACH)
+def test_measurements_and_filters_are_optional_columns(tmp_path, way):
+    (tmp_path / "in").mkdir()
+    for k in range(2):
+        ecg = ecg_of(beats_uv(way.rate_hz), way.step_uv, way.rate_hz, way.leads, patient_id=f"p{k}", test_id=f"1.{k}")
+        way.write(ecg, tmp_path / "in" / f"{k}")
+    ask = partial(ingest, "files", tmp_path / "in")
+    ask(records_path=tmp_path / "a.parquet", signals_path=tmp_path / "a.zarr")
+    assert not [name for name in open_records(tmp_path / "a.parquet") if name.startswith("cart_")]
+    ask({"measurements": True}, records_path=tmp_path / "b.parquet", signals_path=tmp_path / "b.zarr")
+    frame = open_records(tmp_path / "b.parquet")
+    expected = {"cart_sex": 1}
+    if way.name not in ("EDF/EDF+", "ISHNE Holter", "MFER"):
+        expected |= {"cart_pr_ms": 162, "cart_qrs_ms": 94, "cart_qt_ms": 404, "cart_qrs_axis_deg": -12}
+    if way.name not in ("HL7 aECG", "ISHNE Holter", "Philips Sierra XML"):
+        expected |= {"cart_filter_low_pass_hz": 150}
+    if way.name != "HL7 aECG":
+        expected |= {"cart_age_years": 72}
+    assert {name: frame[name][0] for name in expected} == expected
+    if way.name in ("GE MUSE XML", "Mortara ELI XML"):
+        assert list(frame["cart_statements"][0]) == ["Left anterior fascicular block", "Sinus bradycardia"]
+    elif way.name == "Philips Sierra XML":
+        assert list(frame["cart_statements"][0]) == ["LEFT", "SINU"]
+    else:
+        assert "cart_statements" not in frame
+
+
+# ---- what is not installed, and what is no ECG -----------------------------------------------------------------------
+
+
+ABSENT = {"ecgdatakit": ("ecgdatakit", "ecgdatakit.parsing.parsers.ge_muse_xml"), "pydicom": ("pydicom",)}
+
+
+@pytest.mark.parametrize(("name", "package"), [("GE MUSE XML", "ecgdatakit"), ("DICOM ECG", "pydicom")])
+def test_a_missing_extra_is_one_line_that_names_it(tmp_path, monkeypatch, name, package):
+    way = ONE_EACH[name]
+    way.write(ecg_of(beats_uv(way.rate_hz), way.step_uv, way.rate_hz, way.leads), tmp_path / "file")
+    for module in ABSENT[package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    line = f"reading .* needs {package}; run pip install 'ecg-ensemble\\[hospital\\]'"
+    with pytest.raises(UsageError, match=line):
+        check_installed({name})
+    with pytest.raises(UsageError, match=line):
+        ingest("files", tmp_path, records_path=tmp_path / "o/r.parquet", signals_path=tmp_path / "o/s.zarr")
+    with pytest.raises(EnsembleError, match=line):
+        read_ecg(tmp_path / "file")
+
+
+def test_what_is_no_ecg_is_refused_by_name_of_what_is_read(tmp_path):
+    for content in (b"", b"PK\3\4", b"<html><body/></html>", b"a,b\n1,2\n", bytes(range(256)) * 40, b"\0" * 5000):
+        (tmp_path / "x").write_bytes(content)
+        assert known_format(str(tmp_path), "x") is None
+        assert "none of the formats that are read: WFDB, GE MUSE XML" in refused(tmp_path / "x")
+
+
+def test_pictures_of_an_archive_are_left_out_and_counted(tmp_path):
+    write_binary.dicom(ecg_of(beats_uv(), 5.0), tmp_path / "ecg")
+    other = SimpleNamespace(**vars(ecg_of(beats_uv(), 5.0, test_id="1.2.9")), signals_uv=None)
+    write_binary.dicom(other, tmp_path / "picture", groups=[])
+    import pydicom
+
+    data = pydicom.dcmread(tmp_path / "picture")
+    del data.WaveformSequence
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    data.save_as(tmp_path / "picture")
+    summary = ingest("files", tmp_path, records_path=tmp_path / "o/r.parquet", signals_path=tmp_path / "o/s.zarr")
+    assert (summary.n_records, summary.n_bad) == (1, 0)
+    assert "1 DICOM files hold no waveform and are left out" in summary.notes
+
+
+def test_facts_need_no_samples(tmp_path):
+    """What a file says of its ECG is read although its samples are lost."""
+    path = written(tmp_path, write_binary.scp)
+    facts = facts_of(str(tmp_path), path.name)
+    assert (facts.patient_id, facts.acquired.isoformat()) == ("00123", "2024-02-29T13:05:09")
+
+
+def test_only_the_beginning_is_kept_of_a_long_file(tmp_path):
+    ecg = ecg_of(beats_uv(seconds=60.0), 5.0)
+    for way in (ONE_EACH["MFER"], ONE_EACH["ISHNE Holter"], ONE_EACH["HL7 aECG"]):
+        way.write(ecg, tmp_path / "file")
+        recording = read_file(str(tmp_path), "file", 10.0)
+        assert recording.signals_mv.shape[1] == 5500
+        assert recording.n_samples == 30000
