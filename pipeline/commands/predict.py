@@ -19,10 +19,17 @@ def predict(
     records: Annotated[list[str], typer.Argument(help="ECG files of any format, WFDB records, or folders of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of tables.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Records a forward pass, or auto.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    follow_links: Annotated[
+        bool | None,
+        typer.Option("--follow-links/--no-follow-links", help="Whether links may lead out of a record's folder."),
+    ] = None,
 ) -> None:
     """Say what the fitted ensemble makes of new ECGs: values, probabilities, gate weights, warnings.
 
-    A record that cannot be read is named at the end, with exit code 3, after the predictions of all others.
+    A record that cannot be read is named at the end, with exit code 3, after the predictions of all others. What an
+    option does not say is as params.yaml has it (machine; cohort.options for links).
 
     Example: `ensemble predict data/embedded-cohort/files/p1000/p10000032/s40689238/40689238 --json`
     """
@@ -33,13 +40,22 @@ def predict(
     from stages.readers.files import find_ecgs
 
     study = Study()
-    paths = PredictPaths(study.heads, tuple(find_ecgs(records)))
+    if follow_links is None:
+        follow_links = bool(study.params.cohort.options.get("follow_links", False))
+    notes: list[str] = []
+    paths = PredictPaths(study.heads, tuple(find_ecgs(records, follow_links=follow_links, notes=notes)))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     computed = [name for name in study.fitted_experts() if not is_imported(study, name)]  # others see no new ECG
-    chosen = {name: embed_settings(study, name, device=device, accept_licence=True) for name in computed}
+    chosen = {
+        name: embed_settings(study, name, None, device, None, batch_size, accept_licence=True, threads=threads)
+        for name in computed
+    }
     settings = PredictSettings(
         {name: load_for(each) for name, each in chosen.items()},
         {name: expert_identity(describe(each)) for name, each in chosen.items()},
         next((RunSettings(threads=s.threads, batch_size=s.batch_size) for s in chosen.values()), None),
+        follow_links=follow_links,
     )
     summary = run(settings, paths, lambda found: _print_predictions(found, as_json))
     _refuse_unreadable(summary.unreadable, len(paths.records))

@@ -94,6 +94,7 @@ def embed(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Records a forward pass, or auto.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a process.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:port.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
@@ -121,7 +122,7 @@ def embed(
         write_marker(study, expert)
         return
     local_device = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
-    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_licence)
+    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_licence, threads)
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         load_for(with_changes(settings, device="cpu"))  # weights that do not load are told before anything else

@@ -51,6 +51,7 @@ def embed_settings(
     precision: str | None = None,
     batch_size: str | None = None,
     accept_licence: bool = False,
+    threads: int | None = None,
 ) -> EmbedSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from stages.devices import choose_device
@@ -76,7 +77,7 @@ def embed_settings(
         device=choose_device(device or machine.device),
         batch_size=_batch_size(batch_size or str(machine.batch_size)),
         shard_records=study.params.embed.shard_records,
-        threads=machine.threads,
+        threads=threads or machine.threads,
         views=checked_views(spec, params.views),
     )
 

@@ -26,12 +26,15 @@ class PredictSettings:
         Threads and batch size of the experts' stores; numbers are rounded as those stores are.
     records_at_once
         Whose predictions are made together: a folder of thousands needs no more memory.
+    follow_links
+        The files of a WFDB record may be links that lead out of its folder.
     """
 
     experts: Mapping[str, Expert]
     identities: Mapping[str, str]
     running: RunSettings | None = None
     records_at_once: int = 64
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)

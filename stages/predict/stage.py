@@ -42,7 +42,7 @@ def run(settings: PredictSettings, paths: PredictPaths, progress: Progress | Non
         recorded = []
         for path in paths.records[start : start + step]:
             try:
-                recorded.append(read_ecg(path, options))
+                recorded.append(read_ecg(path, options, follow_links=settings.follow_links))
             except (InputError, MissingFileError) as error:
                 summary.unreadable.append(str(error))
         if recorded:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cache.errors import InputError
 
-FOLLOW_LINKS = "cohort.options: {follow_links: true}"
+FOLLOW_LINKS = "cohort.options: {follow_links: true} (predict: --follow-links)"
 
 
 class DataFolder(NamedTuple):

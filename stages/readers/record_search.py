@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cache.errors import InputError
@@ -37,19 +37,22 @@ def find_records(folder: DataFolder, notes: list[str]) -> list[str]:
     if segments:
         notes.append(f"{len(segments)} headers are segments of other records and not listed by themselves")
     if skipped and found:
-        notes.append(f"links to folders are not followed: {_named(skipped)}; {FOLLOW_LINKS} does")
+        notes.append(f"links to folders are not followed: {named_paths(skipped)}; {FOLLOW_LINKS} does")
     return sorted(set(found) - segments)
 
 
 def files_below(folder: DataFolder, notes: list[str]) -> list[str]:
-    """Return the paths of all files below `folder`, sorted; hidden ones and those of version control are left out."""
+    """Return the paths of all files below `folder`, sorted; hidden ones and those of version control are left out.
+
+    `notes` gets a line where links to folders are not followed.
+    """
     found: list[str] = []
     skipped: list[str] = []
     for relative, names in _folders(folder, skipped):
         above = "" if relative == "." else f"{Path(relative).as_posix()}/"
         found += [above + name for name in names if not name.startswith(".")]
-    if skipped and found:
-        notes.append(f"links to folders are not followed: {_named(skipped)}; {FOLLOW_LINKS} does")
+    if skipped:
+        notes.append(f"links to folders are not followed: {named_paths(skipped)}; {FOLLOW_LINKS} does")
     return sorted(found)
 
 
@@ -58,7 +61,7 @@ def no_record(folder: DataFolder) -> InputError:
     skipped: list[str] = []
     for _ in _folders(folder, skipped):
         pass
-    links = f"; links to folders are not followed ({_named(skipped)}), {FOLLOW_LINKS} does" if skipped else ""
+    links = f"; links to folders are not followed ({named_paths(skipped)}), {FOLLOW_LINKS} does" if skipped else ""
     return InputError(f"{folder.path}: holds no WFDB header (*.hea), nor does any folder below it{links}")
 
 
@@ -74,8 +77,9 @@ def _folders(folder: DataFolder, skipped: list[str]) -> Iterator[tuple[str, list
                 continue
             if os.path.islink(path):
                 # A link may lead back to a folder above it.
-                if not folder.follow_links or os.path.realpath(path) in seen:
+                if not folder.follow_links:
                     skipped.append(name if relative == "." else f"{relative}/{name}")
+                if not folder.follow_links or os.path.realpath(path) in seen:
                     continue
                 seen.add(os.path.realpath(path))
             kept.append(name)
@@ -83,7 +87,8 @@ def _folders(folder: DataFolder, skipped: list[str]) -> Iterator[tuple[str, list
         yield relative, files
 
 
-def _named(paths: list[str]) -> str:
+def named_paths(paths: Sequence[str]) -> str:
+    """Name the first of some paths, for a message."""
     more = f" and {len(paths) - N_LINKS_NAMED} more" if len(paths) > N_LINKS_NAMED else ""
     return ", ".join(f"'{path}'" for path in paths[:N_LINKS_NAMED]) + more
 

@@ -132,7 +132,7 @@ def linked(tmp_path):
 
 
 def test_links_out_of_the_folder_are_refused_and_an_option_allows_them(linked):
-    with pytest.raises(InputError, match=r"through a link; cohort.options: \{follow_links: true\} allows it"):
+    with pytest.raises(InputError, match=r"through a link; cohort.options: \{follow_links: true\} \(.*\) allows it"):
         open_cohort("wfdb", linked / "subset").read("r0")
     summary, records, signals = run("wfdb", linked / "subset", linked / "out", {"follow_links": True})
     assert (summary.n_bad, records["record_id"].tolist(), int(signals.valid[0])) == (0, ["r0"], 1500)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 
 from cache import open_embeddings, open_records, open_signals
 from cache.errors import InputError, MissingFileError, UsageError
@@ -109,7 +110,42 @@ def test_folders_are_searched_and_what_is_not_there_is_named(tmp_path):
         read_ecg(tmp_path / "a" / CASES[0].name)
 
 
-def test_one_unreadable_record_of_many_is_named_after_the_predictions_of_the_others(ensemble, toy_study, monkeypatch):
+@pytest.fixture
+def linked(tmp_path):
+    """A folder of one record and of links to another one, to an EDF-like file and to a folder."""
+    for folder in ("big", "subset"):
+        (tmp_path / folder).mkdir()
+    for folder, case in zip(("big", "subset"), CASES, strict=False):
+        write_case(tmp_path / folder, case)
+    for suffix in (".hea", ".dat"):
+        name = CASES[0].name + suffix
+        (tmp_path / "subset" / name).symlink_to(tmp_path / "big" / name)
+    (tmp_path / "subset" / "more").symlink_to(tmp_path / "big")
+    return tmp_path / "subset"
+
+
+def test_links_are_followed_where_that_is_asked_for_and_named_elsewhere(linked):
+    notes: list[str] = []
+    assert [path.name for path in find_ecgs([linked], notes=notes)] == [CASES[1].name]
+    assert any(note.startswith("links to folders are not followed: 'more'; ") for note in notes)
+    assert any(CASES[0].name in note and "--follow-links" in note for note in notes)
+    found = find_ecgs([linked], follow_links=True, notes=notes[:0])
+    assert [str(path.relative_to(linked)) for path in found] == sorted(
+        [CASES[0].name, CASES[1].name, f"more/{CASES[0].name}"]
+    )
+    with pytest.raises(InputError, match=r"through a link; .*--follow-links\) allows it"):
+        read_ecg(linked / CASES[0].name)
+    for path in found:
+        case = next(case for case in CASES if case.name == path.name)
+        assert read_ecg(path, follow_links=True).rate_hz == case.rate_hz
+    for name in (f"{CASES[1].name}.hea", f"{CASES[1].name}.dat"):
+        (linked / name).unlink()
+    with pytest.raises(MissingFileError, match=r"no ECG is in this folder; links .*'more'; .*--follow-links"):
+        find_ecgs([linked])
+
+
+def test_predict_goes_past_unreadable_records_and_follows_links_where_asked(ensemble, toy_study, linked, monkeypatch):
+    """One fit serves both: an unreadable record is named after the predictions of the others; links."""
     monkeypatch.chdir(toy_study)
     for arguments in (["embed", "--expert", "ecgfm"], ["fit-heads"]):
         done = ensemble(*arguments)
@@ -125,3 +161,16 @@ def test_one_unreadable_record_of_many_is_named_after_the_predictions_of_the_oth
     assert "lost: " in done.stderr
     assert "1 of 4 records cannot be read" in done.stderr
     assert ensemble("predict", f"new/{CASES[1].name}", "--json").returncode == 0
+    alone = ensemble("predict", str(linked), "--json")
+    assert (alone.returncode, len(alone.stdout.splitlines())) == (0, 1)
+    assert "note: links to folders are not followed" in alone.stderr
+    asked = ensemble("predict", str(linked), "--json", "--follow-links", "--batch-size", "3", "--threads", "1")
+    assert (asked.returncode, len(asked.stdout.splitlines())) == (0, 3), asked.stderr
+    assert alone.stdout in asked.stdout
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    params["cohort"]["options"] = {"follow_links": True}
+    (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
+    assert ensemble("predict", str(linked), "--json").stdout == asked.stdout
+    assert ensemble("predict", str(linked), "--json", "--no-follow-links").stdout == alone.stdout
+    refused = ensemble("predict", str(linked), "--batch-size", "none")
+    assert (refused.returncode, "--batch-size none" in refused.stderr) == (2, True)

@@ -14,8 +14,8 @@ from cache.signals import to_millivolts
 from stages.readers.files.door import known_format, read_file, what_is_read
 from stages.readers.limbs import suspicions
 from stages.readers.pacing import SEVERAL
-from stages.readers.paths import DataFolder
-from stages.readers.record_search import HEADER, files_below
+from stages.readers.paths import FOLLOW_LINKS, DataFolder, inside
+from stages.readers.record_search import HEADER, files_below, named_paths
 from stages.readers.record_search import find_records as find_headers
 from stages.readers.recording import SECONDS_KEPT, Counts, Recording
 from stages.readers.rows import QUALITY, RowMaker, RowOptions
@@ -43,11 +43,18 @@ class Recorded(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def find_ecgs(paths: Sequence[str | Path]) -> list[Path]:
+def find_ecgs(paths: Sequence[str | Path], *, follow_links: bool = False, notes: list[str] | None = None) -> list[Path]:
     """Return the ECGs that paths name: files of any format, WFDB records, and all of both below folders.
 
     A WFDB record is named with or without suffix; segments of a record are no records of their own. Files of folders
     are known by their content.
+
+    Parameters
+    ----------
+    follow_links
+        Links below the folders may lead out of them; else they are left out.
+    notes
+        Gets a line for what was left out.
 
     Raises
     ------
@@ -59,14 +66,9 @@ def find_ecgs(paths: Sequence[str | Path]) -> list[Path]:
     if any(not str(path) for path in paths):
         raise UsageError("a record's name is empty; give the path of an ECG file, or of a folder of them")
     found: list[Path] = []
+    notes = [] if notes is None else notes
     for path in (Path(name).expanduser() for name in paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        below = _below(path)
-        if not below:
-            raise MissingFileError(f"{path}: no ECG is in this folder; these formats are read: {what_is_read()}")
-        found += below
+        found += _below(path, follow_links, notes) if path.is_dir() else [path]
     if not any(path.is_file() or _header_of(path).is_file() for path in found):
         raise MissingFileError(_absent(found[0]))
     return found
@@ -81,10 +83,27 @@ def _absent(path: Path) -> str:
     return f"{path}: no WFDB record ({_header_of(path).name} is not there), nor a file of that name"
 
 
-def _below(folder: Path) -> list[Path]:
-    data = DataFolder(str(folder.resolve()))
-    found = [*find_headers(data, []), *(path for path in files_below(data, []) if _is_known(data, path))]
-    return [folder / path for path in sorted(found)]
+def _below(folder: Path, follow_links: bool, notes: list[str]) -> list[Path]:
+    data, left_out = DataFolder(str(folder.resolve()), follow_links), list[str]()
+    files = files_below(data, left_out)
+    elsewhere = [path for path in files if _leads_out(data, path)]
+    if elsewhere:
+        left_out.append(f"links to files elsewhere are not followed: {named_paths(elsewhere)}; {FOLLOW_LINKS} does")
+    known = (path for path in sorted(set(files) - set(elsewhere)) if _is_known(data, path))
+    found = sorted([*(path for path in find_headers(data, []) if path + HEADER not in elsewhere), *known])
+    if not found:
+        formats = f"these formats are read: {what_is_read()}"
+        raise MissingFileError("; ".join([f"{folder}: no ECG is in this folder", *left_out, formats]))
+    notes += left_out
+    return [folder / path for path in found]
+
+
+def _leads_out(folder: DataFolder, path: str) -> bool:
+    try:
+        inside(folder, path)
+    except InputError:
+        return True
+    return False
 
 
 def _is_known(folder: DataFolder, path: str) -> bool:
@@ -94,13 +113,15 @@ def _is_known(folder: DataFolder, path: str) -> bool:
         return True  # it is named when it is read
 
 
-def read_ecg(path: str | Path, options: RowOptions | None = None) -> Recorded:
+def read_ecg(path: str | Path, options: RowOptions | None = None, *, follow_links: bool = False) -> Recorded:
     """Read an ECG file, or a WFDB record named with or without its suffix, as ingest would.
 
     Parameters
     ----------
     options
         Those that the study's rows were made with.
+    follow_links
+        The files of a WFDB record may be links that lead out of its folder.
 
     Raises
     ------
@@ -110,7 +131,7 @@ def read_ecg(path: str | Path, options: RowOptions | None = None) -> Recorded:
     options = options or RowOptions()
     path = Path(path).expanduser()
     maker = RowMaker(1)
-    made = maker.make(0, [_reader(path, options)], replace(options, pace_spikes=True))
+    made = maker.make(0, [_reader(path, options, follow_links)], replace(options, pace_spikes=True))
     facts = dict(zip(QUALITY, made.columns[0], strict=True))
     if facts["status"] == "bad":
         raise InputError(f"{path}: {facts['reason']}")
@@ -120,10 +141,11 @@ def read_ecg(path: str | Path, options: RowOptions | None = None) -> Recorded:
     return Recorded(str(path), to_millivolts(signals_uv), rate_hz, tuple(warnings))
 
 
-def _reader(path: Path, options: RowOptions) -> Callable[[], Recording | Counts]:
+def _reader(path: Path, options: RowOptions, follow_links: bool) -> Callable[[], Recording | Counts]:
     header = _header_of(path)
     if header.is_file() and (path.suffix in SUFFIXES or not path.is_file()):
-        return lambda: read_wfdb(header.parent.resolve(), header.stem, options.seconds, options.lead_names)
+        folder = DataFolder(str(header.parent.resolve()), follow_links)
+        return lambda: read_wfdb(folder, header.stem, options.seconds, options.lead_names)
     if not path.is_file():
         raise MissingFileError(_absent(path))
     real = path.resolve()  # a link that a person names is meant
