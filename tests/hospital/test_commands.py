@@ -43,25 +43,25 @@ def test_embed_takes_files_and_folders(folder, tmp_path):
     for path in find_ecgs([folder])[:2]:
         (tmp_path / "two" / path.name).write_bytes(path.read_bytes())
     files = find_ecgs([tmp_path / "two"])
-    found = face.embed(tmp_path / "two", expert="rocket")
+    found = face.embed(tmp_path / "two", expert="seed")
     assert found.record_ids.tolist() == [str(path) for path in files]
     assert np.isfinite(found.numpy()).all()
     one = read_ecg(files[0])
     np.testing.assert_array_equal(
-        face.embed(str(files[0]), expert="rocket").numpy()[0],
-        face.embed(one.signals_mv, one.rate_hz, expert="rocket").numpy()[0],
+        face.embed(str(files[0]), expert="seed").numpy()[0],
+        face.embed(one.signals_mv, one.rate_hz, expert="seed").numpy()[0],
     )
-    pair = face.embed([files[1]], expert="rocket", record_ids=["x"])
+    pair = face.embed([files[1]], expert="seed", record_ids=["x"])
     assert pair.record_ids.tolist() == ["x"]
     with pytest.raises(UsageError, match="files have their own rate"):
-        face.embed(files[0], rate_hz=500, expert="rocket")
+        face.embed(files[0], rate_hz=500, expert="seed")
     (tmp_path / "no.xml").write_text("<x/>")
     with pytest.raises(InputError, match="none of the formats"):
-        face.embed(tmp_path / "no.xml", expert="rocket")
+        face.embed(tmp_path / "no.xml", expert="seed")
     with pytest.raises(MissingFileError):
-        face.embed("nowhere.xml", expert="rocket")
+        face.embed("nowhere.xml", expert="seed")
     with pytest.raises(UsageError, match="rate_hz is None"):
-        face.embed(one.signals_mv, expert="rocket")
+        face.embed(one.signals_mv, expert="seed")
 
 
 def test_converted_records_are_the_rows_of_the_files(folder, tmp_path):

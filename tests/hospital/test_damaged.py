@@ -1,5 +1,6 @@
 """Truncated and mutated files of every format: no crash, no hang, no wrong number; bombs are refused."""
 
+import base64
 import struct
 import time
 import zlib
@@ -161,6 +162,23 @@ def test_a_deflated_bomb_is_refused(tmp_path):
     assert "unpacks to more than 256 MB" in reason
 
 
+def test_packed_samples_that_unpack_to_more_than_is_stated_are_refused(tmp_path):
+    """LZW codes that each stand for ever longer strings."""
+    path = tmp_path / "file"
+    write_xml.philips(ecg_of(beats_uv(500, 2.0), 5.0), path)
+    text = path.read_bytes().decode("utf-16")
+    codes = [65, *range(256, 1023), *[1022] * 50_000]
+    bits = "".join(f"{code:010b}" for code in codes)
+    bits += "0" * (-len(bits) % 8)
+    packed = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    bomb = base64.b64encode((struct.pack("<ihh", len(packed), 0, 0) + packed) * 12).decode()
+    start = text.index("\n", text.index("<parsedwaveforms")) + 1
+    path.write_bytes((text[:start] + bomb + text[text.index("\n", start) :]).encode("utf-16"))
+    row, reason = looked_at(path)
+    assert row is None
+    assert "unpacks to more than the 1000 samples" in reason
+
+
 def test_lengths_that_the_file_cannot_hold_are_refused(tmp_path):
     """A few bytes may promise any number of samples: nothing is made of that size."""
     path = tmp_path / "file"
@@ -175,6 +193,12 @@ def test_lengths_that_the_file_cannot_hold_are_refused(tmp_path):
         assert row is None
         assert reason
     write_binary.mfer(ecg, path)
+    content = path.read_bytes()
+    channels = content.index(b"\x05\x01\x0c")
+    path.write_bytes(content[:channels] + b"\x05\x04\x01\0\0\0" + content[channels + 3 :])
+    row, reason = looked_at(path)
+    assert "channels, more than 256" in reason
+    path.write_bytes(content)
     for tag, value in ((b"\x04\x04", 500), (b"\x06\x04", 2)):
         content = path.read_bytes()
         place = content.index(tag + struct.pack(">I", value))

@@ -79,7 +79,7 @@ def test_edf_that_pyedflib_writes_is_read(tmp_path):
 def test_ishne_is_what_ishneholterlib_says(tmp_path, ecg):
     path = tmp_path / "a.ecg"
     write_binary.ishne(ecg, path)
-    holter = ishneholterlib.Holter(str(path))
+    holter = ishneholterlib.Holter(str(path), check_valid=False)  # its checksum needs an older NumPy
     holter.load_data()
     values = np.stack([lead.data for lead in holter.lead]) * 1000
     assert [str(lead) for lead in holter.lead] == list(LEADS)

@@ -33,13 +33,14 @@ class FileLabelOptions(LabelOptions):
     date_order
         What the first number of dates such as 03/04/2024 is; None: what can only be meant.
     patient_zeros
-        Whether patient ids that differ in zeros before them alone are one patient.
+        Whether patient ids that differ in zeros before them alone are one patient (`ignore`) or two (`keep`); None:
+        such ids are refused.
     """
 
     time: str | None = None
     time_tolerance_s: float = Field(60.0, ge=0, le=86400)
     date_order: DateOrder | None = None
-    patient_zeros: Literal["keep", "ignore"] = "keep"
+    patient_zeros: Literal["keep", "ignore"] | None = None
 
 
 class Listed(NamedTuple):
@@ -56,6 +57,7 @@ def add_file_labels(
     """Add the labels of the table that the option `labels` names; patients of the table win over those of the files."""
     if options.labels is None:
         notes.append("no labels: name a CSV or Excel file by the option 'labels'")
+        _spell_patients(frame, folder, options)
         return []
     matchers = _matchers(listed, Path(options.labels))
     table, path, more = read_labels(folder, options, is_record=lambda text: any(m.is_record(text) for m in matchers))
@@ -67,9 +69,29 @@ def add_file_labels(
     of_files = frame["patient_id"].copy()
     targets = add_labels(frame, table.drop(columns=used), rows, path, options, notes)
     frame["patient_id"] = frame["patient_id"].where(frame["patient_id"].notna(), of_files)
+    _spell_patients(frame, path, options)
     if frame["patient_id"].notna().any():
         notes[:] = [note for note in notes if not note.startswith("no patients: ")]
     return targets
+
+
+def _spell_patients(frame: pd.DataFrame, path: Path, options: FileLabelOptions) -> None:
+    """Give patients whose ids differ in zeros alone one id, or refuse them where the study does not say what they are.
+
+    One patient under two names could be in training and test.
+    """
+    ids = [None if pd.isna(who) else str(who).strip() for who in frame["patient_id"]]
+    spelt: dict[str, str] = {}
+    for who in (one for one in ids if one is not None):
+        other = spelt.setdefault(who.lstrip("0"), who)
+        if other != who and options.patient_zeros is None:
+            raise InputError(
+                f"{path}: patient ids '{other}' and '{who}' differ in zeros before them alone; set the option "
+                "'patient_zeros' to ignore (one patient) or keep (two)"
+            )
+    if options.patient_zeros == "ignore":
+        one_each = [None if who is None else spelt[who.lstrip("0")] for who in ids]
+        frame["patient_id"] = pd.Series(one_each, index=frame.index, dtype=object)
 
 
 def _matchers(listed: Listed, path: Path) -> list[KeyMatcher]:

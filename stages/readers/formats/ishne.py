@@ -16,7 +16,7 @@ from stages.readers.formats.parts.datakit import leads_of, parse
 from stages.readers.formats.parts.xml_file import words_of
 from stages.readers.recording import Recording
 
-MAX_BYTES = 512 << 20
+MAX_BYTES = 256 << 20
 MAGIC, HEAD_BYTES = b"ISHNE1.0", 522
 FAULT = -32768
 

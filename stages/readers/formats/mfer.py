@@ -6,7 +6,9 @@ import struct
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
+from cache.errors import InputError
 from stages.readers.formats.parts.assemble import assemble
 from stages.readers.formats.parts.contract import Beginning, Facts, Format, Reading
 from stages.readers.formats.parts.datakit import leads_of, parse
@@ -29,6 +31,7 @@ _LENGTHS = {
 """Of definitions by which a file without the preamble is known."""
 _FILTERS = {"HPF": "filter_high_pass_hz", "LPF": "filter_low_pass_hz", "BEF": "filter_notch_hz"}
 LEAST_KNOWN = 4
+MAX_CHANNELS = 256
 
 
 def _knows(beginning: Beginning) -> bool:
@@ -81,12 +84,14 @@ def _read(path: str, reading: Reading) -> Recording:
 
 def _check_promises(path: str) -> None:
     """Refuse frames of any size before anything is made of that size."""
-    order = "big"
+    order: Literal["big", "little"] = "big"
     for tag, value in _definitions(Path(path).read_bytes()):
         if tag == ORDER:
             order = "little" if value == b"\1" else "big"
-        elif tag in (BLOCK, SEQUENCES, CHANNELS):
-            check_size(int.from_bytes(value, "little" if order == "little" else "big"))
+        elif tag in (BLOCK, SEQUENCES):
+            check_size(int.from_bytes(value, order))
+        elif tag == CHANNELS and int.from_bytes(value, order) > MAX_CHANNELS:
+            raise InputError(f"it states {int.from_bytes(value, order)} channels, more than {MAX_CHANNELS}")
 
 
 def _facts(path: str) -> Facts:

@@ -28,6 +28,7 @@ from stages.readers.formats.parts.xml_file import (
     words_of,
 )
 from stages.readers.recording import Recording
+from stages.readers.wfdb.limits import check_size
 
 ROOT = "restingecgdata"
 _PATIENT = "patient/generalpatientdata"
@@ -52,6 +53,7 @@ _BLOCKS = (
 PULSE_S = (0.1, 1.5)
 """A calibration pulse lasts 0.2 s, with a rest before and behind it."""
 LEAST_CHEST_LEADS = 6
+XLI_HEAD_BYTES, XLI_BITS, XLI_LAST_CODE = 8, 10, 1022
 
 
 def _knows(beginning: Beginning) -> bool:
@@ -60,6 +62,7 @@ def _knows(beginning: Beginning) -> bool:
 
 def _read(path: str, reading: Reading) -> Recording:
     root = check_root(path, ROOT)
+    _check_packed(root)
     record, notes = parse("sierra_xml:SierraXMLParser", path)
     leads = _whole(root, leads_of(record))
     length = _without_pulse(leads)
@@ -67,6 +70,49 @@ def _read(path: str, reading: Reading) -> Recording:
         notes = (*notes, "a calibration pulse behind the rhythm is cut off")
     leads = [_cut(lead, length) for lead in leads]
     return assemble(leads, reading, notes)
+
+
+def _check_packed(root: Element) -> None:
+    """Refuse packed samples that unpack to more than the file states: a few codes may stand for any number of bytes."""
+    waveforms = next(root.iter("parsedwaveforms"), None)
+    if waveforms is None or (waveforms.get("compression") or waveforms.get("compressmethod") or "").upper() != "XLI":
+        return
+    duration_ms, rate_hz = number(waveforms.get("durationperchannel")), number(waveforms.get("samplespersecond"))
+    rate_hz = rate_hz or number(text_of(root, "dataacquisition/signalcharacteristics/samplingrate"))
+    if not duration_ms or not rate_hz:
+        raise InputError("its length is not known: the file states no duration or rate")
+    n_samples = round(duration_ms * rate_hz / 1000)
+    check_size(n_samples)
+    most = 2 * (n_samples + round(PULSE_S[1] * rate_hz))
+    content, place = _decoded(waveforms), 0
+    while place + XLI_HEAD_BYTES <= len(content):
+        size = int.from_bytes(content[place : place + 4], "little")
+        place += XLI_HEAD_BYTES
+        if _unpacked_bytes(content[place : place + size], most) > most:
+            raise InputError(f"a packed lead unpacks to more than the {n_samples} samples that the file states")
+        place += size
+
+
+def _unpacked_bytes(packed: bytes, most: int) -> int:
+    """Return how many bytes LZW codes of ten bits unpack to; counting ends beyond `most`."""
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8))
+    whole = bits[: len(bits) // XLI_BITS * XLI_BITS].reshape(-1, XLI_BITS)
+    lengths, before, total = [1] * 256, 0, 0
+    for code in (whole @ (1 << np.arange(XLI_BITS)[::-1])).tolist():
+        if code > XLI_LAST_CODE or total > most:
+            break
+        length = lengths[code] if code < len(lengths) else before + 1
+        if before and len(lengths) <= XLI_LAST_CODE:
+            lengths.append(before + 1)
+        total, before = total + length, length
+    return total
+
+
+def _decoded(waveforms: Element) -> bytes:
+    try:
+        return base64.b64decode("".join((waveforms.text or "").split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("its samples are damaged: they are no Base64") from error
 
 
 def _cut(lead: FileLead, length: int) -> FileLead:
@@ -84,10 +130,7 @@ def _whole(root: Element, leads: list[FileLead]) -> list[FileLead]:
     flagged = (waveforms.get("compressflag") or "").lower() not in ("false", "no", "f", "0")
     if waveforms.get("dataencoding") != "Base64" or (packed not in ("", "none", "uncompressed") and flagged):
         return leads
-    try:
-        content = base64.b64decode("".join((waveforms.text or "").split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError("its samples are damaged: they are no Base64") from error
+    content = _decoded(waveforms)
     n_bytes, size = len(content), len(leads[0].samples)
     if n_bytes == 2 * len(leads) * size:
         return leads

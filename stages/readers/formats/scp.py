@@ -20,8 +20,8 @@ from stages.readers.wfdb.limits import check_size
 
 MAX_BYTES = 64 << 20
 RECORD_HEAD, SECTION_HEAD, POINTER = 6, 16, 10
-MAX_CODES = 8
-"""Samples that one packed bit stands for, at most: the shortest code has one bit."""
+MAX_PACKED_SAMPLES = 2_000_000
+"""Of all leads of a file packed by Huffman codes, which are unpacked bit by bit: five minutes of twelve at 500 Hz."""
 _NO_VALUE = (0, 29999, 0xFFFF)
 _NO_AXIS = (999, 29999)
 _YEARS = {1: 1.0, 2: 1 / 12, 3: 7 / 365.25, 4: 1 / 365.25, 5: 1 / 8766}
@@ -51,12 +51,13 @@ def _read(path: str, reading: Reading) -> Recording:
 def _check_promises(path: str) -> None:
     """Refuse lead lengths that the bytes of the file cannot hold, before anything is made of that length."""
     content = Path(path).read_bytes()
-    body = _section(content, 3)
+    body, total = _section(content, 3), 0
     for k in range(min(body[0], (len(body) - 2) // 9) if len(body) > 1 else 0):
         first, last = struct.unpack_from("<II", body, 2 + 9 * k)
         check_size(last)
-        if last - first + 1 > MAX_CODES * 8 * len(content):
-            raise InputError("a lead is said to have more samples than the file can hold")
+        total += max(last - first + 1, 0)
+    if _section(content, 2) and total > MAX_PACKED_SAMPLES:
+        raise InputError(f"its packed leads have {total} samples, more than {MAX_PACKED_SAMPLES}")
 
 
 def _placed(lead: FileLead, found: Any) -> FileLead:
