@@ -202,6 +202,80 @@ def test_one_finding_a_row_is_a_multilabel(folder, tmp_path):
     assert any("12 records have several rows; their cells of 'dx' are joined" in note for note in found.notes)
 
 
+TIDY = [
+    (name, label, value, unit)
+    for k, name in enumerate(NAMES)
+    for label, value, unit in (
+        ("age", 40 + k, "years"),
+        ("sex", "MF"[k % 2], ""),
+        *([("rhythm", "AF", ""), ("rhythm", "LBBB", "")] if k % 3 else [("rhythm", "SR", "")]),
+        *([("potassium", f"{3 + k / 10:.1f}", "mmol/l")] if k % 4 else []),
+    )
+]
+"""One label a row; some records lack one, some have two rows of one."""
+
+
+@pytest.mark.parametrize("heads", [("name", "value"), ("Variable", "Result"), ("code", "VAL"), ("Merkmal", "Wert")])
+def test_one_label_a_row_gives_a_target_for_each_name(folder, tmp_path, heads):
+    lines = [",".join(["record", *heads, "unit"]), *(",".join(map(str, row)) for row in TIDY)]
+    found = entries(folder, tmp_path, "\n".join(lines))
+    assert {target.name: target.kind for target in found.targets} == {
+        "age": "regression",
+        "sex": "binary",
+        "rhythm": "multilabel",
+        "potassium": "regression",
+    }
+    frame = found.frame.set_index("record_id").loc[NAMES]
+    assert frame["age"].tolist() == [40.0 + k for k in range(N)]
+    assert frame["sex"].tolist() == [1 - k % 2 for k in range(N)]
+    assert frame["rhythm"].tolist() == [["AF", "LBBB"] if k % 3 else ["SR"] for k in range(N)]
+    known = [k for k in range(N) if k % 4]
+    assert frame["potassium"].iloc[known].tolist() == [round(3 + k / 10, 1) for k in known]
+    assert frame["potassium"].isna().sum() == N - len(known)
+    assert any(f"one label a row, column '{heads[0]}' says which ('age', 'sex', 'rhythm'" in n for n in found.notes)
+    assert any("differ between rows of one record: unit" in note for note in found.notes)
+
+
+def test_other_heads_of_one_label_a_row_are_refused_and_an_option_settles_it(folder, tmp_path):
+    rows = [f"{name},{label},{value}" for name in NAMES for label, value in (("NORM", 80), ("SR", 100 - len(name)))]
+    text = "\n".join(["record,statement,likelihood", *rows])
+    with pytest.raises(InputError, match=r"in column 'likelihood' .*\{label_names: COLUMN, label_values: likelihood\}"):
+        entries(folder, tmp_path, text)
+    found = entries(folder, tmp_path, text, label_names="statement", label_values="likelihood")
+    assert [target.name for target in found.targets] == ["NORM", "SR"]
+    found = entries(folder, tmp_path, text, targets=["statement"])
+    assert found.frame["statement"].iloc[0] == ["NORM", "SR"]
+    found = entries(folder, tmp_path, text, label_names="statement", label_values="likelihood", targets=["SR"])
+    assert [target.name for target in found.targets] == ["SR"]
+    with pytest.raises(EnsembleError, match="go together"):
+        entries(folder, tmp_path, text, label_names="statement")
+    with pytest.raises(InputError, match=r"no column 'finding' \(option 'label_names'\)"):
+        entries(folder, tmp_path, text, label_names="finding", label_values="likelihood")
+
+
+def test_values_that_all_say_yes_leave_the_names_as_findings(folder, tmp_path):
+    rows = [f"{name},{dx},1" for k, name in enumerate(NAMES) for dx in (["AF", "LBBB"] if k % 2 else ["SR"])]
+    found = entries(folder, tmp_path, "\n".join(["record,finding,value", *rows]))
+    assert [(target.name, target.kind) for target in found.targets] == [("finding", "multilabel")]
+    assert found.frame.set_index("record_id").loc["r001", "finding"] == ["AF", "LBBB"]
+    assert any("column 'value' says yes in every row" in note for note in found.notes)
+
+
+def test_codes_in_several_rows_are_findings_where_the_study_says_so(folder, tmp_path):
+    rows = [f"{name},{dx}" for k, name in enumerate(NAMES) for dx in ([164889003, 164909002] if k % 2 else [426783006])]
+    text = "\n".join(["record,dx", *rows])
+    with pytest.raises(InputError, match=r"\{kinds: \{dx: multilabel\}\} takes them as findings"):
+        entries(folder, tmp_path, text)
+    found = entries(folder, tmp_path, text, kinds={"dx": "multilabel"})
+    assert found.frame.set_index("record_id").loc["r001", "dx"] == ["164889003", "164909002"]
+
+
+def test_a_table_of_one_row_a_record_is_not_long_whatever_its_heads(folder, tmp_path):
+    rows = [f"{name},{'MF'[k % 2]},{k}" for k, name in enumerate(NAMES)]
+    found = entries(folder, tmp_path, "\n".join(["record,label,value", *rows]))
+    assert [target.name for target in found.targets] == ["label", "value"]
+
+
 def test_several_numbers_or_patients_of_one_record_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"'r000' more than once, with different numbers in column 'age' \(1, 2\)"):
         entries(folder, tmp_path, "record,age\nr000,1\nr000,2\nr001,1\n")

@@ -12,6 +12,7 @@ from cache.records import BASE_COLUMNS, Kind, Target
 from stages.cohorts.contract import Entries
 from stages.cohorts.labels.keys import KeyMatcher, is_index, key_candidates
 from stages.cohorts.labels.kinds import Column, as_numbers, infer
+from stages.cohorts.labels.long_table import widened
 from stages.cohorts.labels.options import LabelOptions
 from stages.cohorts.labels.table import SEPARATOR, cells_of, check_column, read_labels
 from stages.readers.tables import numbers
@@ -40,6 +41,7 @@ def add_labels(
 ) -> list[Target]:
     """Add patients, folds and targets to `frame`, whose record k has the rows `rows[k]` of `table`."""
     records = frame["record_id"].astype(str).tolist()
+    table = widened(table, rows, path, options, notes)
     patient = options.patient or _patient_column(table, options)
     if patient is not None:
         check_column(table, path, patient, "patient")
@@ -51,9 +53,13 @@ def add_labels(
     if options.fold is not None:
         check_column(table, path, options.fold, "fold")
         frame["fold"] = _folds(cells_of(table[options.fold], rows, records, path, []), path, options.fold)
+
+    def label_cells(name: str) -> pd.Series:
+        return cells_of(table[name], rows, records, path, notes, findings=options.kinds.get(name) == "multilabel")
+
     targets = []
     for name in _target_columns(table, path, patient, options, notes):
-        target = _add_target(frame, cells_of(table[name], rows, records, path, notes), name, path, options, notes)
+        target = _add_target(frame, label_cells(name), name, path, options, notes)
         targets += [] if target is None else [target]
     return targets
 

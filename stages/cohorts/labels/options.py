@@ -21,6 +21,8 @@ class LabelOptions(Options):
         Columns that are labels; None: all others.
     kinds
         Column -> kind, whatever its cells look like.
+    label_names, label_values
+        Columns of a table with one label a row: which label it is of, and its value; None: what heads can only mean.
     columns
         Names of the columns of a table without a head.
     encoding
@@ -35,6 +37,8 @@ class LabelOptions(Options):
     fold: str | None = None
     targets: list[str] | None = None
     kinds: dict[str, Kind] = Field(default_factory=dict)
+    label_names: str | None = None
+    label_values: str | None = None
     columns: list[str] | None = None
     encoding: str | None = None
     decimal: Literal[".", ","] | None = None

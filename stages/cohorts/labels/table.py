@@ -71,10 +71,23 @@ def check_column(table: pd.DataFrame, path: Path, name: str, option: str) -> Non
         raise InputError(f"{path}: has no column '{name}' (option '{option}'); it has: {', '.join(table)[:200]}")
 
 
-def cells_of(column: pd.Series, rows: list[list[int]], records: list[str], path: Path, notes: list[str]) -> pd.Series:
+def cells_of(
+    column: pd.Series,
+    rows: list[list[int]],
+    records: list[str],
+    path: Path,
+    notes: list[str],
+    *,
+    findings: bool = False,
+) -> pd.Series:
     """Return the cell of each record; None where it has no row, or the cell says that nothing is known.
 
     Words in several rows of one record are joined: a long table lists one finding a row.
+
+    Parameters
+    ----------
+    findings
+        The study says that the cells are findings: numbers are joined, too (codes).
 
     Raises
     ------
@@ -86,11 +99,12 @@ def cells_of(column: pd.Series, rows: list[list[int]], records: list[str], path:
     for record, record_rows in zip(records, rows, strict=True):
         different = list(dict.fromkeys(cell for row in record_rows if (cell := values[row]) is not None))
         if len(different) > 1:
-            if np.isfinite(numbers(pd.Series(different, dtype=object))).all():
+            if not findings and np.isfinite(numbers(pd.Series(different, dtype=object))).all():
                 raise InputError(
                     f"{path}: names the record '{record[:80]}' more than once, with different numbers in column "
                     f"'{column.name}' ({', '.join(different)[:80]}); keep one row a record, or leave the column out by "
-                    "the option 'targets'"
+                    f"the option 'targets'; {{kinds: {{{column.name}: multilabel}}}} takes them as findings, and "
+                    f"{{label_names: COLUMN, label_values: {column.name}}} as values of the labels that COLUMN names"
                 )
             n_joined += 1
         cells.append(SEPARATOR.join(different) if different else None)
