@@ -3,9 +3,10 @@
 The golden vectors of tests/golden/end_to_end.json are written again, after an intended change of an expert's numbers
 (raise its `version` too), by
 
-    python -m tests.integration.end_to_end
+    python -m tests.integration.end_to_end ecgfm jepa      # all experts without names
 """
 
+import argparse
 import itertools
 import json
 import tempfile
@@ -153,11 +154,15 @@ def sampled(vectors: np.ndarray) -> list[list[float | None]]:
 
 
 def main() -> None:
-    """Write the golden vectors of all experts."""
-    found = {}
-    with tempfile.TemporaryDirectory() as name:
-        study = ingested(Path(name), CASES, 10.0)
-        for expert in NAMES:
+    """Write the golden vectors of the experts named on the command line, or of all."""
+    parser = argparse.ArgumentParser(description="Write golden vectors from files to stores.")
+    parser.add_argument("names", nargs="*", default=NAMES)
+    names = parser.parse_args().names
+    found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    found = {name: rows for name, rows in found.items() if name in NAMES}
+    with tempfile.TemporaryDirectory() as folder:
+        study = ingested(Path(folder), CASES, 10.0)
+        for expert in names:
             vectors, _ = embedded(study, expert, small_and_saved(expert, study.folder)[1])
             found[expert] = dict(zip((case.name for case in study.cases), sampled(vectors), strict=True))
     GOLDEN.parent.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ WARNED = {  # docs/experts.md says what each has seen
     "ecgfm": CHALLENGE | {"mimic-iv-ecg", "enecg-jsonl"},
     "hubert": CHALLENGE | {"code15"},
     "jepa": {"chapman", "challenge", "code15"},
+    "merl": {"mimic-iv-ecg", "enecg-jsonl"},
     "openecg": {"ludb"},
     "stmem": {"chapman", "challenge", "code15"},
     "xecg": {"chapman", "challenge", "code15"},

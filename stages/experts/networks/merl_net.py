@@ -1,0 +1,127 @@
+"""MERL's ResNet: eighteen 1-d convolutions in residual blocks, without max pool (utils/resnet1d.py).
+
+Lives here: the network under its official key names. Not here: its input path (`models.ecg.merl`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+TEXT_HEADS = 4
+
+
+@dataclass(frozen=True)
+class MerlOptions:
+    """Sizes of the ResNet; the defaults are the published ones."""
+
+    num_leads: int = 12
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    num_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    projection_size: int = 0
+    """Width of the text-aligned vector; 0: the weights are the encoder alone."""
+    spacial_dim: int = 313
+    """Tokens that the text-aligned vector is pooled from; it has a position for each."""
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions beside a shortcut: [batch, channels, time] -> [batch, width, time / stride]."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm1d(width)
+        self.conv2 = nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm1d(width)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(nn.Conv1d(channels, width, 1, stride, bias=False), nn.BatchNorm1d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(branch + self.shortcut(x))
+
+
+class TextAlignedPool(nn.Module):
+    """Attention of one learned query over the tokens (the official AttentionPool2d)."""
+
+    def __init__(self, n_tokens: int, width: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(1, n_tokens + 1, width) / width)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width))
+        self.mhsa = nn.MultiheadAttention(width, TEXT_HEADS, batch_first=True)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[batch, token, width] -> [batch, width]; the query gets the first position twice, as published."""
+        first = (self.cls_token + self.positional_embedding[:, :1]).expand(len(tokens), -1, -1)
+        x = torch.cat([first, tokens], dim=1) + self.positional_embedding
+        pooled, _ = self.mhsa(x[:, :1], x, x, need_weights=False)
+        return self.c_proj(pooled[:, 0])
+
+
+class MerlResNet(nn.Module):
+    """[batch, lead, time] -> what leaves the first convolution and each stage, each [batch, token, width]."""
+
+    def __init__(self, options: MerlOptions) -> None:
+        super().__init__()
+        self.options = options
+        channels = options.widths[0]
+        self.conv1 = nn.Conv1d(options.num_leads, channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm1d(channels)
+        for stage, (width, n_blocks) in enumerate(zip(options.widths, options.num_blocks, strict=True)):
+            blocks = []
+            for block in range(n_blocks):
+                blocks.append(BasicBlock(channels, width, 2 if stage and not block else 1))
+                channels = width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        if options.projection_size:
+            self.downconv = nn.Conv1d(channels, options.projection_size, 1)
+            self.att_pool_head = TextAlignedPool(options.spacial_dim, options.projection_size)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the states, the first convolution's first."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        states = [x]
+        for stage in range(len(self.options.widths)):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+            states.append(x)
+        return [state.transpose(1, 2) for state in states]
+
+    def text_aligned(self, tokens: Tensor) -> Tensor:
+        """Return the vector that is compared with the text's, from `spacial_dim` tokens of the last stage."""
+        return self.att_pool_head(self.downconv(tokens.transpose(1, 2)).transpose(1, 2))
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip `module.` (parallel training) and, of a full checkpoint, `ecg_encoder.`."""
+    return {key.removeprefix("module.").removeprefix("ecg_encoder."): value for key, value in state.items()}
+
+
+def has_text_side(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict (see `encoder_state`) is that of the text-aligned model."""
+    return any(key.startswith(("downconv.", "att_pool_head.")) for key in state)
+
+
+def options_from_state(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """Read the sizes off the shapes of an official state dict; what cannot be read is left out."""
+    found: dict[str, object] = {}
+    if "conv1.weight" in state:
+        found["num_leads"] = state["conv1.weight"].shape[1]
+    if "att_pool_head.positional_embedding" in state:
+        _, positions, found["projection_size"] = state["att_pool_head.positional_embedding"].shape
+        found["spacial_dim"] = positions - 1
+    blocks: dict[int, dict[int, int]] = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", key):
+            blocks.setdefault(int(match[1]), {})[int(match[2])] = value.shape[0]
+    if blocks and sorted(blocks) == list(range(1, len(blocks) + 1)):
+        stages = [blocks[stage] for stage in sorted(blocks)]
+        found["widths"] = tuple(stage[min(stage)] for stage in stages)
+        found["num_blocks"] = tuple(max(stage) + 1 for stage in stages)
+    return found
