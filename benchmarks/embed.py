@@ -8,7 +8,9 @@ reading, preparing, the forward pass and writing were busy (they run side by sid
 the loop's rate and ours over it, whole, in CPU seconds of the whole process, and forward alone; on CUDA the share of
 the chip's measured matrix product rate (bf16) and the share of time in which the GPU had nothing to do. Embed and loop
 take turns for `--rounds` rounds, every cell is the median of them. Loading the network and reading its file for the
-digest, once a run, come before. `--precisions` measures instead how far other precisions lie from fp32.
+digest, once a run, come before. `--precisions` measures instead how far other precisions lie from fp32. `--rounding
+FOLDER` measures what float16 stores cost on the WFDB records there: rounding error (root mean square) over the spread
+between records (mean standard deviation); above 0.5 % an expert's spec asks for float32.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from cache.signals import RATE_HZ, create_signals, open_signals, to_microvolts
 from stages.embed import Embedder, EmbedPaths, EmbedSettings, load_for
 from stages.experts import Expert, expert_class, list_experts, load_expert
 from stages.experts.contract import PRECISION_DTYPES
-from stages.experts.run import run_expert, set_precision
+from stages.experts.run import RunSettings, Signal, embed_records, run_expert, set_precision
 from stages.experts.signals.reference_ecgs import reference_signals
+from stages.readers.files import find_ecgs, read_ecg
 
 SHARD = 256
 LOOP_RECORDS, LOOP_S = 8, 3.0
@@ -85,12 +88,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=None)
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass, for embed and loop alike")
     parser.add_argument("--precisions", action="store_true", help="measure the deviation from fp32 instead")
+    parser.add_argument("--rounding", type=Path, default=None, help="folder of records; what float16 costs, instead")
     options = parser.parse_args()
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(options.threads)
     names = options.experts.split(",")
-    if options.precisions:
+    if options.rounding is not None:
+        roundings(names, options.rounding, options.device, options.records)
+    elif options.precisions:
         deviations(names, options.device, min(options.records, LOOP_RECORDS))
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +215,31 @@ def deviations(names: list[str], device: str, n: int) -> None:
             cosine, error = compare(other.embedding, exact.embedding)
             _, layers = compare(other.layers.reshape(n, -1), exact.layers.reshape(n, -1))
             row([name, precision, f"{cosine:.6f}", f"{error:.2e}", f"{layers:.2e}"])
+
+
+def roundings(names: list[str], folder: Path, device: str, n: int) -> None:
+    """Print, per expert, what float16 costs its embedding, worst layer and output, in percent of the spread."""
+    recorded = [read_ecg(path) for path in find_ecgs([folder])[:n]]
+    print(
+        f"{len(recorded)} records, published size, random weights, {device}; float16 in % of the spread between records"
+    )
+    row(["expert", "embedding", "layer", "output"])
+    for name in names:
+        torch.manual_seed(0)
+        expert = load_expert(name, random_weights=True, device=device)
+        signals = [Signal(one.signals_mv, one.rate_hz) for one in recorded]
+        found = embed_records(expert, signals, RunSettings(dtype="float32", threads=torch.get_num_threads()))
+        layers = [found.layers[:, k] for k in range(found.layers.shape[1])]
+        cells = [rounding(found.embedding), max(map(rounding, layers))]
+        cells += [] if found.output is None else [rounding(found.output)]
+        row([name, *(f"{100 * cell:.3g}" for cell in cells)])
+
+
+def rounding(values: np.ndarray) -> float:
+    """Return the error of rounding [record, dim] to float16, over the spread between records."""
+    with np.errstate(over="ignore"):
+        error = values.astype(np.float16).astype(np.float64) - values
+    return float(np.sqrt(np.nanmean(error**2)) / np.nanmean(np.nanstd(values.astype(np.float64), axis=0)))
 
 
 def compare(values: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

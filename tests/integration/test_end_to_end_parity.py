@@ -28,6 +28,8 @@ from tests.stages.small_experts import NAMES
 
 TOLERANCE = 2e-4
 """Of the spread between records."""
+TOLERANCES = {"rocket": 1e-3}
+"""Of rocket: a sample that its high-pass leaves halfway between two microvolts may round either way (decisions.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def holds(study, name: str, seconds: float | None) -> None:
         else:
             assert np.array_equal(np.isnan(vector), np.isnan(right)), case
             error = np.sqrt(np.nanmean((vector - right) ** 2)) / spread
-            assert error < TOLERANCE, (case, error)
+            assert error < TOLERANCES.get(name, TOLERANCE), (case, error)
 
 
 def test_rows_hold_what_the_files_hold(study, whole):
