@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cache import open_embeddings
+from cache import open_embeddings, open_signals
 from stages.experts import expert_class
 
 EMBED = [sys.executable, "-m", "pipeline.cli", "embed", "--expert", "ecgfm"]
@@ -64,6 +64,17 @@ def test_embeds_every_readable_record_and_says_which_not(toy_study, embed):
     assert run["bad"] == {"r0003": "truncated"}
     assert run["versions"]["torch"]
     assert set(run["seconds"]) == {"read", "compute", "write", "total"}
+
+
+def test_short_records_are_counted_and_the_policy_is_named(toy_study, embed):
+    signals = open_signals(toy_study / "signals.zarr", mode="r+")
+    rows = signals.rows_of(0)
+    valid = np.array([3000, 2400, *([5000] * (rows.stop - 2))])
+    signals.write_shard(0, signals.read_uv(rows), valid)
+    done = embed(toy_study)
+    assert done.returncode == 0, done.stderr
+    assert "2 records are shorter than 10 s: what ecgfm makes of them, `ensemble experts ecgfm` says" in done.stdout
+    assert "no vector for r0001: expert 'ecgfm': records of 4.8 s are shorter than one window of 5 s" in done.stdout
 
 
 def test_a_second_run_does_nothing(toy_study, embed):

@@ -6,6 +6,7 @@ import pytest
 
 from cache.errors import EnsembleError, InputError
 from stages.cohorts import open_cohort
+from tests.ingesting import ingest
 from tests.stages.wfdb_files import ecg_mv, write_record
 
 N = 24
@@ -274,6 +275,20 @@ def test_a_table_of_one_row_a_record_is_not_long_whatever_its_heads(folder, tmp_
     rows = [f"{name},{'MF'[k % 2]},{k}" for k, name in enumerate(NAMES)]
     found = entries(folder, tmp_path, "\n".join(["record,label,value", *rows]))
     assert [target.name for target in found.targets] == ["label", "value"]
+
+
+def test_ingest_says_of_every_label_its_kind_its_classes_or_range_and_how_many_lack_it(folder, tmp_path):
+    cells = [(60 + k if k else "", "AF" if k % 3 else "SR", "AF;LBBB" if k % 2 else "SR", k % 2) for k in range(N)]
+    rows = [",".join(map(str, (name, *row))) for name, row in zip(NAMES, cells, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["record,age,rhythm,dx,sex", *rows]))
+    stores = {"records_path": tmp_path / "records.parquet", "signals_path": tmp_path / "signals.zarr"}
+    summary = ingest("wfdb", folder, {"labels": str(tmp_path / "labels.csv")}, **stores)
+    assert [note for note in summary.notes if note.startswith("label ")] == [
+        f"label age: regression, 61 to 83, median 72; 1 of {N} missing",
+        f"label rhythm: binary, 2 classes (AF 16, SR 8); 0 of {N} missing",
+        f"label dx: multilabel, 3 classes (AF 12, LBBB 12, SR 12); 0 of {N} missing",
+        f"label sex: binary, 2 classes (0 12, 1 12); 0 of {N} missing",
+    ]
 
 
 def test_several_numbers_or_patients_of_one_record_are_refused(folder, tmp_path):

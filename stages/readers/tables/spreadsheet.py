@@ -56,7 +56,9 @@ def read_sheet(path: Path, max_cells: int, names: Sequence[str] | None = None) -
         raise
     # Of a damaged file openpyxl says whatever the parsers below it do.
     except Exception as error:
-        raise InputError(f"{path}: not a readable Excel file ({' '.join(str(error).split())[:120]})") from error
+        raise InputError(
+            f"{path}: not a readable Excel file ({' '.join(str(error).split())[:120]}); save it as CSV UTF-8"
+        ) from error
     notes = [f"{path.name}: sheet '{sheets[0]}' of {len(sheets)} is read"] if len(sheets) > 1 else []
     return _table(rows if names is None else [list(names), *rows], path), notes
 
@@ -66,7 +68,7 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as packed:
             n_bytes = sum(member.file_size for member in packed.infolist())
     except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path}: not a readable Excel file ({error})") from error
+        raise InputError(f"{path}: not a readable Excel file ({error}); save it as CSV UTF-8") from error
     if n_bytes > MAX_UNPACKED_BYTES:
         raise InputError(f"{path}: unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB; save it as CSV UTF-8")
 
