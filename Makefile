@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
+PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check lint bench seed structure clean
 
@@ -15,10 +17,10 @@ demo: $(INSTALLED) ## the whole pipeline on the embedded cohort, without downloa
 	@$(BIN)/ensemble report --show
 
 test: $(INSTALLED) ## the tests but the slow ones; on real ECGs where ENSEMBLE_TEST_DATA and ENSEMBLE_PARITY are set
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	PATH="$(BIN):$$PATH" $(BIN)/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED) ## all tests, also those that take minutes
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	PATH="$(BIN):$$PATH" $(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

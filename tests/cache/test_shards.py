@@ -34,7 +34,7 @@ layouts = st.builds(
 
 
 @given(layouts, st.data())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_zarr_reads_what_is_written_and_slices_agree(tmp_path_factory, layout, data):
     path = tmp_path_factory.mktemp("shards") / "toy.zarr"
     store = create_embeddings(path, layout, IDENTITY)

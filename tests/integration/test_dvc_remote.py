@@ -119,6 +119,7 @@ def test_what_is_pushed_and_pulled_verifies(study):
     assert bytes_of(study.store) == made
 
 
+@pytest.mark.slow
 def test_no_row_of_other_parameters_or_weights_stays(study, tmp_path):
     from safetensors.torch import load_file, save_file
 

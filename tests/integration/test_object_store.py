@@ -207,6 +207,7 @@ def test_a_run_paused_past_its_lease_is_overtaken_and_goes_on(forks, store, loca
     assert objects_of(store) == bytes_of(local / "embeddings/ecgfm.zarr")
 
 
+@pytest.mark.slow
 def test_a_run_paused_past_its_lease_never_mixes_with_a_store_that_replaced_its_own(forks, store, ensemble):
     slow = forks.start()
     wait_until(lambda: n_done(store) >= 2)

@@ -213,6 +213,7 @@ def test_other_weights_run_exactly_that_expert_and_what_depends_on_it(made, tiny
     assert "up to date" in made.repro()
 
 
+@pytest.mark.slow
 def test_another_preprocessing_runs_exactly_that_expert(made):
     path = made.folder / "params.yaml"
     params = yaml.safe_load(path.read_text())

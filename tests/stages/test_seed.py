@@ -112,6 +112,7 @@ def test_less_than_pretraining_showed_of_a_lead_is_refused(seed):
         seed.prepare(np.zeros((1, 12, 950)), 500.0)
 
 
+@pytest.mark.slow
 def test_its_features_tell_rhythms_better_than_those_of_random_weights(seed):
     signals, report = _records(600)
     torch.manual_seed(0)

@@ -129,7 +129,7 @@ def test_a_package_cannot_register_the_name_of_an_expert_that_exists():
         registry.register("rocket")(type("Mine", (Expert,), {}))
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "raises")) for k in BROKEN])
 def test_a_broken_package_is_named_in_one_line_and_breaks_nothing_else(tmp_path, python, kind):
     project = '[project]\nname = "broken-package"\nversion = "1"\n[tool.setuptools]\npy-modules = ["broken_module"]\n'
     project += '[project.entry-points."ensemble.experts"]\nbroken = "broken_module:Expert"\n'
