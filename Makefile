@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint bench seed structure clean
+.PHONY: help demo test test-all check lint bench gpu-check seed structure clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -31,6 +31,9 @@ check: lint test ## ruff, mypy and the tests
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+gpu-check: ## what a GPU makes of all this, in nine minutes at most; needs no installation (benchmarks/gpu_check.py)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 structure: ## count rooms, arrows between them, names with two meanings
 	@$(PYTHON) tests/structure.py

@@ -1,8 +1,13 @@
-"""Which device a stage uses. Not here: how workers share several (`pipeline.compute.devices`)."""
+"""Which device and floating-point numbers a stage uses. Not here: sharing out GPUs (`pipeline.compute.devices`)."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cache.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of a network's forward pass."""
 
 
 def choose_device(wanted: str) -> str:

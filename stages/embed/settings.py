@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from stages.settings import Precision, Settings
+from stages.devices import Precision
+from stages.settings import Settings
 
 if TYPE_CHECKING:
     from cache.storage.locations import Place

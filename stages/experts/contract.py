@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.devices import Precision
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.token_times import Placement, TokenTimes
-from stages.settings import Precision
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 

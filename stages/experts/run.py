@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
+from stages.devices import Precision
 from stages.experts.contract import PRECISION_DTYPES, Encoding, Expert, ExpertSpec
 from stages.experts.faults import SAME_FAULTS, Faults, encode_checked
 from stages.experts.networks.parts.pooling import pool_outputs
 from stages.experts.views import token_views, view_shapes
-from stages.settings import Precision
 
 GPU_BATCH = 256
 """Windows of a forward pass on a GPU where nothing else is asked for."""

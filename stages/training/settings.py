@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.settings import Precision, Settings
+from stages.devices import Precision
+from stages.settings import Settings
 
 
 class TrainingSection(Settings):

@@ -10,6 +10,7 @@ import yaml
 from cache.errors import MissingFileError, UsageError
 from pipeline.study.params import read_params
 from pipeline.study.scaffold import make_study
+from stages.fit_heads.settings import StudyFitOptions
 from tests import structure
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +99,13 @@ def test_a_missing_folder_or_source_makes_nothing(tmp_path, ptbxl):
     with pytest.raises(UsageError, match=r"unknown source 'ptb'; did you mean 'ptbxl'\? there are: "):
         make_study(tmp_path / "study", "ptb", ptbxl)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_new_study_names_options_by_their_defaults(tmp_path, ptbxl):
+    """They stand in params.yaml so that `dvc exp run -S fit_heads.options.rank=4` finds them; they change nothing."""
+    make_study(tmp_path / "study", "ptbxl", ptbxl)
+    for folder in (tmp_path / "study", ROOT):
+        written = yaml.safe_load((folder / "params.yaml").read_text())["fit_heads"]["options"]
+        defaults = StudyFitOptions().model_dump()
+        assert {"rank", "layer_mix", "share_tasks"} <= set(written)
+        assert written == {name: defaults[name] for name in written}
