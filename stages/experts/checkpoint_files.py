@@ -24,19 +24,25 @@ from cache.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRAMEWORKS = (
+    "clef",
+    "clinical_ts",
     "fairseq",
     "fairseq_signals",
     "hubert_ecg",
     "hydra",
     "lightning",
     "lightning_fabric",
+    "melp",
     "omegaconf",
     "pathlib",
     "pytorch_lightning",
     "transformers",
     "typing",
 )
-"""Packages whose objects official checkpoints hold beside the weights; none of them is imported or needed."""
+"""Packages (training frameworks, and authors' own) whose objects official checkpoints hold beside the weights.
+
+None of them is imported or needed.
+"""
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "encoder", "module")
 PREFIXES = ("module.", "_orig_mod.")
 """Of DataParallel and torch.compile; no official key begins so."""

@@ -50,6 +50,7 @@ def official_configurations():
         name = path.name.removesuffix("-a.safetensors")
         if name in (
             "dlinear",
+            "ecgcpc",
             "ecgfm",
             "ecgfounder",
             "hubert",
