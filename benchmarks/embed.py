@@ -10,7 +10,8 @@ the chip's measured matrix product rate (bf16) and the share of time in which th
 take turns for `--rounds` rounds, every cell is the median of them. Loading the network and reading its file for the
 digest, once a run, come before. `--precisions` measures instead how far other precisions lie from fp32. `--rounding
 FOLDER` measures what float16 stores cost on the WFDB records there: rounding error (root mean square) over the spread
-between records (mean standard deviation); above 0.5 % an expert's spec asks for float32.
+between records (mean standard deviation); above 0.5 % an expert's spec asks for float32. `--passes` measures what
+forward passes of other sizes than an expert's own cost: CPU milliseconds a record, and of one record alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ SHARD = 256
 LOOP_RECORDS, LOOP_S = 8, 3.0
 """The loop takes so many records at least, and goes on for so many seconds while there are records."""
 MATRIX = 8192
+PASSES = (1, 4, 8, 16, 32)
+"""Windows a forward pass."""
 BUSY = ("read_s", "prepare_s", "forward_s", "write_s")
 COLUMNS = ("expert", "records/s", *BUSY, "forward%", "loop/s", "x_loop", "x_cpu", "x_forward")
 
@@ -89,6 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass, for embed and loop alike")
     parser.add_argument("--precisions", action="store_true", help="measure the deviation from fp32 instead")
     parser.add_argument("--rounding", type=Path, default=None, help="folder of records; what float16 costs, instead")
+    parser.add_argument("--passes", action="store_true", help="measure forward passes of other sizes instead")
     options = parser.parse_args()
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,6 +101,8 @@ def main() -> None:
     names = options.experts.split(",")
     if options.rounding is not None:
         roundings(names, options.rounding, options.device, options.records)
+    elif options.passes:
+        passes(names, options)
     elif options.precisions:
         deviations(names, options.device, min(options.records, LOOP_RECORDS))
     else:
@@ -235,8 +242,38 @@ def roundings(names: list[str], folder: Path, device: str, n: int) -> None:
         row([name, *(f"{100 * cell:.3g}" for cell in cells)])
 
 
+def passes(names: list[str], options: argparse.Namespace) -> None:
+    """Print, per expert, the CPU milliseconds a record in passes of some sizes and of its own, and of one alone."""
+    print(f"{options.records} records, published size, random weights, medians of {options.rounds}; CPU ms a record")
+    row(["expert", "own pass", *(f"pass {size}" for size in PASSES), "own", "alone"])
+    for name in names:
+        torch.manual_seed(0)
+        expert = load_expert(name, random_weights=True)
+        x = expert.prepare(waves(options.records), RATE_HZ)
+        own = expert.windows_at_once(x.flatten(0, 1))
+        ways = [partial(run_by, expert, x, size) for size in PASSES]
+        ways += [partial(run_expert, expert, x), partial(run_expert, expert, x[:1])]
+        times = [[cpu_seconds(way) for way in ways] for _ in range(1 + options.rounds)][1:]
+        cells = 1e3 * np.median(times, axis=0) / [*([len(x)] * (len(ways) - 1)), 1]
+        row([name, str(own), *(f"{cell:.3g}" for cell in cells)])
+
+
+def run_by(expert: Expert, x: Tensor, size: int) -> None:
+    """Encode records by passes of `size` windows, whatever the expert's own are."""
+    with torch.inference_mode():
+        for part in x.flatten(0, 1).split(size):
+            expert.encode(part)
+
+
+def cpu_seconds(way: Callable[[], object]) -> float:
+    started = time.process_time()
+    way()
+    return time.process_time() - started
+
+
 def rounding(values: np.ndarray) -> float:
     """Return the error of rounding [record, dim] to float16, over the spread between records."""
+    values = values[:, np.isfinite(values).any(axis=0)]
     with np.errstate(over="ignore"):
         error = values.astype(np.float16).astype(np.float64) - values
     return float(np.sqrt(np.nanmean(error**2)) / np.nanmean(np.nanstd(values.astype(np.float64), axis=0)))
