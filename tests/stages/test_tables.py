@@ -69,6 +69,58 @@ def test_lists_in_cells_are_no_columns(tmp_path, text):
     assert notes == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("before", "delimiter"),
+    [
+        ("sep=;\n", ";"),
+        ('"sep=\t"\r\n', "\t"),
+        ("Labels of 2024\n", ","),
+        ("Labels of 2024\n\n", ","),
+        ("# made by hand\n# age in years, sex 0 or 1\n", ","),
+        ("Study;\n", ","),
+    ],
+)
+def test_lines_before_the_head_are_passed_over_and_that_is_said(tmp_path, before, delimiter, encoding):
+    rows = [["record", "age", "sex"], ["r1", "61", "0"], ["r2", "70", "1"], ["r3", "55", ""]]
+    text = before + "\n".join(delimiter.join(row) for row in rows) + "\n"
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    frame, notes = read_table(tmp_path / "t.csv", strict=True)
+    assert frame.to_dict("list") == {"record": ["r1", "r2", "r3"], "age": ["61", "70", "55"], "sex": ["0", "1", None]}
+    n = len(before.splitlines())
+    assert any(f"its first {n} lines, before the head, are passed over" in note for note in notes)
+
+
+@pytest.mark.parametrize("text", ["#,record,age\n0,r1,1\n1,r2,2\n", "record\nr1\nr2\n", "a,b\n1,2,3\n1,2,3\n4,5,6\n"])
+def test_a_head_is_not_taken_for_a_line_before_it(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    assert read_table(tmp_path / "t.csv")[0].columns.tolist() == text.split("\n")[0].split(",")
+
+
+def test_blanks_around_heads_are_no_part_of_them(tmp_path):
+    (tmp_path / "t.csv").write_text("record , age ,sex\nr1, 61 ,0\nr2,70,1\n")
+    assert read_table(tmp_path / "t.csv")[0].to_dict("list") == {
+        "record": ["r1", "r2"],
+        "age": ["61", "70"],
+        "sex": ["0", "1"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PK\x03\x04 an .ods file", "another program's spreadsheet"),
+        (b'\n[{"record": "r1"}]', "is JSON"),
+        (b"<!DOCTYPE html><table>", "is a web page or XML"),
+        (b"%PDF-1.7", "is a PDF"),
+    ],
+)
+def test_what_is_no_table_is_named_with_what_to_do(tmp_path, content, says):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(InputError, match=f"{says}; save the table as CSV UTF-8, or as .xlsx"):
+        read_table(tmp_path / "labels")
+
+
 def sheet(path, rows):
     book = openpyxl.Workbook()
     for row in rows:

@@ -124,6 +124,7 @@ def _varying(table: pd.DataFrame, owners: np.ndarray, path: Path, options: Label
     asked = {*(options.targets or ()), *options.kinds, options.patient, options.fold}
     others = [name for name in table if name not in asked]
     found = [name for name in others if table[name][owners >= 0].groupby(owners[owners >= 0]).nunique().max() > 1]
-    if found:
-        notes.append(f"{path.name}: left out, they differ between rows of one record: {', '.join(found)[:200]}")
+    shown = [str(name) for name in found if not is_index(str(name))]
+    if shown:
+        notes.append(f"{path.name}: left out, they differ between rows of one record: {', '.join(shown)[:200]}")
     return found

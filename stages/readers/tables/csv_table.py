@@ -122,7 +122,8 @@ class Table:
             beginning = stream.read(BLOCK_BYTES)
         sniffed = dialect_of(beginning[:SNIFFED_BYTES])
         self.dialect = sniffed if self.encoding is None else sniffed._replace(encoding=self.encoding)
-        head = beginning.decode(self.dialect.encoding, errors="replace").lstrip("\ufeff\r\n")
+        text = beginning.decode(self.dialect.encoding, errors="replace").lstrip("\ufeff")
+        head = "".join(text.splitlines(keepends=True)[self.dialect.skipped :]).lstrip("\r\n")
         pattern = re.compile(_CELL.format(re.escape(self.dialect.delimiter)))
         place = 0
         for _ in range(MAX_COLUMNS):
@@ -146,7 +147,11 @@ class Table:
     def _open(self, wanted: list[str] | None) -> pacsv.CSVStreamingReader:
         encoding = "utf8" if self.dialect.encoding == "utf-8" else self.dialect.encoding
         reading = pacsv.ReadOptions(
-            block_size=BLOCK_BYTES, use_threads=False, encoding=encoding, column_names=self.names
+            block_size=BLOCK_BYTES,
+            use_threads=False,
+            encoding=encoding,
+            column_names=self.names,
+            skip_rows=self.dialect.skipped,
         )
         parsing = pacsv.ParseOptions(
             delimiter=self.dialect.delimiter, newlines_in_values=True, invalid_row_handler=self._skip

@@ -61,12 +61,28 @@ def read_table(
         _check_encoding(encoding, path)
     if path.is_file() and is_spreadsheet(path):
         return _from_sheet(path, columns, keep, names)
+    _refuse_other_kinds(path)
     try:
         return _from_csv(Table(path, encoding=encoding, names=names), columns, keep, strict=strict)
     except NotTextError:
         if encoding is not None or not _is_western(path):
             raise
     return _from_csv(Table(path, encoding=WESTERN, names=names), columns, keep, strict=strict)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Refuse what is no CSV file by its first bytes, in words that say what it is."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    kinds = {b"PK\x03\x04": "a packed folder or another program's spreadsheet", b"%PDF": "a PDF"}
+    kinds |= {b"<": "a web page or XML", b"{": "JSON", b"[": "JSON"}
+    found = next(
+        (what for mark, what in kinds.items() if beginning.lstrip(b"\xef\xbb\xbf \r\n").startswith(mark)), None
+    )
+    if found is not None:
+        raise InputError(f"{path}: is {found}; save the table as CSV UTF-8, or as .xlsx")
 
 
 def _check_encoding(encoding: str, path: Path) -> None:
@@ -104,6 +120,8 @@ def _from_csv(
     frame = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame({name: [] for name in names}, dtype=str)
     for name in frame:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    if columns is None and len({str(name).strip() for name in frame}) == len(frame.columns):
+        frame.columns = [str(name).strip() for name in frame]
     notes = [f"{table.path.name}: {table.dialect.note}"] if table.dialect.note else []
     if table.malformed:
         notes.append(f"{table.path.name}: {table.malformed} rows with a wrong number of cells were passed over")
