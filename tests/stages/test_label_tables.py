@@ -126,6 +126,39 @@ def test_usual_columns_are_what_they_were(folder, tmp_path, cells, kind):
     assert (target.kind, notes) == (kind, [])
 
 
+@pytest.mark.parametrize(
+    ("both", "one", "options"),
+    [
+        ("['AF', 'LBBB']", "['SR']", {}),
+        ("[AF, LBBB]", "[SR]", {}),
+        ("{'AF','LBBB'}", "{'SR'}", {}),
+        ("AF|LBBB", "SR", {"separators": {"y": "|"}}),
+        ("AF, LBBB", "SR", {"separators": {"y": ","}}),
+        ("AF/LBBB", "SR", {"separators": {"y": "/"}}),
+    ],
+)
+def test_several_findings_in_a_cell_are_a_multilabel(folder, tmp_path, both, one, options):
+    target, values, _ = column(folder, tmp_path, [both if k % 2 else one for k in range(N)], **options)
+    assert (target.kind, target.classes) == ("multilabel", ("AF", "LBBB", "SR"))
+    assert values[:2] == [["SR"], ["AF", "LBBB"]]
+
+
+def test_lists_may_be_empty_and_cells_that_look_like_lists_are_said(folder, tmp_path):
+    _, values, notes = column(folder, tmp_path, ["[]", "", *["['AF', 'SR']"] * (N - 2)])
+    assert (values[0], values[1], values[2]) == ([], None, ["AF", "SR"])
+    assert any("lists such as [] are read as findings" in note for note in notes)
+    target, _, notes = column(folder, tmp_path, [["AF", "SR", "AF|SR"][k % 3] for k in range(N)])
+    assert target.kind == "multiclass"
+    assert any("'AF|SR' may be 2 findings in one cell; {separators: {y: '|'}} parts them" in note for note in notes)
+    assert not any("findings" in note for note in column(folder, tmp_path, ["1/2", "1"] * (N // 2))[2])
+
+
+def test_a_column_that_says_yes_alone_is_told(folder, tmp_path):
+    target, _, notes = column(folder, tmp_path, ["X" if k % 2 else "" for k in range(N)])
+    assert target.kind == "binary"
+    assert any("say 'X'; an empty one is null, write 0 where it is absent" in note for note in notes)
+
+
 def test_a_number_that_names_the_row_is_no_label(folder, tmp_path):
     target, _, notes = column(folder, tmp_path, [str(5000 + 7 * k) for k in range(N)], name="study_nr")
     assert target is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from cache.errors import InputError, UsageError
 from cache.records import BASE_COLUMNS, Kind, Target
 from stages.cohorts.contract import Entries
+from stages.cohorts.labels.cell_lists import read_lists
 from stages.cohorts.labels.keys import KeyMatcher, is_index, key_candidates
 from stages.cohorts.labels.kinds import Column, as_numbers, infer
 from stages.cohorts.labels.long_table import widened
@@ -106,7 +108,7 @@ def _target_columns(
     taken = {options.id, patient, options.fold}
     named = options.targets
     names = named if named is not None else [c for c in table if c not in taken and not is_index(str(c))]
-    for name in [*names, *options.kinds]:
+    for name in [*names, *options.kinds, *options.separators]:
         check_column(table, path, name, "targets")
     for name in names:
         if name in BASE_COLUMNS and options.targets is not None:
@@ -138,8 +140,15 @@ def _add_target(
 
 def _column(cells: pd.Series, name: str, options: LabelOptions) -> Column:
     given = options.kinds.get(name)
+    if given in (None, "multilabel"):
+        cells, are_findings, note = read_lists(cells, options.separators.get(name))
+        notes = (note.replace("COLUMN", name),) if note else ()
+        if are_findings:
+            return Column(cells, "multilabel", notes)
     if given is None:
-        return infer(cells, name, decimal=options.decimal, asked=name in (options.targets or ()))
+        column = infer(cells, name, decimal=options.decimal, asked=name in (options.targets or ()))
+        suspected = notes if column.kind in ("binary", "multiclass") else ()
+        return replace(column, notes=(*column.notes, *suspected))
     column = as_numbers(cells, options.decimal) if given == "regression" else Column(cells)
     return Column(column.cells, given, column.notes)
 

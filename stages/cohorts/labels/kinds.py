@@ -119,7 +119,12 @@ def infer(cells: pd.Series, name: str, *, decimal: str | None = None, asked: boo
     known = [cell for cell in column.cells if cell is not None]
     if _are_dates(known):
         return replace(column, reason=f"it holds dates ({_shown(known)})")
-    return replace(column, kind="binary") if len(set(known)) <= 2 else _several(column, known, name, asked=asked)
+    if len(set(known)) > 2:
+        return _several(column, known, name, asked=asked)
+    if len(set(known)) == 1 and len(known) < len(cells):
+        said = f"all cells that are not empty say {known[0][:40]!r}; an empty one is null, write 0 where it is absent"
+        column = column.noted(column.cells, said)
+    return replace(column, kind="binary")
 
 
 def _several(column: Column, known: list[str], name: str, *, asked: bool) -> Column:

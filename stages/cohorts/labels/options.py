@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ class LabelOptions(Options):
         Columns that are labels; None: all others.
     kinds
         Column -> kind, whatever its cells look like.
+    separators
+        Column -> what parts several findings in one of its cells, beside `;`.
     label_names, label_values
         Columns of a table with one label a row: which label it is of, and its value; None: what heads can only mean.
     columns
@@ -37,6 +39,7 @@ class LabelOptions(Options):
     fold: str | None = None
     targets: list[str] | None = None
     kinds: dict[str, Kind] = Field(default_factory=dict)
+    separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     label_names: str | None = None
     label_values: str | None = None
     columns: list[str] | None = None
