@@ -49,10 +49,10 @@ def _is_built_in(cls: type[Cohort]) -> bool:
 
 @cache
 def _load_built_in() -> None:
-    package = importlib.import_module(_PACKAGE)
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name[0] != "_" and not module.ispkg:
-            importlib.import_module(f"{_PACKAGE}.{module.name}")
+    for name in (_PACKAGE, f"{_PACKAGE}.collections"):
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+            if module.name[0] != "_" and not module.ispkg:
+                importlib.import_module(f"{name}.{module.name}")
 
 
 def _load_third_party(point: EntryPoint) -> None:

@@ -14,10 +14,10 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.records import Target
+from stages.cohorts.labels.ages import age_of
 from stages.readers.paths import DataFolder
 from stages.readers.wfdb.header import read_header
 
-OLDEST_YEARS = 130
 # The 30 scored diagnoses of the Challenge 2021; four pairs count as one class, as its evaluation merges them.
 SCORED = {
     "270492004": "IAVB",
@@ -77,15 +77,6 @@ def read_comments(folder: DataFolder, path: str) -> Comments:
             said.setdefault(found[1].lower(), found[2].strip())
     codes = tuple(re.findall(r"\d{5,18}", said.get("dx", "")))
     return Comments(age_of(said.get("age")), _SEX.get(said.get("sex", "").lower(), np.nan), codes or None)
-
-
-def age_of(text: str | None) -> float:
-    """Return an age in years; NaN for what is none (NaN, 300, Unknown)."""
-    try:
-        age = float(text or "nan")
-    except ValueError:
-        return np.nan
-    return age if 0 <= age <= OLDEST_YEARS else np.nan
 
 
 def add_comments(

@@ -19,13 +19,13 @@ from pydantic import Field
 from cache.errors import InputError, UsageError
 from cache.records import Target
 from cache.signals import LEADS
-from stages.cohorts._hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries
 from stages.cohorts.labels.join import add_labels
 from stages.cohorts.labels.options import LabelOptions
 from stages.cohorts.labels.table import check_column, read_labels
 from stages.readers import Recording, inside
+from stages.readers.arrays.hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.readers.wfdb.limits import MAX_SAMPLES
 
 MAX_RECORDS = 10_000_000

@@ -14,11 +14,11 @@ import pandas as pd
 from cache.errors import InputError, MissingFileError
 from cache.records import Target
 from cache.signals import LEADS
-from stages.cohorts._hdf5 import check_size, dataset
 from stages.cohorts._registry import register
-from stages.cohorts._snomed import age_of
 from stages.cohorts.contract import Cohort, Entries, check_not_empty, is_file
+from stages.cohorts.labels.ages import age_of
 from stages.readers import Recording, inside
+from stages.readers.arrays.hdf5 import check_size, dataset
 from stages.readers.tables import read_table
 
 RATE_HZ = 400.0

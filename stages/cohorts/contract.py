@@ -32,6 +32,10 @@ class Options(BaseModel):
         What amplitudes are multiplied by, where files state a wrong unit or gain.
     follow_links
         Links in the cohort's folder may lead out of it (subsets made of links, DVC's cache, git-annex).
+    folds
+        A table of folds that replaces the cohort's own, or a folder with ECGBench's folds.csv.
+    folds_column
+        Its column with the fold's number; of ECGBench's tables `default_split` says which are validation and test.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +43,8 @@ class Options(BaseModel):
     lead_names: dict[str, str] = Field(default_factory=dict)
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     follow_links: bool = False
+    folds: str | None = None
+    folds_column: str = "fold"
 
     @field_validator("lead_names")
     @classmethod
@@ -124,6 +130,15 @@ class Cohort(ABC):
         MissingFileError, InputError
             A list is missing, or has not the columns it should have.
         """
+
+    def listed(self) -> Entries:
+        """Return the entries, with the folds of the table that the option `folds` names."""
+        found = self.entries()
+        if self.options.folds is None:
+            return found
+        from stages.cohorts.labels.fold_table import with_folds
+
+        return with_folds(found, self.folder, self.options.folds, self.options.folds_column)
 
     def read(self, path: str) -> Recording | Counts:
         """Read one record (WFDB, unless a source says otherwise).

@@ -16,8 +16,8 @@ import pandas as pd
 
 from cache.errors import InputError, MissingFileError
 from stages.cohorts._registry import register
-from stages.cohorts._snomed import OLDEST_YEARS
 from stages.cohorts.contract import Cohort, Entries, Options
+from stages.cohorts.labels.ages import OLDEST_YEARS
 from stages.cohorts.mimic_iv_ecg import RR_LONGEST_MS, TARGETS
 from stages.cohorts.mimic_labels.reports import OTHER
 from stages.readers.prefixes import relocated

@@ -7,8 +7,8 @@ import pandas as pd
 
 from cache.records import Target
 from stages.cohorts._registry import register
-from stages.cohorts._snomed import age_of
 from stages.cohorts.contract import Cohort, Entries, check_not_empty, is_file
+from stages.cohorts.labels.ages import age_of
 from stages.readers.tables import read_table
 
 # Target -> column of ludb.csv; a cell holds one entry a line. Every heart has these states: an empty cell is unknown.

@@ -7,6 +7,7 @@ mimic_labels/potassium.py, the report classes in mimic_labels/reports.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from cache.errors import MissingFileError
 from cache.records import Target
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, check_not_empty
-from stages.cohorts.mimic_labels import reports
+from stages.cohorts.mimic_labels import icd, reports
 from stages.cohorts.mimic_labels.potassium import nearest_flag, read_results, seconds
 from stages.readers.prefixes import relocated
 from stages.readers.tables import find_table, numbers, read_table
@@ -35,9 +36,26 @@ TARGETS = [
 ]
 
 
-class MimicOptions(Options):
-    """Where the hosp tables lie, and how near a potassium must be."""
+Lists = Literal["all_diag_all", "all_diag_hosp", "hosp_diag_hosp", "ed_diag_hosp", "ed_diag_ed"]
 
+
+class MimicOptions(Options):
+    """Where the hosp tables lie, how near a potassium must be, and which discharge diagnoses are labels.
+
+    Attributes
+    ----------
+    icd
+        MIMIC-IV-ECG-Ext-ICD's table or its folder; None: no target `icd`.
+    icd_column, icd_digits, icd_least
+        Which of its lists, how many characters of a code, and how many records a code must have.
+    """
+
+    icd: str | None = None
+    icd_column: Literal["all_diag_all", "all_diag_hosp", "hosp_diag_hosp", "ed_diag_hosp", "ed_diag_ed"] = (
+        "all_diag_all"
+    )
+    icd_digits: int = Field(3, ge=3, le=7)
+    icd_least: int = Field(100, ge=1)
     hosp: str | None = None
     potassium_hours_before: float = Field(4.0, ge=0, le=24 * 366)
     potassium_hours_after: float = Field(1.0, ge=0, le=24 * 366)
@@ -66,7 +84,13 @@ class MimicIvEcg(Cohort):
             notes.append(f"ecg_time: {int((~timed).sum())} cannot be read; age and flag are null there")
         self._add_patients(frame, _year(time_s, timed), notes)
         self._add_potassium(frame, subject, time_s, timed, notes)
-        return Entries(frame, TARGETS, notes)
+        return Entries(frame, [*TARGETS, *self._diagnoses(frame, notes)], notes)
+
+    def _diagnoses(self, frame: pd.DataFrame, notes: list[str]) -> list[Target]:
+        asked = self.options
+        if asked.icd is None:
+            return []
+        return icd.add_diagnoses(frame, asked.icd, asked.icd_column, asked.icd_digits, asked.icd_least, notes)
 
     def _add_machine(self, frame: pd.DataFrame, notes: list[str]) -> None:
         path = find_table([self.folder], "machine_measurements.csv")

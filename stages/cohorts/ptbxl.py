@@ -17,6 +17,7 @@ from cache.errors import InputError, MissingFileError, UsageError
 from cache.records import Target
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, Published, check_not_empty
+from stages.cohorts.labels.ptbxl_plus import add_features
 from stages.readers.prefixes import relocated, some_exist
 from stages.readers.tables import numbers, read_table
 
@@ -37,8 +38,18 @@ GROUPS = {
 
 
 class PtbxlOptions(Options):
-    """Which of the two sets of files is read, and which statements count."""
+    """Which of the two sets of files is read, which statements count, and which features of PTB-XL+ are labels.
 
+    Attributes
+    ----------
+    plus
+        Folder of PTB-XL+; None: no features.
+    plus_features
+        `PROVIDER:COLUMN`, with `*` for any characters: `unig:PR_Int_*`.
+    """
+
+    plus: str | None = None
+    plus_features: list[str] = Field(default_factory=list)
     rate: int = 500
     likelihood: float = Field(0.0, ge=0, le=100)
 
@@ -74,11 +85,18 @@ class Ptbxl(Cohort):
         frame["path"] = self._paths(table, rate, notes)
         targets = self._add_statements(frame, table["scp_codes"], likelihood, notes)
         targets += _add_age_and_sex(frame, table, notes)
+        if self.options.plus is not None or self.options.plus_features:
+            targets += self._features(frame, notes)
         folds = numbers(table["strat_fold"])
         if not np.isin(folds, np.arange(1, 11)).all():
             raise InputError(f"{path}: strat_fold is not a number from 1 to 10 in every row")
         frame["fold"] = folds.astype(int) - 1
         return Entries(frame, targets, notes, Published(n_folds=10, val=8, test=9))
+
+    def _features(self, frame: pd.DataFrame, notes: list[str]) -> list[Target]:
+        if self.options.plus is None or not self.options.plus_features:
+            raise UsageError("source 'ptbxl': options 'plus' and 'plus_features' are needed together")
+        return add_features(frame, Path(self.options.plus).expanduser(), self.options.plus_features, notes)
 
     def _paths(self, table: pd.DataFrame, rate: int, notes: list[str]) -> pd.Series:
         """Return the path of each record at a rate; where only those of the other rate are there, that is an error."""

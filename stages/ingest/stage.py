@@ -59,7 +59,7 @@ def run(
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
     work = paths.signals.with_name(f".{paths.signals.name}.ingest")
     key = patient_key([paths.records.parent, paths.signals.parent]) if settings.hash_patients else None
-    entries = cohort.entries()
+    entries = cohort.listed()
     if key is not None:
         hash_patients(entries.frame, key, entries.notes)
     with closing(Claims(paths.signals, work)) as claims, claims.claim(0) as ours:

@@ -166,7 +166,7 @@ def test_a_chunk_that_unpacks_to_more_than_its_shape_is_refused(tmp_path, chunk,
 
 @pytest.mark.parametrize("more", [{}, {"shuffle": True}, {"shuffle": True, "fletcher32": True}])
 def test_chunks_that_hold_what_they_say_are_read(tmp_path, monkeypatch, more):
-    monkeypatch.setattr("stages.cohorts._hdf5._GROWTH", {1: 1 << 28})  # look into every chunk
+    monkeypatch.setattr("stages.readers.arrays.hdf5._GROWTH", {1: 1 << 28})  # look into every chunk
     signals = np.random.default_rng(0).integers(0, 9, (3, 12, 500)).astype("f4")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("signals", data=signals, chunks=(2, 5, 300), compression="gzip", **more)

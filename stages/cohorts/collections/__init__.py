@@ -1,0 +1,1 @@
+"""Published collections in their own layouts, one file each."""
