@@ -31,7 +31,7 @@ PARTS: dict[str, frozenset[str]] = {
 SINGLE = frozenset(
     {
         *("mimic-iv-ecg", "ptbxl", "ptb", "ludb", "cpsc2018", "cpsc-extra", "incart", "georgia", "ningbo"),
-        *("code", "heedb", "sph", "sami-trop", "hefei", "generated"),
+        *("code", "heedb", "sph", "sami-trop", "hefei", "generated", "echonext"),
         *("mitdb", "isp", "lydus"),
     }
 )

@@ -10,17 +10,18 @@ from stages.experts import expert_class, list_experts
 SEEN = {
     name: cls.published_spec(variant).pretrained_on for name in list_experts() for cls, variant in [expert_class(name)]
 }
-CHALLENGE = {"challenge", "ptbxl", "chapman"}
+CHALLENGE = {"challenge", "ptbxl", "chapman", "chapman-csv", "cpsc2018", "ptb"}
+CHAPMAN = {"chapman", "chapman-csv"}
 WARNED = {  # docs/experts.md says what each has seen
     "ecgcpc": set(),
     **{f"ecgcpc-{objective}": {"code15"} for objective in ("cpc", "jepa", "data2vec", "dinosr", "hubert")},
     "ecgfm": CHALLENGE | {"mimic-iv-ecg", "enecg-jsonl"},
-    "hubert": CHALLENGE | {"code15"},
-    "jepa": {"chapman", "challenge", "code15"},
+    "hubert": CHALLENGE | {"code15", "sph"},
+    "jepa": CHAPMAN | {"challenge", "code15"},
     "merl": {"mimic-iv-ecg", "enecg-jsonl"},
     "openecg": {"ludb"},
-    "stmem": {"chapman", "challenge", "code15"},
-    "xecg": {"chapman", "challenge", "code15"},
+    "stmem": CHAPMAN | {"challenge", "code15"},
+    "xecg": CHAPMAN | {"challenge", "code15"},
 }
 
 

@@ -70,14 +70,14 @@ class EchoNext(Cohort):
 
     def entries(self) -> Entries:
         """Read the list; a record is a row of the array of its split."""
-        if not self.options.zscores_as_mv:
-            raise UsageError(
-                "source 'echonext': its signals are z-scores, not millivolts, and experts need millivolts; "
-                "cohort.options: {zscores_as_mv: true} takes one standard deviation for one millivolt"
-            )
         # The release's own README writes its name in capitals.
         other = self.folder / METADATA.replace("echonext", "EchoNext")
         path = other if is_file(other) else self.require(METADATA)
+        if not self.options.zscores_as_mv:
+            raise UsageError(
+                f"{path}: its signals are z-scores, not millivolts, and experts need millivolts; "
+                "cohort.options: {zscores_as_mv: true} takes one standard deviation for one millivolt"
+            )
         table, notes = read_table(path)
         check_not_empty(table, path)
         self._check(table, path)
