@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from cache.errors import InputError, UsageError
+from stages.heads.adamw import AdamW
 from stages.heads.crossfit import check_splits, inner_folds, make_masks
 from stages.heads.in_memory.probe import Problem, Rotation, fit_path, probe_logits
 from stages.heads.inputs.expert_features import parse_mix, read_features
@@ -210,3 +211,30 @@ def test_wrong_options_and_features_are_named() -> None:
         read_features({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))})
     with pytest.raises(InputError, match="'a': embedding holds infinite values"):
         read_features({"a": np.full((3, 2), np.inf)})
+
+
+def test_adamw_steps_as_torch_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, target = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    own, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    still = torch.ones(2, requires_grad=True)
+    ours = AdamW([own, still], learning_rate=0.05, weight_decay=0.1)
+    reference = torch.optim.AdamW([theirs], lr=0.05, weight_decay=0.1)
+    for _ in range(20):
+        ((own - target) ** 4).sum().backward()
+        ours.step()
+        reference.zero_grad()
+        ((theirs - target) ** 4).sum().backward()
+        reference.step()
+    torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-6)
+    assert still.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("records", "kept"), [(300, 299), (1700, 850)])
+def test_half_as_many_axes_as_records_hold_what_wide_features_vary_in(records: int, kept: int) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(records, 1900)) * np.arange(1, 1901) ** -0.6
+    x = (x @ rng.normal(size=(1900, 2000))).astype(np.float32)
+    z = Rotation.fit(x).transform(x)
+    assert z.shape[1] == kept
+    assert (z**2).sum(1).mean() == pytest.approx(1, abs=0.1)

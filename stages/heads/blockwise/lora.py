@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stages.heads.adamw import AdamW
 from stages.heads.blockwise.blocks import Blocks
 from stages.heads.blockwise.coordinates import FoldGradients, FoldMaps, RecordBlock
 from stages.heads.blockwise.loss_pass import Judges, Labels
@@ -77,10 +78,7 @@ def fit_lora_blockwise(
         [F, rows, C], out of sample, of the records that judge.
     """
     adapters = WideAdapters(blocks, labels, base, options, seed)
-    # fused Adam is not bit-reproducible across builds; foreach is
-    optimiser = torch.optim.AdamW(
-        [adapters.a, adapters.b], lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
-    )
+    optimiser = AdamW([adapters.a, adapters.b], options.learning_rate, options.weight_decay)
     of = judges.labels
     problem = Problem(base_logits.new_zeros(len(of.y), 0, 0), of.y, of.weight, of.train.float(), of.blocks)
     judge = Judge(problem, judges.masks, base_logits, options.huber)

@@ -1,4 +1,4 @@
-"""One pass over all records: summed losses of every fold, model, penalty and column, and their gradients.
+"""One pass over all records: gradients of the summed losses of every fold, model, penalty and column.
 
 Lives here: `Labels` (targets of a block), the pass. Not here: the solver (`descent`), stochastic training
 (`blockwise.lora`).
@@ -15,7 +15,7 @@ from stages.heads.blockwise.blocks import Blocks
 from stages.heads.blockwise.coordinates import FoldGradients, FoldMaps, RecordBlock
 from stages.heads.crossfit import Masks
 from stages.heads.in_memory.probe import problem_groups
-from stages.heads.targets.losses import column_losses, residuals_
+from stages.heads.targets.losses import residuals_
 from stages.heads.targets.tasks import Block as Columns
 
 
@@ -54,7 +54,7 @@ class Judges:
 
 
 class Pass:
-    """Loss and gradient of linear models, over all blocks or over one that is given.
+    """Gradients of linear models, over all blocks or over one that is given.
 
     Parameters
     ----------
@@ -65,23 +65,16 @@ class Pass:
     def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: RecordBlock | None = None) -> None:
         self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
         self.groups = problem_groups(labels.blocks)
-        self._member = torch.nn.functional.one_hot(self.groups).double().to(blocks.scale.device)
 
-    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return summed losses (double) [F, M * S, G], gradients [F, D, k] and [F, k]."""
+    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradients of the summed losses, [F, D, k] and [F, k]."""
         scale = self.blocks.scale
         maps, gradients = FoldMaps(scale, weight, bias), FoldGradients(scale, weight.shape[2])
         n_folds, n_models = self.labels.train.shape[:2]
-        loss = torch.zeros(n_folds, n_models, self.n_strengths, len(self.groups), dtype=torch.float64)
-        loss = loss.to(scale.device)
         whole = slice(0, self.labels.y.shape[1])
         for rows, block in self.blocks if self.alone is None else [(whole, self.alone)]:
             y, w = self.labels.of(rows, scale.device)
             logits = maps(block).view(len(block), n_folds, n_models, self.n_strengths, -1)
-            y, w = y[:, :, :, None], w[:, :, :, None]
-            for columns in self.labels.blocks:
-                c = columns.columns
-                loss[..., c] += (column_losses(logits, y, columns) * w[..., c]).sum(0)
-            residuals_(logits, y, self.labels.blocks)
-            gradients.add(block, logits.mul_(w).view(len(block), n_folds, -1))
-        return loss.flatten(1, 2) @ self._member, *gradients.result()
+            residuals_(logits, y[:, :, :, None], self.labels.blocks)
+            gradients.add(block, logits.mul_(w[:, :, :, None]).view(len(block), n_folds, -1))
+        return gradients.result()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from stages.heads.adamw import AdamW
 from stages.heads.crossfit import Masks, paired_gain
 from stages.heads.gate.weights import FoldGate, gate_scores, mask_softmax, masked_scores, mix
 from stages.heads.targets.losses import HUBER_DELTA, residuals_, task_losses
@@ -255,9 +256,7 @@ class _Trainer:
         self.p = self._start(constant)
         # the constant stays what the convex fit gave: only the record-dependent part moves
         self.trained = [v.requires_grad_() for k, v in self.p.items() if k != "constant"]
-        self.optimiser = torch.optim.AdamW(
-            self.trained, lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
-        )
+        self.optimiser = AdamW(self.trained, options.learning_rate, options.weight_decay)
 
     def _start(self, constant: Tensor) -> dict[str, Tensor]:
         n_folds, n_models, n_tasks, n_experts = constant.shape
@@ -296,7 +295,6 @@ class _Trainer:
         if options.load_balance:
             load = weights.mean(2)
             total = total + options.load_balance * (load.shape[-1] * (load**2).sum(-1) - 1).sum()
-        self.optimiser.zero_grad()
         total.backward()
         self.optimiser.step()
         self._shrink_inputs()

@@ -24,7 +24,7 @@ from stages.heads.targets.tasks import Block, layout
 
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
-ENOUGH_JUDGED = 1_000
+ENOUGH_JUDGED = 600
 PATH_TOLERANCE, FINAL_TOLERANCE = 0.1, 0.01
 """Of the summed loss, per 1,000 records: a mean loss is known to 0.0001 while strengths are compared."""
 LOSS_RESOLUTION = 1e-4

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.heads.adamw import AdamW
 from stages.heads.crossfit import Masks, paired_gain
 from stages.heads.in_memory.probe import Problem
 from stages.heads.targets.losses import task_losses
@@ -100,17 +101,13 @@ def fit_lora(problem: Problem, base: Tensor, masks: Masks, options: LoraOptions,
     loss exceeds one standard error, so that forty validation records do not pick noise.
     """
     adapters = Adapters(problem, options.rank, options.scaling, seed)
-    # fused Adam is not bit-reproducible across builds; foreach is
-    optimiser = torch.optim.AdamW(
-        [adapters.a, adapters.b], lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
-    )
+    optimiser = AdamW([adapters.a, adapters.b], options.learning_rate, options.weight_decay)
     judge = Judge(problem, masks, masks.out_of_sample(base), options.huber)
     rows = torch.nonzero(problem.train[:, 0].amax(0)).ravel()
     batch = batch_size(options.batch_size, len(rows))
     generator = torch.Generator().manual_seed(seed + 1)
     for epoch in range(1, options.epochs + 1):
         for part in rows[torch.randperm(len(rows), generator=generator)].split(batch):
-            optimiser.zero_grad()
             _training_loss(problem, adapters, base, part, options.huber).backward()
             optimiser.step()
         with torch.no_grad():

@@ -20,15 +20,18 @@ import torch
 from torch import Tensor
 
 from stages.heads.descent import minimise
-from stages.heads.targets.losses import column_losses, curvature_bounds, residuals_
+from stages.heads.targets.losses import activate, curvature_bounds, residuals_
 from stages.heads.targets.tasks import Block, layout, n_columns
 
-MAX_RANK = 1536
-"""Principal axes kept where both records and features are more than this (randomised range finder)."""
+FULL_RANK, MAX_RANK = 768, 1536
+"""Principal axes kept: all where there are so few; else half as many as training records, between the two. The other
+half holds some 2 % of the variance of wide features, and doubles the work."""
 EXACT_RANK, DOUBLE_RANK = 4096, 512
 """With so many records or features or fewer all axes are computed; in double precision with fewer still."""
 STRENGTHS = tuple(10.0**k for k in (-2.75, -2.0, -1.25, -0.5, 0.25, 1.0, 1.75))
 """Penalties in units of the summed loss, for coordinates scaled so that a training record has mean squared length 1."""
+CURVATURE_FLOOR = 1e-3
+"""Least second derivative of a column that the steps are scaled by; a sure start would make them endless."""
 LABEL_RECORDS = 1 << 16
 """Whose labels are summed at a time."""
 
@@ -46,13 +49,14 @@ class Rotation:
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         centred = torch.from_numpy(x - mean)
         n, d = centred.shape
+        kept = min(MAX_RANK, max(FULL_RANK, n // 2))
         if min(n, d) > EXACT_RANK:
             axes, variances = _randomised_axes(centred, seed)
         elif n <= d:
-            values, u = _leading(centred @ centred.T)
+            values, u = _leading(centred @ centred.T, kept)
             axes, variances = centred.T @ (u / values.sqrt()), values
         else:
-            variances, axes = _leading(centred.T @ centred)
+            variances, axes = _leading(centred.T @ centred, kept)
         if not axes.shape[1]:  # training records that are all alike: one axis along which nothing varies
             axes = torch.zeros(d, 1)
         axes = axes.flip(1) / float((variances.sum() / n).sqrt().clamp_min(1e-12))
@@ -63,12 +67,12 @@ class Rotation:
         return (x - self.mean) @ self.axes
 
 
-def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and -vectors above rounding, ascending, at most `MAX_RANK`; in double where that is cheap."""
+def _leading(gram: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors above rounding, ascending, at most `kept`; in double where that is cheap."""
     values, vectors = torch.linalg.eigh(gram.double() if len(gram) <= DOUBLE_RANK else gram)
     least = 1e-6 if len(gram) <= DOUBLE_RANK else 1e-5
     keep = values > least * values[-1].clamp_min(1e-12)
-    keep[: max(0, len(values) - MAX_RANK)] = False
+    keep[: max(0, len(values) - kept)] = False
     return values[keep].float(), vectors[:, keep].float()
 
 
@@ -200,8 +204,7 @@ class FoldSolver:
         self.train = one.train[0][:, rows].T.contiguous()
         self.blocks = problem.blocks
         self.intercepts = torch.cat([torch.zeros(*prior.shape[:1], self.z.shape[1], prior.shape[1]), prior[:, None]], 1)
-        whole = self.train[:, :1]
-        self.square = torch.cat([((self.z**2) * whole).sum(0), whole.sum(0)])
+        self.square = torch.cat([self.z**2, torch.ones(len(self.z), 1)], 1)
         self.limit, self.max_passes = tolerance * max(1.0, problem.z.shape[1] / 1000), max_passes
 
     def solve(
@@ -222,19 +225,26 @@ class FoldSolver:
         chosen = [self.blocks[t] for t in (range(len(self.blocks)) if tasks is None else tasks)]
         columns = torch.cat([torch.arange(b.start, b.stop) for b in chosen])
         work = _FoldLoss(self, columns, layout([b.task for b in chosen]), models)
-        curve = curvature_bounds(work.blocks) * (self.weight[:, columns] * self.train[:, :1]).amax(0).clamp_min(1e-6)
         penalty = strengths[columns].repeat(len(models))
-        bound = self.square[:, None] * curve.repeat(len(models)) + penalty * _but_last(len(self.square))
+        curvature = self._curvature(start[models[0]][:, columns], columns, work.blocks)
+        bound = curvature.repeat(1, len(models)) + penalty * _but_last(self.square.shape[1])
         scaling = _Diagonal(bound.clamp_min(1e-9).rsqrt()[None])
         at = start[models][:, :, columns].permute(1, 0, 2).flatten(1)[None]
         still = self.frozen[models][:, columns].float() @ work.member > 0
         weight, bias, _ = minimise(
             work, scaling, penalty[None], at / scaling.root, work.groups, still[None], self.limit, self.max_passes
         )
-        found = torch.cat([weight[0], bias], 0).view(len(self.square), len(models), len(columns)).permute(1, 0, 2)
+        found = torch.cat([weight[0], bias], 0).view(self.square.shape[1], len(models), len(columns)).permute(1, 0, 2)
         out = start.clone()
-        out[torch.tensor(models)[:, None, None], torch.arange(len(self.square))[:, None], columns] = found
+        out[torch.tensor(models)[:, None, None], torch.arange(self.square.shape[1])[:, None], columns] = found
         return out
+
+
+    def _curvature(self, start: Tensor, columns: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+        """Second derivatives of the summed losses along every coordinate, at weights `start` [r + 1, C]."""
+        p = activate(torch.addmm(start[-1], self.z, start[:-1]), blocks)
+        curve = torch.where(curvature_bounds(blocks) == 1, 1.0, (p * (1 - p)).clamp_min(CURVATURE_FLOOR))
+        return self.square.T @ (curve * self.weight[:, columns] * self.train[:, :1])
 
 
 def _but_last(n: int) -> Tensor:
@@ -254,7 +264,7 @@ class _Diagonal:
 
 
 class _FoldLoss:
-    """Summed losses of one fold's linear models, and their gradients, as `descent.minimise` asks for them."""
+    """Gradients of one fold's summed losses, as `descent.minimise` asks for them."""
 
     def __init__(self, fold: FoldSolver, columns: Tensor, blocks: tuple[Block, ...], models: list[int]) -> None:
         self.z, self.blocks, self.y = fold.z, blocks, fold.y[:, None, columns]
@@ -262,13 +272,11 @@ class _FoldLoss:
         self.groups = problem_groups(blocks)
         self.member = torch.nn.functional.one_hot(self.groups).float()
 
-    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.addmm(bias, self.z, weight[0]).view(self.weight.shape)
-        loss = torch.cat([column_losses(logits, self.y, block) for block in self.blocks], -1)
-        summed = loss.mul_(self.weight).sum(0, dtype=torch.float64)
         residuals_(logits, self.y, self.blocks)
         flat = logits.mul_(self.weight).flatten(1)
-        return (summed @ self.member.double())[None], (self.z.T @ flat)[None], flat.sum(0)[None]
+        return (self.z.T @ flat)[None], flat.sum(0)[None]
 
 
 def problem_groups(blocks: tuple[Block, ...]) -> Tensor:
