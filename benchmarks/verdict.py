@@ -43,7 +43,7 @@ from stages.scoring.predictions import PredictionBlock
 
 OWN, RANDOM = ("rocket", "morphology", "seed"), ("ecgfounder", "mantis", "ttm")
 EXPERT_SETS = {"default": ("rocket", "morphology"), "three": OWN, "six": (*OWN, *RANDOM)}
-N_FOLDS, BATCH, RESAMPLES = 5, 64, 1000
+N_FOLDS, BATCH = 5, 64
 RIVALS = ("stacking", "mean", "concat", "best_single")
 VALIDATION_SHARE = 0.25
 
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--cohorts", default=",".join(COHORTS))
     parser.add_argument("--label", default="now", help="of this version of the code")
     parser.add_argument("--generated-records", type=int, default=1000)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the patients")
     options = parser.parse_args()
     chosen = {name: COHORTS[name] for name in options.cohorts.split(",") if is_there(COHORTS[name], options.data)}
     if options.only in (None, "embed"):
@@ -93,7 +94,7 @@ def main() -> None:
             for key, size in cohort.settings:
                 fit(options.folder / name, key, size, results)
     if options.only in (None, "table"):
-        print_table(list(instances(results, tuple(chosen))))
+        print_table(list(instances(results, tuple(chosen), options.resamples)))
 
 
 def is_there(cohort: Cohort, data: Path) -> bool:
@@ -268,26 +269,27 @@ class Instance:
     calibration: dict[str, dict[str, float]]
 
 
-def instances(results: Path, cohorts: tuple[str, ...]) -> Iterator[Instance]:
+def instances(results: Path, cohorts: tuple[str, ...], resamples: int) -> Iterator[Instance]:
     """Score every task of every finished setting; scores are kept beside the predictions."""
     for path in sorted(results.glob("*--*.npz")):
         if path.stem.split("--")[0] not in cohorts or path.stem.endswith(".writing"):
             continue
         kept = path.with_suffix(".json")
         if not kept.is_file() or kept.stat().st_mtime < path.stat().st_mtime:
-            rows = score_file(path)
+            rows = score_file(path, resamples)
             kept.write_text(json.dumps([vars(row) for row in rows]))
         yield from (Instance(**row) for row in json.loads(kept.read_text()))
 
 
-def score_file(path: Path) -> list[Instance]:
+def score_file(path: Path, resamples: int) -> list[Instance]:
     with np.load(path) as stored:
         arrays = dict(stored)
     tasks = json.loads(str(arrays["about"]))["tasks"]
-    return [row for name, task in tasks.items() if (row := score_task(path.stem, arrays, TaskSpec(**task))) is not None]
+    scored = (score_task(path.stem, arrays, TaskSpec(**task), resamples) for task in tasks.values())
+    return [row for row in scored if row is not None]
 
 
-def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec) -> Instance | None:
+def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resamples: int) -> Instance | None:
     """Score all methods on the records that all of them have a prediction for."""
     metric = HEADLINE[task.kind][0]
     sign = 1.0 if METRICS[metric].higher_is_better else -1.0
@@ -299,7 +301,7 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec) -> I
     found: dict[str, Bootstrap] = {}
     for method, p in said.items():
         block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
-        found[method] = bootstrap(make_scorer(task, block), index, n_patients, RESAMPLES)
+        found[method] = bootstrap(make_scorer(task, block), index, n_patients, resamples)
     if not np.isfinite(found["gate"].values[metric]):
         return None
     differences = {}

@@ -1,11 +1,11 @@
-"""Few thousand records, wide features, many columns: fit heads, gate and standard methods against scikit-learn, in one run.
+"""Few records, wide features, many columns: fit heads, gate and standard methods against scikit-learn, in one run.
 
     OMP_NUM_THREADS=1 python -P benchmarks/wide_heads.py
     OMP_NUM_THREADS=1 python -P benchmarks/wide_heads.py --records 1000 --folds 2 --loop-columns 2
 
 Features look like rocket's, morphology's and seed's (9,996, 202 and 2,304 wide, variances of the axes falling as their
-number to the power -1.2); seven tasks look like PTB-XL's (132 columns, classes from 40 % to 0.3 % of the records), whose
-signal lies in the leading axes. Patients are records; three fifths train, a fifth validates, a fifth tests, rotated.
+number to the power -1.2); seven tasks look like PTB-XL's (132 columns, classes from 40 % to 0.3 % of the records),
+whose signal lies in the leading axes. Three fifths of the records train, a fifth validates, a fifth tests, rotated.
 
 The loop is what one would write with scikit-learn: per fold, expert and column StandardScaler and PCA, then
 LogisticRegression or Ridge for every penalty and inner fold, and once more for the best penalty. Scaling and PCA are
@@ -48,7 +48,8 @@ def main() -> None:
     features, targets, tasks = make_data(options.records)
     folds = make_folds(options.records)[: options.folds]
     columns = sum(max(1, len(t.classes)) for t in tasks)
-    print(f"{options.records} records x {tuple(WIDTHS.values())} x {len(tasks)} tasks ({columns} columns), {len(folds)} folds")
+    size = f"{options.records} records x {tuple(WIDTHS.values())} x {len(tasks)} tasks ({columns} columns)"
+    print(f"{size}, {len(folds)} folds")
     with PeakMemory() as memory:
         started = time.process_time()
         heads = EnsembleHeads(device="cpu").fit(features, targets, tasks, splits=folds)
@@ -72,7 +73,9 @@ def make_data(n: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], lis
     targets: dict[str, np.ndarray] = {}
     tasks = []
     for name, n_classes in CLASSES.items():
-        scores = causes @ rng.normal(size=(SIGNAL_AXES, n_classes)) / SIGNAL_AXES**0.5 * 2 + rng.logistic(size=(n, n_classes))
+        scores = causes @ rng.normal(size=(SIGNAL_AXES, n_classes)) / SIGNAL_AXES**0.5 * 2 + rng.logistic(
+            size=(n, n_classes)
+        )
         rates = np.geomspace(0.4, 0.003, n_classes)
         targets[name] = (scores > [np.quantile(s, 1 - r) for s, r in zip(scores.T, rates, strict=True)]).astype(float)
         tasks.append(TaskSpec(name, "multilabel", tuple(f"{name}{k}" for k in range(n_classes))))
@@ -93,10 +96,7 @@ def make_expert(causes: np.ndarray, width: int, rng: np.random.Generator) -> np.
 def make_folds(n: int) -> Folds:
     """Each fifth tests once, and the next one validates."""
     fold, rows = np.random.default_rng(1).permutation(n) % 5, np.arange(n)
-    return [
-        (rows[(fold != f) & (fold != (f + 1) % 5)], rows[fold == (f + 1) % 5], rows[fold == f])
-        for f in range(5)
-    ]
+    return [(rows[(fold != f) & (fold != (f + 1) % 5)], rows[fold == (f + 1) % 5], rows[fold == f]) for f in range(5)]
 
 
 def fit_standard(

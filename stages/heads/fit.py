@@ -241,6 +241,7 @@ def fit_all(
         few.blocks,
         head_options,
         share_tasks=share_tasks,
+        huber=gate_options.huber,
     )
     if shift is not None:
         joined = shifted(joined, shift, data.outputs.shape[2])

@@ -5,8 +5,8 @@ are fitted. Not here: weights over experts (`gate.weights`, `gate.training`).
 
 The mixture weighs the experts' logits of a class by record. Stacking (Wolpert 1992) reads a class from all logits of
 its task, which helps rare classes most, and cannot know which record it has. So a task's logit is a mean of up to three
-members: the mixture, the reading of its own task's logits, and the reading of all tasks' logits. The mean of the first
-two is kept unless another combination is better out of sample by more than one standard error.
+members: the mixture, the reading of its own task's logits, and the reading of all tasks' logits. How much each counts
+is fitted out of sample, by `gate.shares`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.heads.crossfit import Masks, paired_gain
+from stages.heads.crossfit import Masks
 from stages.heads.expert_head import HeadOptions
+from stages.heads.gate.shares import Shares, fit_shares
 from stages.heads.in_memory.expert import choose_strength
 from stages.heads.in_memory.probe import Problem, Rotation, probe_logits
-from stages.heads.targets.losses import residuals_, task_losses
+from stages.heads.targets.losses import HUBER_DELTA
 from stages.heads.targets.tasks import Block, layout
 
-MIXTURE, OWN, ALL = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-BOTH, THREE = (0.5, 0.5, 0.0), (1 / 3, 1 / 3, 1 / 3)
-SLOPE_STEPS = 4
+TO_SPREAD = 1.4826
+"""Median absolute deviation -> standard deviation of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ReaderFit:
 
     folds: list[FoldReader]
     logits: Tensor
-    shares: list[list[tuple[float, float, float]]]
+    shares: Shares
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def fit_readers(
     options: HeadOptions,
     *,
     share_tasks: bool,
+    huber: bool = True,
 ) -> ReaderFit:
-    """Fit the members that read, and choose each task's shares out of sample.
+    """Fit the members that read, and each task's shares out of sample.
 
     Parameters
     ----------
@@ -104,12 +105,31 @@ def fit_readers(
         Model 0 is trained on every record with out-of-sample logits, the others each leave one inner fold out.
     """
     x = impute(outputs, present)
-    groups = [list(range(len(blocks)))] if share_tasks and len(blocks) > 1 else []
-    own = _fit_member(x, outputs.shape[2], labels, masks, blocks, options, [[t] for t in range(len(blocks))])
-    members = [own, *(_fit_member(x, outputs.shape[2], labels, masks, blocks, options, [g]) for g in groups)]
-    candidates = [BOTH, MIXTURE, OWN, *([THREE, ALL] if groups else [])]
-    shares = _choose_shares(mixed, members, labels, masks, blocks, candidates)
-    return _join(mixed, members, shares, blocks)
+    judged = labels[1] * masks.judged[..., None]
+    y = without_outliers(mixed, labels[0], judged, blocks) if huber else labels[0]
+    wanted = [[[t] for t in range(len(blocks))]]
+    if share_tasks and len(blocks) > 1:
+        wanted.append([list(range(len(blocks)))])
+    read = [_fit_member(x, outputs.shape[2], (y, labels[1]), masks, blocks, options, groups) for groups in wanted]
+    shares = fit_shares([mixed, *(member.logits for member in read)], labels[0], judged, blocks)
+    return _join(mixed, read, shares, blocks)
+
+
+def without_outliers(mixed: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    """Pull regression targets [F, n, C] to within 1.345 standard deviations of what the mixture [F, n, C] says.
+
+    Least squares on such targets is a step towards Huber's estimate (Huber 1981, section 7.8), with the mixture's
+    residuals of known records as the measure. Without it a few targets far off turn the reading of all records.
+    """
+    y = y.clone()
+    for block in blocks:
+        if block.task.kind == "regression":
+            c = block.start
+            for f in range(len(y)):
+                residual = y[f, :, c] - mixed[f, :, c]
+                limit = HUBER_DELTA * TO_SPREAD * residual[weight[f, :, c] > 0].abs().median()
+                y[f, :, c] = mixed[f, :, c] + residual.clamp(-limit, limit)
+    return y
 
 
 def _fit_member(
@@ -146,51 +166,7 @@ def _fit_member(
     return member
 
 
-def _choose_shares(
-    mixed: Tensor,
-    members: list[_Member],
-    labels: tuple[Tensor, Tensor],
-    masks: Masks,
-    blocks: tuple[Block, ...],
-    candidates: list[tuple[float, float, float]],
-) -> list[list[tuple[float, float, float]]]:
-    """Per fold and task: the first candidate, unless another is better by more than one standard error."""
-    judged = labels[1] * masks.judged[..., None]
-    gains: list[Tensor] = []
-    incumbent = torch.zeros(())
-    for k, candidate in enumerate(candidates):
-        joined = mixed * candidate[0]
-        for share, member in zip(candidate[1:], members, strict=False):
-            joined = joined + share * member.logits
-        joined = joined * _best_slopes(joined, labels[0], judged, blocks)[:, None]
-        loss, row = task_losses(joined, labels[0], judged, blocks, huber=True)
-        incumbent = loss if k == 0 else incumbent
-        gain = paired_gain(incumbent, loss, row)
-        gains.append(torch.where(gain.accepted, gain.mean, 0.0))
-    return [[candidates[k] for k in row] for row in torch.stack(gains).argmax(0).tolist()]
-
-
-def _best_slopes(logits: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Slope of each task's logits, [F, C], at which its loss is least: a mean is less sure than its members."""
-    sizes = torch.tensor([b.stop - b.start for b in blocks])
-    member = torch.nn.functional.one_hot(torch.arange(len(blocks)).repeat_interleave(sizes)).float()
-    slope = torch.ones(len(logits), logits.shape[-1])
-    for _ in range(SLOPE_STEPS):
-        residual = logits * slope[:, None]
-        residuals_(residual, y, blocks)
-        p = (residual + y).clamp(0, 1)
-        regression = torch.tensor([b.task.kind == "regression" for b in blocks]).repeat_interleave(sizes)
-        curvature = torch.where(regression, 1.0, p * (1 - p))
-        down = ((weight * residual * logits).sum(1) @ member) / (
-            (weight * curvature * logits**2).sum(1) @ member + 1e-6
-        )
-        slope = (slope - (down @ member.T).clamp(-0.5, 0.5)).clamp(0.2, 5.0)
-    return slope
-
-
-def _join(
-    mixed: Tensor, members: list[_Member], shares: list[list[tuple[float, float, float]]], blocks: tuple[Block, ...]
-) -> ReaderFit:
+def _join(mixed: Tensor, members: list[_Member], shares: Shares, blocks: tuple[Block, ...]) -> ReaderFit:
     sizes = torch.tensor([b.stop - b.start for b in blocks])
     of_column = torch.tensor(shares).repeat_interleave(sizes, dim=1)
     logits = mixed * of_column[..., 0][:, None]

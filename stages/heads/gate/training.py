@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.heads.adamw import AdamW
 from stages.heads.crossfit import Masks, paired_gain
 from stages.heads.gate.weights import FoldGate, gate_scores, mask_softmax, masked_scores, mix
-from stages.heads.targets.losses import HUBER_DELTA, residuals_, task_losses
+from stages.heads.targets.losses import HUBER_DELTA, column_losses, residuals_, task_losses
 from stages.heads.targets.tasks import Block
 
 ONE_HOT = 8.0
@@ -52,8 +52,8 @@ class GateOptions:
     """Penalty E * sum_e (mean weight_e)^2 - 1 (Shazeer et al. 2017, the differentiable part)."""
     sparsity: float = 1.0
     """Group lasso on the gate's inputs: few of some hundred coordinates tell which expert is right."""
-    prior_strength: float = 1.0
-    """Gaussian prior on the constant log-weights around uniform, in records."""
+    prior_strength: float = 3.0
+    """Gaussian prior on the constant log-weights around uniform, in records that lose what equal weights lose."""
     huber: bool = True
 
 
@@ -166,7 +166,7 @@ def _fit_constant(data: GateData, masks: Masks, options: GateOptions, seed: int)
         for _ in range(CONSTANT_STEPS):
             step = problem.step(a[:, :, t])
             a[:, :, t] -= step.clamp(-1, 1)
-            if float(step.abs().max()) < 1e-3:
+            if float(step.abs().max()) < 1e-4:
                 break
     return a
 
@@ -177,12 +177,20 @@ class _ConstantProblem:
     def __init__(self, data: GateData, masks: Masks, rows: Tensor, block: Block, options: GateOptions) -> None:
         c = block.columns
         self.block = replace(block, start=0, stop=block.stop - block.start)
-        self.prior, self.huber = options.prior_strength, options.huber
+        self.huber = options.huber
         self.outputs, self.present, self.y = data.outputs[:, rows][..., c], data.present[rows], data.y[:, rows][..., c]
         weight = data.weight[:, rows][..., c]
         # a record's loss is the mean over its labelled columns, which a multinomial task counts as one
         several = (weight > 0).sum(-1, keepdim=True).clamp_min(1) if block.task.kind == "multilabel" else 1
         self.weight = (weight / several)[:, None] * masks.train[:, :, rows, None]
+        self.prior = options.prior_strength * self._equal_loss()
+
+    def _equal_loss(self) -> Tensor:
+        """Mean loss of a record under equal weights, [F, M, 1]: what a record of the prior counts."""
+        alive = self.present[..., None]
+        equal = (self.outputs * alive).sum(2) / alive.sum(1).clamp_min(1)
+        loss = column_losses(equal, self.y, self.block, huber=self.huber)[:, None] * self.weight
+        return (loss.sum((2, 3)) / self.weight.sum((2, 3)).clamp_min(1e-9))[..., None]
 
     def step(self, a: Tensor) -> Tensor:
         """Return the step [F, M, E] from log-weights of the same shape."""
@@ -194,7 +202,8 @@ class _ConstantProblem:
         gradient = torch.einsum("fmnc,fmnec->fme", residual * self.weight, along) + self.prior * a
         scaled = along * (curvature * self.weight)[:, :, :, None]
         hessian = torch.einsum("fmnec,fmngc->fmeg", scaled, along)
-        return torch.linalg.solve(hessian + self.prior * torch.eye(a.shape[-1]).to(a), gradient[..., None])[..., 0]
+        damped = hessian + self.prior[..., None] * torch.eye(a.shape[-1]).to(a)
+        return torch.linalg.solve(damped, gradient[..., None])[..., 0]
 
 
 def _slopes(logits: Tensor, y: Tensor, block: Block, huber: bool) -> tuple[Tensor, Tensor]:

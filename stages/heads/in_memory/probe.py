@@ -239,7 +239,6 @@ class FoldSolver:
         out[torch.tensor(models)[:, None, None], torch.arange(self.square.shape[1])[:, None], columns] = found
         return out
 
-
     def _curvature(self, start: Tensor, columns: Tensor, blocks: tuple[Block, ...]) -> Tensor:
         """Second derivatives of the summed losses along every coordinate, at weights `start` [r + 1, C]."""
         p = activate(torch.addmm(start[-1], self.z, start[:-1]), blocks)
