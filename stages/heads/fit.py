@@ -21,11 +21,11 @@ from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
-from stages.heads.gate.reader import ReaderFit, fit_readers, shifted
+from stages.heads.gate.reader import ReaderFit, fit_readers, raised, shifted
 from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
-from stages.heads.targets.calibration import fit_temperatures
+from stages.heads.targets.calibration import fit_temperatures, rate_shift
 from stages.heads.targets.class_weights import undo_weights, weight_shift
 from stages.heads.targets.losses import balance_weights
 from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
@@ -249,6 +249,7 @@ def fit_all(
     temperature = torch.ones(len(splits), few.known.shape[1])
     if head_options.calibrate:
         temperature = fit_temperatures(joined.logits, few.y, known, few.blocks)
+        joined = raised(joined, rate_shift(few.y, known, few.blocks) * temperature)
     mixed = joined.logits / temperature[:, None]
     models = [
         FoldModel(

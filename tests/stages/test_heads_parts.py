@@ -11,7 +11,7 @@ from stages.heads.crossfit import check_splits, inner_folds, make_masks
 from stages.heads.in_memory.probe import Problem, Rotation, fit_path, probe_logits
 from stages.heads.inputs.expert_features import parse_mix, read_features
 from stages.heads.inputs.scaler import RobustScaler
-from stages.heads.targets.calibration import brier, ece, fit_temperatures, reliability
+from stages.heads.targets.calibration import brier, ece, fit_temperatures, rate_shift, reliability
 from stages.heads.targets.losses import balance_weights, task_losses
 from stages.heads.targets.tasks import TaskSpec, encode, infer_tasks, layout
 
@@ -238,3 +238,16 @@ def test_half_as_many_axes_as_records_hold_what_wide_features_vary_in(records: i
     z = Rotation.fit(x).transform(x)
     assert z.shape[1] == kept
     assert (z**2).sum(1).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_folds_with_other_counts_of_a_rare_class_differ_less() -> None:
+    blocks = layout([TaskSpec("super", "multilabel", ("rare", "common")), TaskSpec("age", "regression")])
+    y = torch.zeros(2, 200, 3)
+    y[0, :1, 0], y[1, :4, 0], y[:, :80, 1], y[..., 2] = 1, 1, 1, 5.0
+    shift = rate_shift(y, torch.ones_like(y), blocks)
+    base = torch.tensor([1.5 / 199.5, 4.5 / 196.5]).log()
+    assert (base[1] - base[0]).item() == pytest.approx(1.11, abs=0.01)
+    raised = base + shift[:, 0]
+    assert (raised[1] - raised[0]).item() == pytest.approx(0.71, abs=0.01)
+    assert shift[0, 1].abs() < 0.01
+    np.testing.assert_allclose(shift[:, 2], 0)

@@ -11,7 +11,7 @@ is fitted out of sample, by `gate.shares`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -189,3 +189,9 @@ def shifted(fit: ReaderFit, shift: Tensor, n_experts: int) -> ReaderFit:
         raised = np.tile(by, n_experts) @ fold.weight
         folds.append(FoldReader(fold.weight, fold.bias + raised - by * (1 - fold.share), fold.share))
     return ReaderFit(folds, fit.logits - shift[:, None], fit.shares)
+
+
+def raised(fit: ReaderFit, by: Tensor) -> ReaderFit:
+    """Raise what readers give by `by` [F, C]."""
+    folds = [replace(fold, bias=fold.bias + b) for fold, b in zip(fit.folds, by.numpy(), strict=True)]
+    return ReaderFit(folds, fit.logits + by[:, None], fit.shares)

@@ -70,15 +70,14 @@ def _vote(losses: Tensor, prior: Tensor, candidates: Tensor) -> tuple[float, ...
 def _candidate_loss(
     candidate: tuple[float, ...], members: list[Tensor], y: Tensor, weight: Tensor, blocks: tuple[Block, ...]
 ) -> Tensor:
-    """Loss of every record and task [F, n, T] under one mean of the members: of a multilabel task, its columns' mean."""
+    """Loss of every record and task [F, n, T] under one mean of the members (multilabel: mean over the columns)."""
     joined = torch.stack([share * m for share, m in zip(candidate, members, strict=False) if share]).sum(0)
     joined = at_its_best(joined, y, weight, blocks)
-    losses = [column_losses(joined, y, b, huber=True) * weight[..., b.columns] for b in blocks]
-    means = [
-        x.sum(-1) / (b.stop - b.start if b.task.kind == "multilabel" else 1)
-        for x, b in zip(losses, blocks, strict=True)
-    ]
-    return torch.stack(means, -1)
+    parts = []
+    for block in blocks:
+        loss = column_losses(joined, y, block, huber=True) * weight[..., block.columns]
+        parts.append(loss.mean(-1) if block.task.kind == "multilabel" else loss.sum(-1))
+    return torch.stack(parts, -1)
 
 
 def equal_classes(y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:

@@ -54,6 +54,28 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
     return out
 
 
+def rate_shift(y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    """Logits [F, C] by which two records of either class, added to the labels, raise a class's base rate.
+
+    A head's intercept follows the positives of its own fold. Of a class with one positive in a fold and three in the
+    next, the folds then differ by a logit for nothing, and cannot be ranked together. "Add two successes and two
+    failures" (Agresti and Coull 1998) takes most of that away; within a fold no rank changes. The heads count half a
+    record of either class already (`prior_logits`).
+
+    Parameters
+    ----------
+    y, known
+        [F, n, C]; `known` 0 leaves a label out. Multinomial and regression tasks are not shifted.
+    """
+    positive, total = (y * known).sum(1), known.sum(1)
+    negative = total - positive
+    shift = torch.log((positive + 2) * (negative + 0.5) / ((negative + 2) * (positive + 0.5)))
+    of_classes = torch.zeros(y.shape[-1])
+    for block in blocks:
+        of_classes[block.columns] = float(block.task.kind in ("binary", "multilabel"))
+    return torch.where(of_classes > 0, shift, 0.0)
+
+
 def reliability(p: np.ndarray, y: np.ndarray, n_bins: int = 10) -> dict[str, list[float]]:
     """Points of a reliability diagram: mean probability, observed rate and count per bin of equal counts.
 
