@@ -177,6 +177,10 @@ def test_gaps_survive_resampling(tmp_path):
         (lambda d: (d / "a.dat").unlink(), "a.dat does not exist"),
         (lambda d: (d / "a.hea").unlink(), "a.hea does not exist"),
         (lambda d: (d / "a.hea").write_text(""), "record line cannot be read"),
+        (
+            lambda d: (d / "a.hea").write_text("../big/a.hea"),
+            "'../big/a.hea'; it is a link kept as text",
+        ),
         (lambda d: (d / "a.hea").write_bytes(os.urandom(500)), "record line cannot be read"),
         (lambda d: edit(d, "200.0(0)/mV", "0(0)/mV"), "lead I has gain 0"),
         (lambda d: edit(d, "/mV", "/mmHg"), "'mmHg', which is no voltage"),

@@ -171,7 +171,7 @@ def parse_header(content: bytes) -> Header:
             (comments if plain[0] == "#" else lines).append(plain)
     record = _RECORD.match(lines[0]) if lines else None
     if record is None:
-        raise InputError(f"its record line cannot be read: {(lines[0] if lines else '')[:80]!r}")
+        raise InputError(f"its record line cannot be read: {(lines[0] if lines else '')[:80]!r}{_link_as_text(lines)}")
     name, segments, signals, rate, samples = record.groups()
     n_signals, n_segments, rate_hz = int(signals), int(segments or 0), float(rate or DEFAULT_RATE_HZ)
     if n_signals > MAX_SIGNALS or not 0 < rate_hz < 1e6:
@@ -192,6 +192,12 @@ def parse_header(content: bytes) -> Header:
         signal_lines=tuple(described),
         comments=tuple(comments),
     )
+
+
+def _link_as_text(lines: list[str]) -> str:
+    """Say what the text of a header may be where it is one path: git on Windows and zip programs keep links so."""
+    is_path = len(lines) == 1 and lines[0].endswith(".hea") and " " not in lines[0]
+    return "; it is a link kept as text, put the file it names in its place" if is_path else ""
 
 
 def _decoded(content: bytes) -> str:
