@@ -12,7 +12,7 @@ from stages.experts import list_experts, load_expert
 from tests.stages.small_experts import RATE_HZ, records, small_expert
 
 EMBEDDING_TOLERANCE, FORECAST = 1e-5, "out/y"
-FIXTURES = {"mantis-v2": "mantis2", "merl": "merl-resnet"}
+FIXTURES = {"mantis-v2": "mantis2", "merl": "merl-resnet", "clef-medium": "clef", "clef-large": "clef"}
 """Fixtures of another name than the expert's."""
 
 

@@ -49,6 +49,7 @@ def official_configurations():
             config = json.loads((file.metadata() or {}).get("config", "{}"))
         name = path.name.removesuffix("-a.safetensors")
         if name in (
+            "clef",
             "dlinear",
             "ecgcpc",
             "ecgfm",
@@ -56,6 +57,7 @@ def official_configurations():
             "hubert",
             "jepa",
             "mantis",
+            "merl-vit",
             "moment",
             "stmem",
             "timesnet",

@@ -1,7 +1,7 @@
-"""Net1D, the residual grouped-convolution network of ECGFounder, under its official key names.
+"""Net1D, the residual grouped-convolution network of ECGFounder and CLEF, under its official key names.
 
 Lives here: options, what a state dict says about them, the network. Not here: signals and the published facts
-(`models.ecg.ecgfounder`).
+(`models.ecg.ecgfounder`, `models.ecg.clef`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Net1DOptions:
     use_bn: bool = False
     """Batch norms are in the state dict either way; the released weights do not use them."""
     n_classes: int = 150
+    """0: no classifier."""
 
 
 OPTION_NAMES = tuple(field.name for field in fields(Net1DOptions))
@@ -156,17 +157,23 @@ class Net1D(nn.Module):
             Stage(widths[i], widths[i + 1], blocks, options, first=i == 0)
             for i, blocks in enumerate(options.m_blocks_list)
         )
-        self.dense = nn.Linear(widths[-1], options.n_classes)
+        self.dense = nn.Linear(widths[-1], options.n_classes) if options.n_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """[batch, lead, time] -> each stage's mean over time [batch, width], logits [batch, class], the last stage.
 
         The last stage's output is [batch, width, ceil(time / stride^(1 + stages))].
         """
+        means, x = self.states(x)
+        classified = means[-1].to(next(self.parameters()).dtype)
+        return means[1:], self.dense(classified), x
+
+    def states(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """[batch, lead, time] -> means over time of the first convolution and of each stage, and the last stage."""
         x = self.first_conv(x)
         x = F.silu(self.first_bn(x) if self.use_bn else x)
-        means = []
+        means = [mean_time(x)]
         for stage in self.stage_list:
             x = stage(x)
             means.append(mean_time(x))
-        return means, self.dense(means[-1].to(self.dense.weight.dtype)), x
+        return means, x

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cache.errors import InputError, UsageError
@@ -27,19 +26,13 @@ from stages.experts.networks.merl_net import (
 from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.options import architecture_overrides
 from stages.experts.registry import register
-from stages.experts.signals import dsp
+from stages.experts.signals import min_max
+from stages.experts.signals.min_max import LEADS, RATE_HZ, WINDOW_SECONDS
 from stages.experts.token_times import TokenTimes
 
-RATE_HZ = 500
-WINDOW_SECONDS = 10
-LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
-"""MIMIC's order, aVF before aVL: pretraining read its files as they are."""
-SCALE_EPS = 1e-8
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(MerlOptions))
 TEXT_SIDE = ("projection_size", "spacial_dim")
 UNUSED_KEYS = (r"linear\.", r"(linear[12]|lm_model|proj_[te])\.")
-INT16_STEPS = 1000
-"""Steps from 0 to 1 of the records that the encoder was pretrained on."""
 PUBLISHED_PARAMETERS = 3_848_832
 
 
@@ -95,26 +88,13 @@ class MerlExpert(Expert):
         return expert
 
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
-        """[batch, 12, time] in mV -> [batch, windows, 12 in MIMIC order, 5000 at 500 Hz], each window in [0, 1].
+        """[batch, 12, time] in mV -> [batch, windows, 12 in MIMIC's order, 5000 at 500 Hz], each window in [0, 1].
 
-        One minimum and one maximum over all leads and samples of a window (the authors' fine-tuning loader). A record
-        shorter than 10 s goes on with 0 mV before that, as the authors' CPSC2018 records of 5 s. A constant window is
-        zeros.
-
-        Raises
-        ------
-        InputError
-            Records shorter than a second.
+        See `min_max.scaled_windows`. `pretraining` cuts to whole thousandths.
         """
-        signals = dsp.pick_leads(dsp.fill_gaps(dsp.as_signals(signals_mv)), LEADS)
-        x = dsp.resample_rate(signals, rate_hz, RATE_HZ)
-        if x.shape[-1] < RATE_HZ:
-            raise InputError(f"expert 'merl': records of {signals.shape[-1] / rate_hz:g} s are shorter than a second")
-        n_window = WINDOW_SECONDS * RATE_HZ
-        lacking = max(0, n_window - x.shape[-1])
-        windows = dsp.even_windows(np.pad(x, ((0, 0), (0, 0), (0, lacking))), n_window)
-        scaled = pretraining_scale(windows) if self.preprocessing == "pretraining" else joint_scale(windows)
-        return torch.from_numpy(np.ascontiguousarray(scaled, dtype=np.float32))
+        if self.preprocessing == "pretraining":
+            return min_max.scaled_windows("merl", signals_mv, rate_hz, eps=0.0, int16=True)
+        return min_max.scaled_windows("merl", signals_mv, rate_hz)
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time]; no mask.
@@ -140,19 +120,6 @@ class MerlExpert(Expert):
                 f"windows of {WINDOW_SECONDS} s, or the encoder's weights alone"
             )
         return self.module.text_aligned(tokens)
-
-
-def joint_scale(windows: np.ndarray) -> np.ndarray:
-    """Scale each window [batch, window, lead, time] to [0, 1], by one minimum and one maximum over leads and time."""
-    low, high = windows.min(axis=(2, 3), keepdims=True), windows.max(axis=(2, 3), keepdims=True)
-    return (windows - low) / (high - low + SCALE_EPS)
-
-
-def pretraining_scale(windows: np.ndarray) -> np.ndarray:
-    """Scale likewise, and cut to the whole 1/1000 below: the records of pretraining went through 16-bit integers."""
-    low, high = windows.min(axis=(2, 3), keepdims=True), windows.max(axis=(2, 3), keepdims=True)
-    spread = high - low
-    return np.floor((windows - low) / np.where(spread > 0, spread, 1.0) * INT16_STEPS) / INT16_STEPS
 
 
 def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | None) -> MerlOptions:
@@ -209,8 +176,8 @@ def _spec(options: MerlOptions, preprocessing: str, n_parameters: int) -> Expert
         ),
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
-        windows="evenly placed windows of 10 s, mean of their vectors; a shorter record, from 1 s, goes on with 0 mV",
-        missing_leads="gaps bridged linearly, ends held; a missing lead is 0 mV before the scaling",
+        windows=min_max.WINDOWS,
+        missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "leads": LEADS},
         tokens=TokenTimes(
             dim=options.widths[-1],
