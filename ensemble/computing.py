@@ -118,7 +118,10 @@ def _of_files(
     """Read files as `ensemble predict` does."""
     if rate_hz is not None or leads is not None:
         raise UsageError("files have their own rate and leads; give neither rate_hz nor leads with paths")
-    recorded = [read_ecg(path) for path in find_ecgs(paths)]
+    notes: list[str] = []
+    recorded = [read_ecg(path) for path in find_ecgs(paths, notes=notes)]
+    for note in notes:
+        _LOG.warning("%s", note)
     for one in recorded:
         for warning in one.warnings:
             _LOG.warning("%s: %s", one.name, warning)

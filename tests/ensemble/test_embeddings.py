@@ -1,6 +1,7 @@
 """The public face: vectors of ECGs in memory, and stores in the forms of other tools."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from cache.errors import FingerprintError, InputError, MissingFileError, StoreEr
 from stages.embed import Embedder, EmbedPaths, EmbedSettings
 from stages.experts.contract import STANDARD_LEADS
 from stages.experts.signals.reference_ecgs import reference_signals
+from tests.stages.wfdb_files import write_record
 
 
 def ecgs(n=3):
@@ -94,6 +96,15 @@ def test_an_array_that_is_not_there_is_named_with_those_that_are():
         vectors.numpy("block_1")
     with pytest.raises(UsageError, match="'layers' has 3 axes"):
         vectors.pandas("layers")
+
+
+def test_links_out_of_a_folder_are_left_out_with_a_warning(tmp_path, caplog):
+    write_record(tmp_path / "big", "a")
+    write_record(tmp_path / "subset", "b")
+    (tmp_path / "subset" / "more").symlink_to(tmp_path / "big")
+    vectors = ensemble.embed(tmp_path / "subset", expert="rocket")
+    assert [Path(name).name for name in vectors.record_ids] == ["b"]
+    assert any("links to folders are not followed: 'more'" in record.getMessage() for record in caplog.records)
 
 
 def test_a_store_gives_the_vectors_that_lie_in_it(study):
