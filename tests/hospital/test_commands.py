@@ -1,10 +1,12 @@
 """`predict`, `embed` and `convert` take a hospital's files as they are."""
 
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import wfdb
 
@@ -129,6 +131,14 @@ def test_the_commands_convert_and_ingest(folder, tmp_path, monkeypatch, ensemble
     assert done.returncode == 0, done.stderr
     assert "files: " in done.stdout
     assert len(open_records(tmp_path / "records.parquet")) == len(ONE_EACH)
+    monkeypatch.setenv("ENSEMBLE_PATIENT_KEY", str(tmp_path / "key"))
+    done = ensemble("ingest", "--source", "files", "--path", str(folder), "--hash-patients")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "with the outputs; set ENSEMBLE_PATIENT_KEY elsewhere" in done.stderr
+    monkeypatch.setenv("ENSEMBLE_PATIENT_KEY", str(tmp_path.parent / "key"))
+    done = ensemble("ingest", "--source", "files", "--path", str(folder), "--hash-patients")
+    assert done.returncode == 0, done.stderr
+    assert open_records(tmp_path / "records.parquet")["patient_id"].str.fullmatch("[0-9a-f]{32}").all()
 
 
 @pytest.mark.slow
@@ -137,8 +147,11 @@ def test_predict_takes_files(folder, toy_study, monkeypatch, ensemble):
     for arguments in (["embed", "--expert", "ecgfm"], ["fit-heads"]):
         done = ensemble(*arguments)
         assert done.returncode == 0, done.stderr
-    done = ensemble("predict", str(folder), "--json")
+    real = Path(pydicom.__file__).parent / "data" / "test_files" / "waveform_ecg.dcm"
+    philips = toy_study / "129dyprg.xml"
+    philips.write_bytes(lzma.decompress((Path(__file__).parent / "real" / "129dyprg.xml.xz").read_bytes()))
+    done = ensemble("predict", str(folder), str(real), str(philips), "--json")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [Path(line["record"]) for line in lines] == find_ecgs([folder])
+    assert [Path(line["record"]) for line in lines] == [*find_ecgs([folder]), real, philips]
     assert all(line["tasks"] for line in lines)

@@ -278,6 +278,9 @@ def test_discharge_diagnoses_of_mimic(tmp_path):
     assert any("2 codes of fewer than 2 records are left out" in note for note in found.notes)
     whole = open_cohort("mimic-iv-ecg", folder, {**options, "icd_digits": 5, "icd_least": 1}).entries()
     assert whole.frame.set_index("record_id")["icd"][studies[0]] == ["I4891", "I500"]
+    folds = {"folds": str(tmp_path / "records_w_diag_icd10.csv"), "folds_column": "strat_fold"}
+    listed = open_cohort("mimic-iv-ecg", folder, folds).listed()
+    assert listed.frame["fold"].tolist() == [k % 4 for k in range(len(studies))]
     other = open_cohort("mimic-iv-ecg", folder, {**options, "icd_column": "ed_diag_ed"}).entries()
     assert other.frame["icd"].map(lambda cell: cell == ["R07"]).all()
     with pytest.raises(InputError, match="no code is that of 100 records"):
