@@ -141,6 +141,35 @@ def test_the_commands_convert_and_ingest(folder, tmp_path, monkeypatch, ensemble
     assert open_records(tmp_path / "records.parquet")["patient_id"].str.fullmatch("[0-9a-f]{32}").all()
 
 
+def test_new_files_are_added_behind_those_that_are_there(folder, tmp_path):
+    home, at = tmp_path / "in", {"records_path": tmp_path / "r.parquet", "signals_path": tmp_path / "s.zarr"}
+    home.mkdir()
+    files = find_ecgs([folder])
+    for path in files[:4]:
+        (home / path.name).write_bytes(path.read_bytes())
+    ingest("files", home, **at)
+    before = open_records(at["records_path"])
+    for path in files[4:]:
+        (home / path.name).write_bytes(path.read_bytes())
+    summary = ingest("files", home, append=True, **at)
+    after = open_records(at["records_path"])
+    assert summary.n_new == len(files) - 4
+    assert after["record_id"].tolist()[:4] == before["record_id"].tolist()
+    assert set(after["path"]) == {path.name for path in files}
+
+
+def test_a_study_of_files_is_made_and_ingested(folder, tmp_path, monkeypatch, ensemble):
+    monkeypatch.chdir(tmp_path)
+    done = ensemble("init", "study", "--source", "files", "--path", str(folder), "--option", "measurements=true")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path / "study")
+    done = ensemble("ingest")
+    assert done.returncode == 0, done.stderr
+    frame = open_records(tmp_path / "study" / "records.parquet")
+    assert len(frame) == len(ONE_EACH)
+    assert "cart_pr_ms" in frame
+
+
 @pytest.mark.slow
 def test_predict_takes_files(folder, toy_study, monkeypatch, ensemble):
     monkeypatch.chdir(toy_study)

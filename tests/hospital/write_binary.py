@@ -273,7 +273,7 @@ def mfer(ecg: Ecg, path: Path, *, little: bool = False, sensitivity: bool = True
     """MFER (ISO 22077-1) of one frame: for each second the samples of each channel in turn."""
     order = "<" if little else ">"
     n_seconds, rate = ecg.counts.shape[1] // ecg.rate_hz, ecg.rate_hz
-    out = _tlv(0x40, b"MFR Standard 12 leads ECG")
+    out = _tlv(0x40, b"MFR Standard 12 leads ECG".ljust(32))
     out += _tlv(0x01, b"\1" if little else b"\0") + _tlv(0x02, b"\1\5\0")
     out += _tlv(0x81, f"{FAMILY}^^{GIVEN}".encode()) + _tlv(0x82, ecg.patient_id.encode())
     out += _tlv(0x83, struct.pack(f"{order}BHHBB", 72, 26500, BIRTH.year, BIRTH.month, BIRTH.day)) + _tlv(0x84, b"\2")

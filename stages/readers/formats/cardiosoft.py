@@ -5,6 +5,7 @@ No library under an open licence reads it. Samples are whole numbers parted by c
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from xml.etree.ElementTree import Element
 
@@ -82,11 +83,17 @@ def _disclosed(whole: Element) -> list[FileLead]:
 
 def _samples(text: str | None) -> np.ndarray:
     """Read whole numbers parted by commas; one may stand behind the last."""
-    parts = (text or "").replace("\t", " ").strip().rstrip(",").split(",")
-    try:
-        return np.array(parts, dtype=np.float64) if parts != [""] else np.empty(0)
-    except ValueError as error:
-        raise InputError("its samples are damaged: they are no numbers") from error
+    plain = (text or "").strip().rstrip(", \t\n")
+    with warnings.catch_warnings():
+        # NumPy reads up to what is no number, and only warns of it.
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            samples = np.fromstring(plain, dtype=np.float64, sep=",") if plain else np.empty(0)
+        except (DeprecationWarning, ValueError) as error:
+            raise InputError("its samples are damaged: they are no numbers") from error
+    if len(samples) != plain.count(",") + bool(plain):
+        raise InputError("its samples are damaged: some are no numbers")
+    return samples
 
 
 def _scale(block: Element) -> float | None:
