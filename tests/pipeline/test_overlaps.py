@@ -13,7 +13,7 @@ SEEN = {
 CHALLENGE = {"challenge", "ptbxl", "chapman", "chapman-csv", "cpsc2018", "ptb"}
 CHAPMAN = {"chapman", "chapman-csv"}
 WARNED = {  # docs/experts.md says what each has seen
-    "clef": {"mimic-iv-ecg", "enecg-jsonl"},
+    **dict.fromkeys(("clef", "dbeta", "melp"), frozenset({"mimic-iv-ecg", "enecg-jsonl"})),
     "ecgcpc": set(),
     **{f"ecgcpc-{objective}": {"code15"} for objective in ("cpc", "jepa", "data2vec", "dinosr", "hubert")},
     "ecgfm": CHALLENGE | {"mimic-iv-ecg", "enecg-jsonl"},

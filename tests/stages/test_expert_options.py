@@ -50,6 +50,7 @@ def official_configurations():
         name = path.name.removesuffix("-a.safetensors")
         if name in (
             "clef",
+            "dbeta",
             "dlinear",
             "ecgcpc",
             "ecgfm",
@@ -57,6 +58,7 @@ def official_configurations():
             "hubert",
             "jepa",
             "mantis",
+            "melp",
             "merl-vit",
             "moment",
             "stmem",

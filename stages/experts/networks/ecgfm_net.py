@@ -52,6 +52,32 @@ class EcgFmOptions:
 
 
 OPTION_NAMES = tuple(field.name for field in fields(EcgFmOptions))
+TRAINING_ONLY = (
+    *("_name", "activation_dropout", "activation_fn", "all_gather", "args", "attention_dropout"),
+    *("checkpoint_activations", "codebook_negatives", "conv_dropout", "cross_sample_negatives", "data", "dropout"),
+    *("dropout_features", "dropout_input", "encoder_layerdrop", "feature_grad_mult", "filter", "final_dropout"),
+    *("freeze_finetune_updates", "in_channels", "input_size", "label_smoothing", "latent_temp", "layer_type"),
+    *("layerdrop", "logit_temp", "mask_channel_before", "mask_channel_length", "mask_channel_min_space"),
+    *("mask_channel_other", "mask_channel_prob", "mask_channel_selection", "mask_length", "mask_min_space"),
+    *("mask_other", "mask_prob", "mask_selection", "max_positions", "model_path", "n_negatives"),
+    *("negatives_from_everywhere", "no_mask_channel_overlap", "no_mask_overlap", "no_pretrained_weights"),
+    *("normalize", "num_negatives", "output_size", "quantize_input", "quantizer_depth", "quantizer_factor"),
+    *("saliency", "same_quantizer", "sample_rate", "target_glu"),
+)
+"""Options of fairseq-signals' wav2vec 2.0 models that a frozen network does not depend on."""
+SPELLINGS = {
+    ".0.weight_g": ".0.parametrizations.weight.original0",
+    ".0.weight_v": ".0.parametrizations.weight.original1",
+}
+
+
+def current_spelling(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the position convolution's older weight-norm keys."""
+    renamed = {}
+    for key, value in state.items():
+        old = next((s for s in SPELLINGS if key.endswith(f"conv_pos.pos_conv{s}")), None)
+        renamed[key.removesuffix(old) + SPELLINGS[old] if old else key] = value
+    return renamed
 
 
 def parse_conv_layers(text: str | Sequence[Any]) -> ConvLayers:
@@ -307,13 +333,18 @@ class EcgFmBackbone(nn.Module):
         -------
         The tokens entering block 1 and after each block, the final tokens, and which tokens are valid (None: all).
         """
-        tokens = self.layer_norm(self.feature_extractor(x).transpose(1, 2))
+        tokens = self.positioned(x)
         if valid is not None:
             valid = token_validity(valid, self.convolutions, tokens.shape[1])
+        hidden, final = self.encoder(tokens, valid)
+        return hidden, final, valid
+
+    def positioned(self, x: Tensor) -> Tensor:
+        """[batch, lead, time] -> the tokens that enter the encoder, with their positions, [batch, token, dim]."""
+        tokens = self.layer_norm(self.feature_extractor(x).transpose(1, 2))
         if self.post_extract_proj is not None:
             tokens = self.post_extract_proj(tokens)
-        hidden, final = self.encoder(tokens + self.conv_pos(tokens), valid)
-        return hidden, final, valid
+        return tokens + self.conv_pos(tokens)
 
 
 class EcgFmClassifier(nn.Module):

@@ -19,9 +19,11 @@ from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.ecgfm_net import (
     OPTION_NAMES,
+    TRAINING_ONLY,
     EcgFmBackbone,
     EcgFmClassifier,
     EcgFmOptions,
+    current_spelling,
     options_from_state,
     parse_conv_layers,
     pool_nonzero,
@@ -37,10 +39,6 @@ WINDOW = 2500
 ENECG_WINDOW = 5000
 # The codebook of a checkpoint that was finetuned without removing it, and the optional target projection.
 UNUSED_KEYS = (r"(encoder\.)?target_glu\.", r"encoder\.(quantizer|project_q|final_proj)\.")
-SPELLINGS = {
-    ".0.weight_g": ".0.parametrizations.weight.original0",
-    ".0.weight_v": ".0.parametrizations.weight.original1",
-}
 MIMIC_LABELS = (
     *("Poor data quality", "Sinus rhythm", "Premature ventricular contraction", "Tachycardia"),
     *("Ventricular tachycardia", "Supraventricular tachycardia with aberrancy", "Atrial fibrillation"),
@@ -87,21 +85,6 @@ def published_options(variant: str | None) -> EcgFmOptions:
     return EcgFmOptions(kind="classifier", num_labels=labels, apply_mask=False) if labels else EcgFmOptions()
 
 
-TRAINING_ONLY = (
-    *("_name", "activation_dropout", "activation_fn", "all_gather", "args", "attention_dropout"),
-    *("checkpoint_activations", "codebook_negatives", "conv_dropout", "cross_sample_negatives", "data", "dropout"),
-    *("dropout_features", "dropout_input", "encoder_layerdrop", "feature_grad_mult", "filter", "final_dropout"),
-    *("freeze_finetune_updates", "in_channels", "input_size", "label_smoothing", "latent_temp", "layer_type"),
-    *("layerdrop", "logit_temp", "mask_channel_before", "mask_channel_length", "mask_channel_min_space"),
-    *("mask_channel_other", "mask_channel_prob", "mask_channel_selection", "mask_length", "mask_min_space"),
-    *("mask_other", "mask_prob", "mask_selection", "max_positions", "model_path", "n_negatives"),
-    *("negatives_from_everywhere", "no_mask_channel_overlap", "no_mask_overlap", "no_pretrained_weights"),
-    *("normalize", "num_negatives", "output_size", "quantize_input", "quantizer_depth", "quantizer_factor"),
-    *("saliency", "same_quantizer", "sample_rate", "target_glu"),
-)
-"""Options of fairseq-signals' wav2vec 2.0 models that a frozen network does not depend on."""
-
-
 @register("ecgfm")
 class EcgFm(Expert):
     """ECG-FM (McKeen et al., arXiv 2408.05178; fairseq-signals). `Encoding.output` holds the classifier's logits."""
@@ -134,7 +117,7 @@ class EcgFm(Expert):
     ) -> EcgFm:
         """Construct from overrides and an official state dict of either kind, see `Expert.build`."""
         if state is not None:
-            state = _current_spelling(state)
+            state = current_spelling(state)
         options = _options(config, state, variant)
         expert = cls(preprocessing=preprocessing)
         expert.module = EcgFmClassifier(options) if options.kind == "classifier" else EcgFmBackbone(options)
@@ -185,15 +168,6 @@ def _enecg_window(signals: np.ndarray) -> np.ndarray:
     finite = np.isfinite(signals)
     x = _dsp.zscore(signals if finite.all() else np.where(finite, signals, 0.0), axis=(-2, -1))
     return _dsp.resample_fft(x, ENECG_WINDOW)[:, None]
-
-
-def _current_spelling(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the position convolution's older weight-norm keys."""
-    renamed = {}
-    for key, value in state.items():
-        old = next((s for s in SPELLINGS if key.endswith(f"conv_pos.pos_conv{s}")), None)
-        renamed[key.removesuffix(old) + SPELLINGS[old] if old else key] = value
-    return renamed
 
 
 def _kind(state: Mapping[str, Tensor]) -> tuple[str, str]:
