@@ -24,6 +24,7 @@ from stages.readers.paths import inside
 from stages.readers.record_search import HEADER, files_below, find_records
 
 N_NAMED = 3
+MANY = 10
 
 
 class FilesOptions(FileLabelOptions):
@@ -66,7 +67,10 @@ class Files(Cohort):
         notes: list[str] = []
         only = self.options.only
         headers = [path for path in find_records(self.data, notes) if only is None or f"{path}{HEADER}" in only]
-        found = self._sniffed(files_below(self.data, notes) if only is None else only)
+        # The samples of a WFDB record are no files of their own.
+        samples = {f"{path}{end}" for path in headers for end in (".dat", ".mat", ".xyz")}
+        files = files_below(self.data, notes) if only is None else only
+        found = self._sniffed([path for path in files if path not in samples])
         paths = sorted([*headers, *found.known])
         if not paths:
             raise MissingFileError(self._nothing(found))
@@ -124,6 +128,10 @@ def _named(paths: list[str], facts: dict[str, Facts], notes: list[str]) -> pd.Da
     n_unknown = patients.count(None)
     if n_unknown < len(paths):
         notes.append(f"patients: those that {len(paths) - n_unknown} of {len(paths)} files name")
+    if len(paths) >= MANY and not n_unknown and len(set(patients)) == 1:
+        notes.append(
+            "all files name the same patient, as anonymised exports do; name the patients in a table of labels"
+        )
     return pd.DataFrame({"record_id": ids, "patient_id": pd.Series(patients, dtype=object), "path": paths})
 
 
@@ -132,8 +140,7 @@ def _counted(found: _Found, n_headers: int) -> list[str]:
     counts = pd.Series(list(found.known.values()), dtype=object).value_counts()
     shown = [f"{n} {name}" for name, n in sorted(counts.items())] + ([f"{n_headers} WFDB"] if n_headers else [])
     notes = [f"files: {', '.join(shown)}"]
-    # The samples of WFDB records are files of none of the formats.
-    if len(found.others) > 0 and not n_headers:
+    if found.others:
         named = ", ".join(found.others[:N_NAMED])
         notes.append(f"{len(found.others)} files are of none of the formats and left out (such as {named})")
     if found.n_without_waveform:

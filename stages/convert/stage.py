@@ -112,9 +112,9 @@ def _converted(
         facts = dict(zip(QUALITY, made.columns[0], strict=True))
         if facts["status"] == "ok":
             lacking = set(facts["missing_leads"]) - set(facts["derived_leads"])
-            there = [place for place, lead in enumerate(LEADS) if lead not in lacking]
-            signals_uv = np.ascontiguousarray(maker.rows[0, there, : made.valid[0]])
-            leads = [LEADS[place] for place in there]
+            places = [place for place, lead in enumerate(LEADS) if lead not in lacking]
+            signals_uv = np.ascontiguousarray(maker.rows[0, places, : made.valid[0]])
+            leads = [LEADS[place] for place in places]
             write_wfdb(folder / name, signals_uv, leads, float(made.rate_hz[0]), facts["derived_leads"])
             summary.n_written += 1
         else:

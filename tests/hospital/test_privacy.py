@@ -9,7 +9,7 @@ from cache import open_records
 from cache.errors import UsageError
 from stages.convert import ConvertPaths, ConvertSettings
 from stages.convert import run as convert
-from stages.readers.files import read_ecg
+from stages.readers.files import facts_of, read_ecg
 from stages.readers.files.patients import KEY_VARIABLE, hashed, patient_key
 from tests.hospital.cases import ONE_EACH
 from tests.hospital.ecgs import SECRETS, beats_uv, ecg_of
@@ -160,3 +160,32 @@ def test_paths_that_hold_the_patients_id_are_counted(tmp_path, monkeypatch):
     way.write(ecg_of(beats_uv(500), 4.88, 500, way.leads, patient_id=MRN), tmp_path / "in" / f"{MRN}_1.xml")
     summary = ask(tmp_path / "in", tmp_path / "out", hash_patients=True)
     assert "1 paths or record ids hold the patient's id; `ensemble convert` renames them" in summary.notes
+
+
+def test_nothing_of_a_damaged_file_is_logged(tmp_path, caplog):
+    """pydicom logs values that it cannot decode; a name may stand anywhere."""
+    from tests.hospital import write_binary
+
+    path = tmp_path / "file"
+    write_binary.dicom(ecg_of(beats_uv(500, 2.0), 5.0), path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"20240229130509", b"Quentzel      ").replace(b"072Y", b"Xand"))
+    with caplog.at_level(0):
+        assert facts_of(str(tmp_path), "file").acquired is None
+        read_ecg(path)
+    assert not any(secret in caplog.text for secret in SECRETS)
+
+
+def test_an_id_that_is_none_is_left_out(tmp_path):
+    way = ONE_EACH["MFER"]
+    for test_id in ("x\ny", "x" * 300, "\x07"):
+        way.write(ecg_of(beats_uv(500, 2.0), 5.0, test_id=test_id), tmp_path / "file")
+        assert facts_of(str(tmp_path), "file").test_id is None
+
+
+def test_one_patient_for_all_files_is_said(tmp_path):
+    way = ONE_EACH["SCP-ECG"]
+    for k in range(10):
+        way.write(ecg_of(beats_uv(500, 2.0), 5.0, patient_id="0"), tmp_path / f"{k}")
+    summary = ask(tmp_path, tmp_path / "out")
+    assert any("all files name the same patient" in note for note in summary.notes)

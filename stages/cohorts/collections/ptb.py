@@ -37,20 +37,17 @@ class Ptb(Cohort):
         paths = [path for path in find_records(self.data, notes) if re.fullmatch(r"(?:.*/)?patient\d+/[^/]+", path)]
         if not paths:
             raise MissingFileError(f"{self.folder}: holds no patient001/; --path must name the folder of {self.title}")
-        said = [self._comments(path) for path in paths]
+        comments = [self._comments(path) for path in paths]
         frame = pd.DataFrame({"path": paths})
         frame["record_id"] = [path.rsplit("/", 1)[-1] for path in paths]
         frame["patient_id"] = [path.rsplit("/", 2)[-2] for path in paths]
-        frame["age"] = [age_of(one.get("age")) for one in said]
-        frame["sex"] = [_SEX.get(one.get("sex", "").lower(), np.nan) for one in said]
+        frame["age"] = [age_of(one.get("age")) for one in comments]
+        frame["sex"] = [_SEX.get(one.get("sex", "").lower(), np.nan) for one in comments]
+        diagnoses = [_known(one, "reason for admission") for one in comments]
+        infarctions = [_known(one, "acute infarction (localization)") for one in comments]
         targets = [
-            _classes(frame, "diagnosis", [_known(one, "reason for admission") for one in said], "reason for admission"),
-            _classes(
-                frame,
-                "infarction",
-                [_known(one, "acute infarction (localization)") for one in said],
-                "localization of the acute infarction",
-            ),
+            _classes(frame, "diagnosis", diagnoses, "reason for admission"),
+            _classes(frame, "infarction", infarctions, "localization of the acute infarction"),
         ]
         notes.append(f"diagnosis: {int(frame['diagnosis'].isna().sum())} headers give none")
         return Entries(
@@ -73,9 +70,9 @@ class Ptb(Cohort):
         return {match[1].lower(): match[2].strip() for match in found}
 
 
-def _known(said: dict[str, str], name: str) -> str | None:
+def _known(comments: dict[str, str], name: str) -> str | None:
     """Return a diagnosis without the class of heart failure behind it; None where nothing is known."""
-    text = said.get(name, "")
+    text = comments.get(name, "")
     plain = re.sub(r"\s*\(NYHA \d\)$", "", text, flags=re.IGNORECASE)
     return None if plain.lower() in _NOTHING else plain
 

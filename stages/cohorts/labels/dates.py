@@ -28,8 +28,8 @@ def moments_of(cells: Sequence[str | None], path: Path, name: str, order: DateOr
         Days and months cannot be told apart in any of the cells, and no order is given.
     """
     parts = [_parts(cell) for cell in cells]
-    told = order or _order(parts, path, name)
-    return [None if one is None else _moment(one, told) for one in parts]
+    known_order = order or _order(parts, path, name)
+    return [None if one is None else _moment(one, known_order) for one in parts]
 
 
 def _parts(cell: str | None) -> re.Match[str] | None:

@@ -107,14 +107,14 @@ def _by_name(
     """Find rows by the way of naming files that finds most."""
     best: tuple[int, str, KeyMatcher] | None = None
     for matcher in matchers:
-        said: list[str] = []
-        key = key_column(table, path, matcher, options, said)
+        key_notes: list[str] = []
+        key = key_column(table, path, matcher, options, key_notes)
         n_found = matcher.count(table[key])
         if best is None or n_found > best[0]:
-            best, told = (n_found, key, matcher), said
+            best, best_notes = (n_found, key, matcher), key_notes
     if best is None:
         raise InputError(f"{path}: no file is there to be named")
-    notes += told
+    notes += best_notes
     return best[2].rows(table[best[1]], notes), [best[1]]
 
 

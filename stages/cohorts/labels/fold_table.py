@@ -41,20 +41,20 @@ def with_folds(entries: Entries, folder: Path, table_path: str, column: str) -> 
     check_not_empty(table, path)
     if column not in table:
         raise InputError(f"{path}: has no column '{column}' (option 'folds_column'); it has: {', '.join(table)[:200]}")
-    said = [*entries.notes, *notes]
-    rows = _rows(entries.frame, table, path, said)
-    there = np.array([len(one) == 1 for one in rows])
-    if not there.all():
-        said.append(f"{path.name}: {int((~there).sum())} records have no fold in it and are left out")
-    frame = entries.frame[there].reset_index(drop=True)
+    all_notes = [*entries.notes, *notes]
+    rows = _rows(entries.frame, table, path, all_notes)
+    has_fold = np.array([len(one) == 1 for one in rows])
+    if not has_fold.all():
+        all_notes.append(f"{path.name}: {int((~has_fold).sum())} records have no fold in it and are left out")
+    frame = entries.frame[has_fold].reset_index(drop=True)
     chosen = [one[0] for one in rows if len(one) == 1]
     folds = numbers(table[column])[chosen]
     if not (np.isfinite(folds) & (folds == np.floor(folds)) & (folds >= 0) & (folds < MAX_FOLD)).all():
         raise InputError(f"{path}: column '{column}' is not a whole number from 0 up for every record")
     splits = table[SPLIT].iloc[chosen].tolist() if SPLIT in table and column == FOLD else None
     numbered, published = _numbered(folds.astype(int), splits, path)
-    said.append(f"folds: those of {path.name}")
-    return replace(entries, frame=frame.assign(fold=numbered), notes=said, published=published)
+    all_notes.append(f"folds: those of {path.name}")
+    return replace(entries, frame=frame.assign(fold=numbered), notes=all_notes, published=published)
 
 
 def _place(folder: Path, given: str) -> Path:
@@ -78,9 +78,9 @@ def _rows(frame: pd.DataFrame, table: pd.DataFrame, path: Path, notes: list[str]
                 best = (n_found, str(column), matcher)
     if best is None:
         raise InputError(f"{path}: none of its columns names a record (such as '{frame['record_id'].iloc[0]}')")
-    said: list[str] = []
-    rows = best[2].rows(table[best[1]], said)
-    notes += [note for note in said if "have no row" not in note]
+    key_notes: list[str] = []
+    rows = best[2].rows(table[best[1]], key_notes)
+    notes += [note for note in key_notes if "have no row" not in note]
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 
 from cache.errors import InputError, UsageError
@@ -14,6 +15,8 @@ from stages.readers.formats.parts.contract import EXTRA, Facts, Format, Reading
 from stages.readers.lead_names import LeadNames
 from stages.readers.paths import DataFolder, inside, open_file
 from stages.readers.recording import SECONDS_KEPT, Recording
+
+LONGEST_ID = 200
 
 
 def what_is_read() -> str:
@@ -75,7 +78,14 @@ def facts_of(folder: str | DataFolder, path: str) -> Facts:
     """Read what a file says of its ECG beside the samples; raises as `read_file` does."""
     found = _checked(folder, path)
     with _naming_damage(found):
-        return found.facts(inside(folder, path))
+        facts = found.facts(inside(folder, path))
+        return replace(facts, test_id=_plain_id(facts.test_id), patient_id=_plain_id(facts.patient_id))
+
+
+def _plain_id(text: str | None) -> str | None:
+    """Return an id that is one; None of what is no printable text, or too long for one."""
+    plain = (text or "").strip()
+    return plain if plain and len(plain) <= LONGEST_ID and plain.isprintable() else None
 
 
 @contextmanager

@@ -59,12 +59,12 @@ def _read(path: str, reading: Reading) -> Recording:
 
 def _leads(strip: Element) -> list[FileLead]:
     step_mv, rate_hz = _scale(strip), _rate(strip)
-    said = number(text_of(strip, "ChannelSampleCountTotal"))
+    n_stated = number(text_of(strip, "ChannelSampleCountTotal"))
     leads = []
     for waveform in strip.findall("WaveformData"):
         samples = _samples(waveform.text)
-        if said and len(samples) < said:
-            raise InputError(f"a lead is cut short: it has {len(samples)} of {said:g} samples")
+        if n_stated and len(samples) < n_stated:
+            raise InputError(f"a lead is cut short: it has {len(samples)} of {n_stated:g} samples")
         leads.append(FileLead(waveform.get("lead") or "?", samples, step_mv, 0.0, rate_hz, np.abs(samples) >= 32767))
     return leads
 

@@ -6,10 +6,12 @@ missing. Leads are known by their code, else by what the code means. Needs pydic
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,8 +61,7 @@ def _looked_at(path: str, use: Callable[[Any], Found]) -> Found:
     except ImportError as error:
         raise InputError(f"reading DICOM files needs pydicom; run {EXTRA}") from error
     # Elements are decoded when they are looked at, so that damage shows in `use` too, in any way.
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with _without_words(), config.disable_value_validation():
         try:
             _check_packed(path, pydicom.filereader.read_file_meta_info)
             return use(pydicom.dcmread(path, force=True))
@@ -68,6 +69,19 @@ def _looked_at(path: str, use: Callable[[Any], Found]) -> Found:
             raise
         except Exception as error:
             raise InputError(f"its DICOM data set is damaged ({type(error).__name__})") from error
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Let pydicom neither warn nor log: it repeats values, and so names."""
+    logger = logging.getLogger("pydicom")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _check_packed(path: str, read_meta: Callable[[str], Any]) -> None:

@@ -33,9 +33,9 @@ def _read(path: str, reading: Reading) -> Recording:
 
 def _check_length(stated: dict[str, Any]) -> None:
     """Refuse a file that ends early: writers state the samples of a lead, or of all leads together."""
-    held, said = int(stated["samples_per_lead"]), int(stated["ecg_size"])
-    if held * len(stated["lead_spec"]) < said:
-        raise InputError(f"it is cut short: {held} samples of each lead are there, it states {said}")
+    n_held, n_stated = int(stated["samples_per_lead"]), int(stated["ecg_size"])
+    if n_held * len(stated["lead_spec"]) < n_stated:
+        raise InputError(f"it is cut short: {n_held} samples of each lead are there, it states {n_stated}")
 
 
 def _without_faults(lead: FileLead) -> FileLead:

@@ -51,16 +51,16 @@ def assemble(leads: Sequence[FileLead], reading: Reading, notes: Sequence[str] =
         if lead.clipped is not None and lead.rate_hz == rate_hz:
             clipped[row, : len(lead.clipped)] = lead.clipped[:n_read]
     standard = {LEADS[place] for place, _ in found.columns}
-    said = [*notes, *left_out(found.others)]
+    all_notes = [*notes, *left_out(found.others)]
     if lower:
-        said.append(f"leads of a lower rate are resampled to {rate_hz:g} Hz: {', '.join(lower)}")
+        all_notes.append(f"leads of a lower rate are resampled to {rate_hz:g} Hz: {', '.join(lower)}")
     return Recording(
         signals_mv,
         tuple(lead.name for lead in kept),
         rate_hz,
         n_samples,
         clipped,
-        tuple(dict.fromkeys(said)),
+        tuple(dict.fromkeys(all_notes)),
         derive_leads=standard == STORED_BY_DESIGN,
     )
 

@@ -20,7 +20,7 @@ from stages.readers.units import millivolts_per
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|\bin /\S+|/\S+/\S*|\[.*?\]")
 _LOST = re.compile(r"truncat|shorter than|incomplete|missing sample|mismatch", re.I)
 """What makes numbers wrong or missing that the file promises."""
-_SAID = (
+_NOTES = (
     (re.compile(r"only the first is read|ignored in|not loaded|additional", re.I), "further waveforms are not read"),
     (re.compile(r"was not applied", re.I), "the file states a baseline of its counts that is not applied"),
     (re.compile(r"default of 1000 Hz", re.I), "the file states no rate; 1000 Hz is the format's default"),
@@ -50,11 +50,11 @@ def parse(parser: str, path: str) -> tuple[Any, tuple[str, ...]]:
         # Whatever a damaged file makes of a parser, it is the file's damage.
         except Exception as error:
             raise InputError(f"it cannot be read: {plain(error)}") from error
-    said = [str(one.message) for one in caught]
-    lost = next((text for text in said if _LOST.search(text)), None)
+    messages = [str(one.message) for one in caught]
+    lost = next((text for text in messages if _LOST.search(text)), None)
     if lost is not None:
         raise InputError(f"it is damaged or incomplete: {plain(lost)}")
-    return record, tuple(note for form, note in _SAID if any(form.search(text) for text in said))
+    return record, tuple(note for form, note in _NOTES if any(form.search(text) for text in messages))
 
 
 def plain(message: object) -> str:
