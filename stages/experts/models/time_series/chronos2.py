@@ -215,6 +215,7 @@ def _spec(core: Mapping[str, Any], forecasting: Mapping[str, Any], n_parameters:
         layer_dims=(width,) * (n_layers + 1),
         embedding_dim=width,
         licence="Apache-2.0",
+        store_dtype="float32",  # float16 would cost 0.50 to 0.63 % of the spread between records
         parameters=n_parameters,
         published_parameters=PUBLISHED_PARAMETERS,
         weights=WeightsSource("amazon/chronos-2", "model.safetensors", "main"),
