@@ -11,7 +11,7 @@ from tests.stages.small_experts import NAMES
 
 MOST = 0.005
 LARGEST_PARAMETERS = 12_000_000
-"""Of one size an expert; larger ones take minutes: `python -m benchmarks.embed --rounding FOLDER` measures them (docs/decisions.md)."""
+"""Of one size an expert: larger ones take minutes and are measured by benchmarks/embed.py (docs/decisions.md)."""
 
 
 def _is_small(name):
