@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.errors import ZarrUserWarning
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
@@ -21,7 +20,8 @@ from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard, put
 from cache.zarr_io.metadata import announce_growth, finish_growth, is_growing, metadata_faults, seal
 
-ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, ZarrUserWarning)
+ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, UserWarning)
+"""What zarr raises for damaged metadata and chunks; warnings where they are made errors."""
 
 
 Fill = Callable[[zarr.Group, Path], None]
