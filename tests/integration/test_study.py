@@ -35,7 +35,7 @@ class Study:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
             env={**os.environ, "PATH": path},
         )
 

@@ -18,7 +18,7 @@ N = 12
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "PATH": path}
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "PATH": path}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
