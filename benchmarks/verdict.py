@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--label", default="now", help="of this version of the code")
     parser.add_argument("--generated-records", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients")
+    parser.add_argument("--rotations", type=int, default=N_FOLDS, help="of five, so many are fitted and tested")
     options = parser.parse_args()
     chosen = {name: COHORTS[name] for name in options.cohorts.split(",") if is_there(COHORTS[name], options.data)}
     if options.only in (None, "embed"):
@@ -92,7 +93,7 @@ def main() -> None:
     if options.only in (None, "fit"):
         for name, cohort in chosen.items():
             for key, size in cohort.settings:
-                fit(options.folder / name, key, size, results)
+                fit(options.folder / name, key, size, results, options.rotations)
     if options.only in (None, "table"):
         print_table(list(instances(results, tuple(chosen), options.resamples)))
 
@@ -190,7 +191,7 @@ def read_study(study: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[Ta
     return records["patient_id"].to_numpy().astype(str), values, tasks
 
 
-def fit(study: Path, key: str, size: int | None, results: Path) -> None:
+def fit(study: Path, key: str, size: int | None, results: Path, n_rotations: int = N_FOLDS) -> None:
     """Fit all methods of one setting, and keep what they say of the test rows."""
     final = results / f"{study.name}--{key}--{size or 'all'}.npz"
     if final.is_file():
@@ -198,7 +199,7 @@ def fit(study: Path, key: str, size: int | None, results: Path) -> None:
     patients, targets, tasks = read_study(study)
     if size is not None and size >= 0.8 * len(np.unique(patients)):
         return
-    features, splits = read_vectors(study, EXPERT_SETS[key]), rotations(patients, size)
+    features, splits = read_vectors(study, EXPERT_SETS[key]), rotations(patients, size)[:n_rotations]
     started = time.process_time()
     heads = EnsembleHeads(on_unusable="skip", device="cpu")
     heads.fit(features, targets, tasks, splits=splits, groups=patients)
@@ -299,13 +300,14 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     names = arrays["patients"][rows]
     index, n_patients = patient_index(names)
     found: dict[str, Bootstrap] = {}
-    for method, p in said.items():
+    for method in ("gate", *RIVALS):
+        p = said[method]
         block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
         found[method] = bootstrap(make_scorer(task, block), index, n_patients, resamples)
     if not np.isfinite(found["gate"].values[metric]):
         return None
     differences = {}
-    for rival in (*RIVALS, *(m for m in found if m.startswith("expert:"))):
+    for rival in RIVALS:
         d = paired_difference(found["gate"], found[rival], metric)
         bounds = (d.low, d.high) if sign > 0 else (-d.high, -d.low)
         differences[rival] = (sign * d.value, *bounds)

@@ -248,6 +248,12 @@ def test_folds_with_other_counts_of_a_rare_class_differ_less() -> None:
     base = torch.tensor([1.5 / 199.5, 4.5 / 196.5]).log()
     assert (base[1] - base[0]).item() == pytest.approx(1.11, abs=0.01)
     raised = base + shift[:, 0]
-    assert (raised[1] - raised[0]).item() == pytest.approx(0.71, abs=0.01)
+    more = 200 / 150
+    expected = np.log((4 + more) / (196 + more)) - np.log((1 + more) / (199 + more))
+    assert (raised[1] - raised[0]).item() == pytest.approx(expected, abs=0.01)
+    assert expected < 0.85
+    assert rate_shift(y[:, :60], torch.ones(2, 60, 3), blocks)[0, 0] == pytest.approx(
+        np.log(2 / 60 * 59.5 / 1.5), abs=0.01
+    )
     assert shift[0, 1].abs() < 0.01
     np.testing.assert_allclose(shift[:, 2], 0)

@@ -18,6 +18,8 @@ from stages.heads.targets.tasks import Block
 LOG_TEMPERATURES = torch.linspace(-1.6, 1.6, 65)
 PRIOR_SD, CLASS_SD = 0.5, 0.25
 """Of a task's log T around 0, and of a class's around its task's: a class with three positives has its task's."""
+LABELS_PER_RECORD = 150
+"""Labels for which one record more of either class is counted in a base rate, from one to two."""
 
 
 def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
@@ -55,12 +57,13 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
 
 
 def rate_shift(y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Logits [F, C] by which two records of either class, added to the labels, raise a class's base rate.
+    """Logits [F, C] by which one or two records of either class, added to the labels, raise a class's base rate.
 
     A head's intercept follows the positives of its own fold. Of a class with one positive in a fold and three in the
     next, the folds then differ by a logit for nothing, and cannot be ranked together. "Add two successes and two
-    failures" (Agresti and Coull 1998) takes most of that away; within a fold no rank changes. The heads count half a
-    record of either class already (`prior_logits`).
+    failures" (Agresti and Coull 1998) takes most of that away; within a fold no rank changes. With fewer than 300
+    labels it is fewer, but one at least (Laplace's rule of succession), because two would be too many for calibration.
+    The heads count half a record of either class already (`prior_logits`).
 
     Parameters
     ----------
@@ -68,8 +71,8 @@ def rate_shift(y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
         [F, n, C]; `known` 0 leaves a label out. Multinomial and regression tasks are not shifted.
     """
     positive, total = (y * known).sum(1), known.sum(1)
-    negative = total - positive
-    shift = torch.log((positive + 2) * (negative + 0.5) / ((negative + 2) * (positive + 0.5)))
+    negative, more = total - positive, (total / LABELS_PER_RECORD).clamp(1, 2)
+    shift = torch.log((positive + more) * (negative + 0.5) / ((negative + more) * (positive + 0.5)))
     of_classes = torch.zeros(y.shape[-1])
     for block in blocks:
         of_classes[block.columns] = float(block.task.kind in ("binary", "multilabel"))
