@@ -24,7 +24,7 @@ from cache.signals import LEADS
 from stages.cohorts import Cohort, open_cohort
 from stages.convert.settings import ConvertPaths, ConvertSettings, ConvertSummary
 from stages.convert.wfdb_record import write_wfdb
-from stages.readers.files.patients import hash_patients, hashed, patient_key
+from stages.readers.files.patients import PREFIX, hash_patients, hashed, patient_key
 from stages.readers.rows import QUALITY, RowMaker, RowOptions
 
 MANIFEST = "manifest.csv"
@@ -79,7 +79,7 @@ def _cohort(settings: ConvertSettings, paths: ConvertPaths) -> Cohort:
 def _names(files: list[str], key: bytes | None) -> list[str]:
     """Return a name within the output folder for each file, as WFDB allows it; with a key one that tells nothing."""
     if key is not None:
-        return [f"ecg_{hashed(path, key)[:16]}" for path in files]
+        return [f"ecg_{hashed(path, key).removeprefix(PREFIX)[:16]}" for path in files]
     names, taken = [], set[str]()
     for path in files:
         parts = [_OTHER.sub("_", part) for part in Path(path).with_suffix("").parts]

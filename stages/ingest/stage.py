@@ -14,6 +14,7 @@ from cache.claims import Claims
 from cache.errors import MissingFileError, StoreError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
+from cache.records import open_records
 from cache.signals import SignalStore, create_signals, open_signals
 from cache.upkeep.signal_growth import grow_signals, lengthen_signals
 from stages.cohorts import Cohort, Entries, open_cohort
@@ -22,7 +23,7 @@ from stages.ingest.record_table import Rows, appended_rows, new_rows
 from stages.ingest.settings import IngestPaths, IngestSettings
 from stages.ingest.shards import Progress, pending_tasks, quality_of_new
 from stages.ingest.shards import run as read_shards
-from stages.readers.files.patients import hash_patients, patient_key
+from stages.readers.files.patients import check_alike, hash_patients, patient_key
 from stages.readers.rows import RowOptions
 from stages.settings import Machine, usable_cores
 
@@ -83,6 +84,8 @@ def run(
 
 def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Rows:
     if settings.append:
+        kept = open_records(paths.records)["patient_id"].astype(str).tolist()
+        check_alike(kept, paths.records, hashing=settings.hash_patients)
         return appended_rows(entries, settings.source, settings.limit, settings.seed, paths.records)
     return new_rows(entries, settings.source, settings.limit, settings.seed)
 

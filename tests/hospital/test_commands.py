@@ -138,7 +138,7 @@ def test_the_commands_convert_and_ingest(folder, tmp_path, monkeypatch, ensemble
     monkeypatch.setenv("ENSEMBLE_PATIENT_KEY", str(tmp_path.parent / "key"))
     done = ensemble("ingest", "--source", "files", "--path", str(folder), "--hash-patients")
     assert done.returncode == 0, done.stderr
-    assert open_records(tmp_path / "records.parquet")["patient_id"].str.fullmatch("[0-9a-f]{32}").all()
+    assert open_records(tmp_path / "records.parquet")["patient_id"].str.fullmatch("h-[0-9a-f]{32}").all()
 
 
 def test_new_files_are_added_behind_those_that_are_there(folder, tmp_path):

@@ -138,6 +138,43 @@ def test_dicom_value_is_sensitivity_times_correction_plus_baseline(tmp_path, cor
     assert np.abs(read_uv(path) - (ecg.signals_uv + baseline)).max() < 0.01
 
 
+@pytest.mark.parametrize(
+    "syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"]
+)
+def test_dicom_in_every_transfer_syntax(tmp_path, syntax):
+    """Implicit, explicit, deflated, and the high byte first (whose samples are turned, too)."""
+    ecg = ecg_of(beats_uv(), 5.0)
+    group = write_binary.dicom_group(ecg, ecg.counts)
+    if syntax.endswith("1.2.2"):
+        group.WaveformData = ecg.counts.T.astype(">i2").tobytes()
+    path = written(tmp_path, write_binary.dicom, ecg, groups=[group], syntax=syntax)
+    assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+
+
+def test_dicom_without_the_preamble(tmp_path):
+    ecg = ecg_of(beats_uv(), 5.0)
+    path = written(tmp_path, write_binary.dicom, ecg)
+    content = path.read_bytes()
+    path.write_bytes(content[132:])
+    assert known_format(str(tmp_path), "file").name == "DICOM ECG"
+    assert np.abs(read_uv(path) - ecg.signals_uv).max() < 0.01
+
+
+@pytest.mark.parametrize(("interpretation", "dtype", "bits"), [("SB", "i1", 8), ("UB", "u1", 8), ("US", "<u2", 16)])
+def test_dicom_of_other_samples(tmp_path, interpretation, dtype, bits):
+    ecg = ecg_of(beats_uv(), 20.0)
+    counts = ecg.counts - (ecg.counts.min() if dtype != "i1" else 0)
+    offset = ecg.counts.min() if dtype != "i1" else 0
+    ecg = replace(
+        ecg, counts=np.clip(counts, 0 if dtype != "i1" else -128, 255 if bits == 8 and dtype != "i1" else 127)
+    )
+    group = write_binary.dicom_group(ecg, ecg.counts, baseline=float(offset * 20))
+    group.WaveformSampleInterpretation, group.WaveformBitsAllocated = interpretation, bits
+    group.add_new("WaveformData", "OB" if bits == 8 else "OW", ecg.counts.T.astype(dtype).tobytes())
+    path = written(tmp_path, write_binary.dicom, ecg, groups=[group])
+    assert np.abs(read_uv(path) - (ecg.signals_uv + offset * 20)).max() < 0.01
+
+
 def test_padding_of_dicom_is_missing(tmp_path):
     ecg = ecg_of(beats_uv(), 5.0)
     counts = ecg.counts.copy()

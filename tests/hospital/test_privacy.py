@@ -114,7 +114,7 @@ def test_hashed_patients_need_the_key_and_stay_the_same_with_it(folder, tmp_path
     assert frames[0]["patient_id"].tolist() == frames[1]["patient_id"].tolist()
     found = dict(zip(frames[0]["path"], frames[0]["patient_id"], strict=True))
     assert found["3_0"] == found["3_1"] == hashed(f"{MRN}3", key.read_bytes())
-    assert re.fullmatch(r"[0-9a-f]{32}", found["3_0"])
+    assert re.fullmatch(r"h-[0-9a-f]{32}", found["3_0"])
     everything = written_below(tmp_path / "a") + tables_of(tmp_path / "a")
     assert MRN.encode() not in everything
     assert key.read_bytes() not in everything
@@ -125,6 +125,16 @@ def test_hashed_patients_need_the_key_and_stay_the_same_with_it(folder, tmp_path
     assert set(other["patient_id"]).isdisjoint(found.values())
     # Folds are dealt to the same patients, whatever they are called.
     assert other["patient_id"].nunique() == frames[0]["patient_id"].nunique()
+
+
+def test_hashed_and_plain_patients_are_never_in_one_table(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "key"))
+    for first in (True, False):
+        out = tmp_path / str(first)
+        ask(folder, out, hash_patients=first)
+        with pytest.raises(UsageError, match="patient ids, --append was asked for with"):
+            ask(folder, out, hash_patients=not first, append=True)
+        assert ask(folder, out, hash_patients=first, append=True).n_new == 0
 
 
 def test_the_key_never_lies_with_the_outputs(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ KEY_VARIABLE = "ENSEMBLE_PATIENT_KEY"
 DEFAULT_KEY = Path("~/.config/ecg-ensemble/patient.key")
 KEY_BYTES, LEAST_BYTES = 32, 16
 HASH_DIGITS = 32
+PREFIX = "h-"
+"""Of a hashed id: collections have ids of as many hexadecimal digits that are none."""
+_HASH = re.compile(rf"{PREFIX}[0-9a-f]{{{HASH_DIGITS}}}")
 LONG_ENOUGH = 4
 """Characters of a patient id that are looked for in names of files; shorter ones occur by chance."""
 
@@ -65,7 +69,25 @@ def hashed(text: str, key: bytes) -> str:
     >>> hashed("00123", b"0123456789abcdef") == hashed("123", b"0123456789abcdef")
     False
     """
-    return hmac.new(key, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()[:HASH_DIGITS]
+    digest = hmac.new(key, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()
+    return PREFIX + digest[:HASH_DIGITS]
+
+
+def check_alike(kept: Sequence[str], path: Path, *, hashing: bool) -> None:
+    """Refuse to add hashed patients to plain ones, or plain ones to hashed: one patient would have two names.
+
+    Parameters
+    ----------
+    kept
+        Patient ids of the records that are there; those of records without a patient do not count.
+    """
+    ids = [who for who in kept if not who.startswith("record:")]
+    are_hashed = bool(ids) and all(_HASH.fullmatch(who) for who in ids)
+    if ids and are_hashed != hashing:
+        has, asked = ("hashed", "without") if are_hashed else ("plain", "with")
+        raise UsageError(
+            f"{path} has {has} patient ids, and --append was asked for {asked} --hash-patients; do as before"
+        )
 
 
 def hash_patients(frame: pd.DataFrame, key: bytes, notes: list[str]) -> None:
