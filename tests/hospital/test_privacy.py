@@ -132,7 +132,7 @@ def test_hashed_and_plain_patients_are_never_in_one_table(folder, tmp_path, monk
     for first in (True, False):
         out = tmp_path / str(first)
         ask(folder, out, hash_patients=first)
-        with pytest.raises(UsageError, match="patient ids, --append was asked for with"):
+        with pytest.raises(UsageError, match="patient ids, and --append was asked for with"):
             ask(folder, out, hash_patients=not first, append=True)
         assert ask(folder, out, hash_patients=first, append=True).n_new == 0
 
