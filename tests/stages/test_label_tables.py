@@ -58,6 +58,16 @@ AGES = [str(40 + k) for k in range(N)]
         ([*AGES[:-1], ">89"], [*map(float, AGES[:-1]), np.nan], "become null ('>89')"),
         ([f"{40 + k:03d}Y" for k in range(N)], [40.0 + k for k in range(N)], "ages such as 063Y are read as years"),
         ([f"{40 + k} years" for k in range(N)], [40.0 + k for k in range(N)], "the unit 'years' is taken off"),
+        (
+            [f"\N{MINUS SIGN}{k + 1}" for k in range(N)],
+            [-k - 1.0 for k in range(N)],
+            "the sign \N{MINUS SIGN} is read as -",
+        ),
+        (
+            [str(k % 4) for k in range(N)],
+            [float(k % 4) for k in range(N)],
+            "4 different whole numbers are a regression; {kinds: {y: multiclass}} makes them classes",
+        ),
         ([f"1,{k:03d}.5" for k in range(N)], [1000.5 + k for k in range(N)], "commas are taken off numbers"),
         ([*AGES[:-2], "unknown", "?"], [*map(float, AGES[:-2]), np.nan, np.nan], "2 cells are no number"),
     ],
@@ -123,7 +133,7 @@ def test_an_option_settles_each(folder, tmp_path):
 )
 def test_usual_columns_are_what_they_were(folder, tmp_path, cells, kind):
     target, _, notes = column(folder, tmp_path, cells)
-    assert (target.kind, notes) == (kind, [])
+    assert (target.kind, [note for note in notes if "makes them classes" not in note]) == (kind, [])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ _UNITS = (
     r"mmol/l|mg/dl|g/l|kg|cm|mm|mv|uv|µv|%|°"
 )
 _WITH_UNIT = re.compile(rf"([+-]?\d+(?:[.,]\d+)?)\s*({_UNITS})\.?", re.IGNORECASE)
+_MINUS = re.compile(r"\N{MINUS SIGN}(?=\d)")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+|[+-]?\d+(?:\.\d+)?")
 _IDENTIFIER = re.compile(
     r"(?:.*[_\W])?(?:id|ids|mrn|uid|uuid|guid|key|index|idx|nr|no|number)|#|unnamed.*|level_0|", re.IGNORECASE
@@ -69,6 +70,10 @@ def as_numbers(cells: pd.Series, decimal: str | None) -> Column:
     """Convert what can only be meant as numbers: decimal commas, units, ages as DICOM writes them, thousands."""
     column = Column(cells)
     known = [cell for cell in cells if cell is not None]
+    if any(map(_MINUS.match, known)):
+        cells = cells.map(lambda cell: None if cell is None else _MINUS.sub("-", cell))
+        column = column.noted(cells, "the sign \N{MINUS SIGN} is read as -")
+        known = [cell for cell in cells if cell is not None]
     if decimal == "," or (decimal is None and has_decimal_commas(cells)):
         column = column.noted(with_points(cells), "decimal commas are read as points")
     elif _have_thousands(known, decimal):
@@ -150,6 +155,10 @@ def _numeric(column: Column, known: list[str], values: np.ndarray, name: str, *,
     padded = len({len(cell) for cell in known}) == 1 and any(cell.startswith("0") for cell in known)
     if not asked and distinct and (padded or _IDENTIFIER.fullmatch(name.strip()) or np.abs(different).max() > 2**53):
         return replace(column, reason=f"it holds another number for every record, as identifiers do ({_shown(known)})")
+    if len(different) <= MAX_NUMERIC_CLASSES and 2 * len(different) <= len(values) and (different % 1 == 0).all():
+        settles = f"{{kinds: {{{name}: multiclass}}}} makes them classes"
+        said = f"{len(different)} different whole numbers are a regression; {settles}"
+        column = column.noted(column.cells, said)
     return replace(column, kind="regression")
 
 
