@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from cache.records import open_records
     from cache.signals import open_signals
     from ensemble.computing import embed
+    from ensemble.drawing import plot_ecg
     from ensemble.embeddings import Embeddings, open_embeddings
     from stages.experts import list_experts, load_expert
     from stages.heads import EnsembleHeads, LayerMix
 
 __all__ = ["Embeddings", "EnsembleHeads", "LayerMix", "embed", "list_experts", "load_expert"]
-__all__ += ["open_embeddings", "open_records", "open_signals"]
+__all__ += ["open_embeddings", "open_records", "open_signals", "plot_ecg"]
 
 _HOMES = {
     "Embeddings": "ensemble.embeddings",
@@ -27,6 +28,7 @@ _HOMES = {
     "open_embeddings": "ensemble.embeddings",
     "open_records": "cache",
     "open_signals": "cache",
+    "plot_ecg": "ensemble.drawing",
 }
 
 

@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from cache.errors import EnsembleError
-from pipeline.commands import info, run, study, train
+from pipeline.commands import info, look, run, study, train
 
 INTERRUPTED = 130
 GOES_ON = "interrupted; the same command goes on where it stopped"
@@ -33,6 +33,7 @@ app = typer.Typer(
 study.add_to(app)
 run.add_to(app)
 train.add_to(app)
+look.add_to(app)
 info.add_to(app)
 
 

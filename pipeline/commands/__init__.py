@@ -1,1 +1,4 @@
-"""The commands, one module a group: `study` (make and fill one), `run` (its stages), `info` (what is here)."""
+"""The commands, one module a group.
+
+`study` (make and fill one), `run` (its stages), `look` (at ECGs), `info` (what is here).
+"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +137,7 @@ def read_ecg(path: str | Path, options: RowOptions | None = None, *, follow_link
         raise InputError(f"{path}: {facts['reason']}")
     signals_uv, rate_hz = maker.rows[0, :, : made.valid[0]], float(made.rate_hz[0])
     facts["limb_swap"] = suspicions(made.products)[0]
-    warnings = _warnings(facts, signals_uv.shape[1] / rate_hz)
+    warnings = quality_warnings(facts, signals_uv.shape[1] / rate_hz)
     return Recorded(str(path), to_millivolts(signals_uv), rate_hz, tuple(warnings))
 
 
@@ -152,7 +152,16 @@ def _reader(path: Path, options: RowOptions, follow_links: bool) -> Callable[[],
     return lambda: read_file(str(real.parent), real.name, options.seconds, options.lead_names)
 
 
-def _warnings(facts: dict[str, Any], seconds: float) -> list[str]:
+def quality_warnings(facts: Mapping[str, Any], seconds: float) -> list[str]:
+    """Say what a reader should know of a signal.
+
+    Parameters
+    ----------
+    facts
+        Values of the columns `QUALITY`, None where there is none.
+    seconds
+        How long the record is.
+    """
     missing, flat, derived = (facts[name] or () for name in ("missing_leads", "flat_leads", "derived_leads"))
     found = {
         f"missing leads: {_names(missing)}": missing,
