@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 FINE, BOLD = "#f7d9d6", "#eeb3ad"
 """Lines of the grid, every 1 and every 5 mm."""
 TRACE, WORDS, SOFT, WARN = "#10141a", "#1b1f24", "#5c6570", "#b34700"
@@ -12,7 +14,7 @@ TRACE_POINTS = 0.75
 """Width of the trace, in points of 1/72 inch: 0.26 mm."""
 MM_PER_INCH = 25.4
 
-RC = {
+RC: Any = {
     "svg.hashsalt": "ensemble",
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
