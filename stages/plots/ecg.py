@@ -15,7 +15,7 @@ import numpy as np
 from cache.signals import LEADS
 from stages.plots import style
 from stages.plots.files import require_matplotlib
-from stages.plots.layouts import MM_PER_MV, MM_PER_SECOND, PAPER_SECONDS, Layout, Strip, layout_named
+from stages.plots.layouts import MM_PER_MV, MM_PER_SECOND, PAPER_SECONDS, SheetLayout, Strip, layout_named
 from stages.plots.windows import gaps, sheet
 
 EDGE_MM, PULSE_MM, FOOT_MM, LINE_MM = 5.0, 10.0, 8.0, 4.5
@@ -110,7 +110,7 @@ def plot_ecg(
 class _Paper:
     """One sheet. The left edge of the grid, the pulses and the strips lie on lines of the 5 mm grid."""
 
-    def __init__(self, layout: Layout, n_lines: int, start_s: float) -> None:
+    def __init__(self, layout: SheetLayout, n_lines: int, start_s: float) -> None:
         from matplotlib.figure import Figure
 
         self.layout, self.start_s = layout, start_s

@@ -37,7 +37,7 @@ class Strip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class SheetLayout:
     """The strips of a sheet, and the height of its rows."""
 
     name: str
@@ -56,19 +56,19 @@ def _columns(n_columns: int) -> tuple[Strip, ...]:
     return tuple(Strip(lead, k // rows * seconds, seconds, k % rows) for k, lead in enumerate(LEADS))
 
 
-def _with_rhythm(lead: str) -> Layout:
-    return Layout("3x4", (*_columns(4), Strip(lead, 0.0, PAPER_SECONDS, 3, rhythm=True)), 30.0)
+def _with_rhythm(lead: str) -> SheetLayout:
+    return SheetLayout("3x4", (*_columns(4), Strip(lead, 0.0, PAPER_SECONDS, 3, rhythm=True)), 30.0)
 
 
 LAYOUTS = {
     "3x4": _with_rhythm("II"),
-    "6x2": Layout("6x2", _columns(2), 25.0),
-    "12x1": Layout("12x1", _columns(1), 20.0),
+    "6x2": SheetLayout("6x2", _columns(2), 25.0),
+    "12x1": SheetLayout("12x1", _columns(1), 20.0),
 }
 """3x4: four columns of 2.5 s and a rhythm strip; 6x2: two columns of 5 s; 12x1: ten seconds of each lead."""
 
 
-def layout_named(name: str, rhythm: str = "II") -> Layout:
+def layout_named(name: str, rhythm: str = "II") -> SheetLayout:
     """Return a layout; `rhythm` is the lead of the strip below 3x4.
 
     Raises
