@@ -160,6 +160,13 @@ def test_kernels_equal_the_state_space_system_that_they_stand_for(width, state_d
     with torch.inference_mode():
         found = kernel(40)[0]
     torch.testing.assert_close(found, kernel_by_powers(kernel.state_dict(), 40), atol=2e-4, rtol=2e-3)
+    predictor = expert.module.get_submodule("ts_encoder.predictor.predictor")
+    x = torch.randn(1, 12, 100)
+    with torch.inference_mode():  # of another width than the convolutions: a linear map stands between
+        states = expert.module(x)
+        mapped = states.entering @ predictor.encoder.weight.T + predictor.encoder.bias
+        expected = predictor.norms[0](predictor.s4_layers[0](mapped) + mapped)
+        torch.testing.assert_close(expert.encode(x).tokens, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_sibling_looks_both_ways():

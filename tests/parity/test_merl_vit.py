@@ -86,6 +86,15 @@ def test_its_input_is_that_of_the_resnet(parity_dir):
     torch.testing.assert_close(x[:, 0], tensors["out/finetune_input"], atol=1e-6, rtol=0)
 
 
+def test_windows_are_as_long_as_the_positions():
+    config = {**MerlVitExpert.small_config(), "seq_len": 2500}
+    expert = load_expert("merl-vit", config=config, random_weights=True)
+    x = expert.prepare(np.random.default_rng(0).normal(size=(1, 12, 5000)), 500)
+    assert x.shape == (1, 2, 12, 2500)
+    assert expert.encode(x[:, 1]).tokens.shape == (1, 50, 24)
+    assert (expert.spec.seconds, expert.spec.tokens.per_window) == (5, 50)
+
+
 @pytest.mark.parametrize(("width", "heads", "seed"), [(24, 3, 0), (16, 1, 1)])
 def test_other_sizes_equal_torchs_encoder_layer(width, heads, seed):
     torch.manual_seed(seed)
@@ -122,7 +131,7 @@ def test_wrong_inputs_and_options_are_named():
         expert.prepare(np.zeros((1, 12, 100)), 500)
     for config, says in (
         ({"num_leads": 8}, "only 12 are known"),
-        ({"patch_size": 300}, "in whole patches"),
+        ({"patch_size": 300}, "no multiple of patch_size"),
         ({"projection_size": 8}, "go together"),
         ({"widht": 8}, "did you mean 'width'"),
     ):

@@ -19,22 +19,36 @@ LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V
 EPS = 1e-8
 INT16_STEPS = 1000
 """Steps from 0 to 1 of the records that MERL was pretrained on."""
-WINDOWS = "evenly placed windows of 10 s, mean of their vectors; a shorter record, from 1 s, goes on with 0 mV"
 MISSING_LEADS = "gaps bridged linearly, ends held; a missing lead is 0 mV before the scaling"
 
 
+def windows_policy(seconds: float) -> str:
+    """Say how a record becomes windows, for a spec."""
+    return (
+        f"evenly placed windows of {seconds:g} s, mean of their vectors; a shorter record, from 1 s, goes on with 0 mV"
+    )
+
+
 def scaled_windows(
-    expert: str, signals_mv: np.ndarray | Tensor, rate_hz: float, *, eps: float = EPS, int16: bool = False
+    expert: str,
+    signals_mv: np.ndarray | Tensor,
+    rate_hz: float,
+    *,
+    eps: float = EPS,
+    int16: bool = False,
+    n_samples: int = WINDOW_SECONDS * RATE_HZ,
 ) -> Tensor:
     """[batch, 12, time] in mV -> [batch, windows, 12 in MIMIC's order, 5000 at 500 Hz], each window in [0, 1].
 
     One minimum and one maximum over all leads and samples of a window (the authors' fine-tuning loader). A record
-    shorter than 10 s goes on with 0 mV before that, as MERL's CPSC2018 records of 5 s. A constant window is zeros.
+    shorter than a window goes on with 0 mV before that, as MERL's CPSC2018 records of 5 s. A constant window is zeros.
 
     Parameters
     ----------
     int16
         Cut to the whole 1/1000 below: the records of MERL's pretraining went through 16-bit integers.
+    n_samples
+        Length of a window, where the network is for another one than 10 s.
 
     Raises
     ------
@@ -46,9 +60,8 @@ def scaled_windows(
     if x.shape[-1] < RATE_HZ:
         seconds = signals.shape[-1] / rate_hz
         raise InputError(f"expert '{expert}': records of {seconds:g} s are shorter than a second")
-    n_window = WINDOW_SECONDS * RATE_HZ
-    lacking = max(0, n_window - x.shape[-1])
-    windows = dsp.even_windows(np.pad(x, ((0, 0), (0, 0), (0, lacking))), n_window)
+    lacking = max(0, n_samples - x.shape[-1])
+    windows = dsp.even_windows(np.pad(x, ((0, 0), (0, 0), (0, lacking))), n_samples)
     scaled = joint_scale(windows, eps)
     if int16:
         scaled = np.floor(scaled * INT16_STEPS) / INT16_STEPS

@@ -136,7 +136,7 @@ def _spec(options: MelpOptions, n_parameters: int) -> ExpertSpec:
         ),
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
-        windows=min_max.WINDOWS,
+        windows=min_max.windows_policy(min_max.WINDOW_SECONDS),
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": "authors", "rate_hz": min_max.RATE_HZ, "leads": min_max.LEADS},
         tokens=convolved_token_times(dim, n_window, min_max.RATE_HZ, convolutions),

@@ -176,7 +176,7 @@ def _spec(options: MerlOptions, preprocessing: str, n_parameters: int) -> Expert
         ),
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
-        windows=min_max.WINDOWS,
+        windows=min_max.windows_policy(min_max.WINDOW_SECONDS),
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "leads": LEADS},
         tokens=TokenTimes(

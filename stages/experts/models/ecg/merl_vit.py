@@ -87,9 +87,10 @@ class MerlVitExpert(Expert):
 
         See `min_max.scaled_windows`. `pretraining` cuts to whole thousandths.
         """
+        n_samples = self.module.options.seq_len
         if self.preprocessing == "pretraining":
-            return min_max.scaled_windows("merl-vit", signals_mv, rate_hz, eps=0.0, int16=True)
-        return min_max.scaled_windows("merl-vit", signals_mv, rate_hz)
+            return min_max.scaled_windows("merl-vit", signals_mv, rate_hz, eps=0.0, int16=True, n_samples=n_samples)
+        return min_max.scaled_windows("merl-vit", signals_mv, rate_hz, n_samples=n_samples)
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time] of the length that its positions are for; no mask."""
@@ -120,10 +121,9 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
     options = MerlVitOptions(**found | overrides)
     if options.num_leads != len(STANDARD_LEADS):
         raise UsageError(f"expert 'merl-vit': the weights are for {options.num_leads} leads; only 12 are known by name")
-    if options.seq_len != min_max.WINDOW_SECONDS * min_max.RATE_HZ or options.seq_len % options.patch_size:
+    if options.patch_size < 1 or options.seq_len % options.patch_size or not options.n_tokens:
         raise UsageError(
-            f"expert 'merl-vit': seq_len {options.seq_len} in patches of {options.patch_size}; only 10 s at 500 Hz is "
-            "known, in whole patches"
+            f"expert 'merl-vit': seq_len {options.seq_len} is no multiple of patch_size {options.patch_size}"
         )
     if bool(options.projection_size) != bool(options.mlp_hidden_size):
         raise UsageError("expert 'merl-vit': projection_size and mlp_hidden_size go together; give both or none")
@@ -131,6 +131,7 @@ def _options(config: Mapping[str, Any] | None, state: Mapping[str, Tensor] | Non
 
 
 def _spec(options: MerlVitOptions, preprocessing: str, n_parameters: int) -> ExpertSpec:
+    seconds = options.seq_len / min_max.RATE_HZ
     rounded = ", cut to 1/1000" if preprocessing == "pretraining" else ""
     return ExpertSpec(
         name="merl-vit",
@@ -138,7 +139,7 @@ def _spec(options: MerlVitOptions, preprocessing: str, n_parameters: int) -> Exp
         version="1",
         source="Liu et al. 2024, ICML, arXiv 2403.06659; cheliu-computation/MERL-ICML2024 38799b7",
         sampling_rate_hz=min_max.RATE_HZ,
-        seconds=min_max.WINDOW_SECONDS,
+        seconds=seconds,
         leads=min_max.LEADS,
         normalisation=f"one min-max over leads and time, to [0, 1]{rounded}",
         layer_names=("embed", *(f"block_{k + 1}" for k in range(options.depth))),
@@ -157,7 +158,7 @@ def _spec(options: MerlVitOptions, preprocessing: str, n_parameters: int) -> Exp
         ),
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
-        windows=min_max.WINDOWS,
+        windows=min_max.windows_policy(seconds),
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": preprocessing, "rate_hz": min_max.RATE_HZ, "leads": min_max.LEADS},
         tokens=TokenTimes(dim=options.width, per_window=options.n_tokens, step_s=options.patch_size / min_max.RATE_HZ),
