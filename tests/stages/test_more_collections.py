@@ -105,17 +105,18 @@ def test_cpsc2018(cpsc, tmp_path):
         assert np.abs(rows[f"A000{k}"] - ecg_mv(4500, seed=k).T).max() <= 0.00051
 
 
-def test_cpsc2018_damaged_and_packed_beyond_measure(cpsc, tmp_path):
+def test_cpsc2018_damaged_and_packed_beyond_measure(cpsc, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.readers.arrays.mat5.MAX_UNPACKED_BYTES", 1 << 20)
     content = (cpsc / "TrainingSet1" / "A0000.mat").read_bytes()
     (cpsc / "TrainingSet1" / "A0000.mat").write_bytes(content[: len(content) // 2])
     bomb = io.BytesIO()
-    scipy.io.savemat(bomb, {"ECG": {"data": np.zeros((12, 6_000_000))}}, do_compression=True)
+    scipy.io.savemat(bomb, {"ECG": {"data": np.zeros((12, 20_000))}}, do_compression=True)
     (cpsc / "TrainingSet2" / "A0001.mat").write_bytes(bomb.getvalue())
     scipy.io.savemat(cpsc / "TrainingSet3" / "A0002.mat", {"other": 1})
     folder_frame = ingested_all_bad(cpsc, tmp_path)
     reasons = folder_frame["reason"].tolist()
     assert "no readable MATLAB file" in reasons[0]
-    assert "unpacks to more than 512 MB" in reasons[1]
+    assert "unpacks to more than 1 MB" in reasons[1]
     assert "no structure 'ECG'" in reasons[2]
 
 
