@@ -64,7 +64,7 @@ def _looked_at(path: str, use: Callable[[Any], Found]) -> Found:
     with _without_words(), config.disable_value_validation():
         try:
             _check_packed(path, pydicom.filereader.read_file_meta_info)
-            return use(pydicom.dcmread(path, force=True))
+            return use(pydicom.dcmread(path, force=True, stop_before_pixels=True))  # pictures lie in archives, too
         except InputError:
             raise
         except Exception as error:
