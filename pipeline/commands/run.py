@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
 from pipeline.commands.convert import convert
-from pipeline.commands.predict import predict, print_table
+from pipeline.commands.predict import predict
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
 from pipeline.study.folder import Study
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from stages.embed import EmbedSummary
 
 MAX_SHOWN = 5
+PLAIN_WIDTH = 120
+WIDE_HELP = "All tasks side by side in one table, however wide."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -206,6 +209,7 @@ def evaluate(
     ] = None,
     fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, of what is fitted here.")] = None,
+    wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
 
@@ -242,7 +246,7 @@ def evaluate(
     found = run(
         settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)
     )
-    _print_metrics(found.metrics)
+    _print_metrics(found.metrics, wide)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
     for task, reason in found.metrics["left_out"].items():
@@ -260,6 +264,7 @@ def evaluate(
 
 def report(
     show: Annotated[bool, typer.Option("--show", help="Only print the metrics and where the report lies.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
 ) -> None:
     """Write report.html and the plots for DVC.
 
@@ -273,7 +278,7 @@ def report(
     if show:
         metrics = read_metrics(study.metrics)
         require_pair(metrics, study.metrics, study.predictions)
-        _print_metrics(metrics)
+        _print_metrics(metrics, wide)
     else:
         run(report_settings(study), report_paths(study))
     typer.echo(f"report: {study.report.resolve()}")
@@ -304,12 +309,19 @@ def _by_reason(missing_points: dict[str, dict[str, str]]) -> dict[tuple[str, str
     return found
 
 
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    from stages.scoring.table import differences_table, metrics_table
+def _print_metrics(metrics: dict[str, Any], wide: bool) -> None:
+    """Print tables as wide as the terminal is (COLUMNS where stdout is none; 120 without it), or one of any width."""
+    from rich.console import Console
 
-    print_table(metrics_table(metrics))
-    if (differences := differences_table(metrics)) is not None:
-        print_table(differences)
+    from stages.scoring.table import differences_tables, metrics_tables, width_of
+
+    console = Console()
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else PLAIN_WIDTH
+    for table in [
+        *metrics_tables(metrics, None if wide else width),
+        *differences_tables(metrics, None if wide else width),
+    ]:
+        Console(width=max(width, width_of(table)) if wide else width, soft_wrap=wide).print(table)
 
 
 def _print_plan(summary: EmbedSummary) -> None:

@@ -5,8 +5,10 @@ Lives here: its layout, and how a value with its interval is written. Not here: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,9 @@ from stages.scoring.metrics import METRICS
 DASH = "\N{EN DASH}"
 GROUPS = ("ensemble", "single experts", "baseline")
 _FIRST = ("gate", "enecg", "ppa", "pma", "attention", "full_rank", "probe_head", "concat", "stacking", "mean")
+_ANY_WIDTH = 10_000
+Pairs = list[tuple[str, str]]
+"""(task, metric) of columns."""
 _MARKS = {"better": "▲", "worse": "▼", "same": "≈"}
 
 
@@ -62,15 +67,67 @@ def best_method(metrics: dict[str, Any], task: str, metric: str) -> str | None:
     return max(known, key=lambda name: known[name]) if known else None
 
 
-def metrics_table(metrics: dict[str, Any]) -> Table:
+def metrics_tables(metrics: dict[str, Any], width: int | None = None) -> list[Table]:
+    """Return the headline metrics as tables that are at most so many characters wide; None: as one table.
+
+    Columns that do not fit beside one another follow in a table of their own, with intervals below the values.
+    """
+    return _fitting(lambda pairs, stacked: metrics_table(metrics, pairs, stacked), columns(metrics), width)
+
+
+def differences_tables(metrics: dict[str, Any], width: int | None = None) -> list[Table]:
+    """Return the differences likewise; none where there is nothing to compare."""
+    if differences_table(metrics) is None:
+        return []
+    return _fitting(lambda pairs, stacked: differences_table(metrics, pairs, stacked), columns(metrics), width)
+
+
+def _fitting(draw: Callable[[Pairs, bool], Table | None], pairs: Pairs, width: int | None) -> list[Table]:
+    """Return one table where it fits; else tables that take as many columns as do, at least one."""
+    whole = draw(pairs, False)
+    if whole is None or width is None or width_of(whole) <= width:
+        return [whole] if whole else []
+    parts: list[Pairs] = []
+    for pair in pairs:
+        longer = [*parts[-1], pair] if parts else [pair]
+        table = draw(longer, True)
+        if parts and table is not None and width_of(table) <= width:
+            parts[-1] = longer
+        else:
+            parts.append([pair])
+    tables = [draw(part, True) for part in parts]
+    for table in tables[:-1]:
+        if table is not None:
+            table.caption = None
+    for table in tables[1:]:
+        if table is not None:
+            table.title = None
+    return [table for table in tables if table is not None]
+
+
+def width_of(table: Table) -> int:
+    """Return how many characters a table needs so that nothing is cut or wrapped."""
+    console = Console(width=_ANY_WIDTH)
+    bare = console.measure(table).maximum
+    return max(bare, *(len(str(words)) for words in (table.title or "", table.caption or "")))
+
+
+def metrics_table(metrics: dict[str, Any], pairs: Pairs | None = None, stacked: bool = False) -> Table:
     """Return the headline metrics as a rich table: methods down, tasks across.
+
+    Parameters
+    ----------
+    pairs
+        (task, metric) of each column; None: all.
+    stacked
+        Intervals stand below the values.
 
     The best value of a column is bold; ▲ ▼ ≈ say whether a method is better than, worse than or not to be told from
     the best single expert (95 % patient-bootstrap interval of the paired difference).
     """
     table = Table(title="Test records, 95 % patient-bootstrap interval", title_justify="left")
     table.add_column("method", no_wrap=True)
-    pairs = columns(metrics)
+    pairs = columns(metrics) if pairs is None else pairs
     for task, metric in pairs:
         unit = metrics["tasks"][task]["unit"] if METRICS[metric].has_unit else ""
         arrow = "↑" if METRICS[metric].higher_is_better else "↓"
@@ -81,15 +138,15 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         if previous and method_group(method) != previous:
             table.add_section()
         previous = method_group(method)
-        table.add_row(method, *(_cell(metrics, task, metric, method) for task, metric in pairs))
+        table.add_row(method, *(_cell(metrics, task, metric, method, stacked) for task, metric in pairs))
     table.caption = "▲ better, ▼ worse, ≈ no clear difference to the best single expert (marked ●)"
     table.caption_justify = "left"
     return table
 
 
-def differences_table(metrics: dict[str, Any]) -> Table | None:
+def differences_table(metrics: dict[str, Any], pairs: Pairs | None = None, stacked: bool = False) -> Table | None:
     """Return each method minus the best single expert as a rich table; None where there is nothing to compare."""
-    pairs = columns(metrics)
+    pairs = columns(metrics) if pairs is None else pairs
     methods = [m for m in ordered_methods(metrics) if any(m in t["differences"] for t in metrics["tasks"].values())]
     if not methods:
         return None
@@ -99,7 +156,7 @@ def differences_table(metrics: dict[str, Any]) -> Table | None:
         best = (metrics["tasks"][task]["best_single_expert"] or "").removeprefix("expert:")
         table.add_column(Text(f"{task}\n{METRICS[metric].title} minus {best or 'none'}"), justify="right")
     for method in methods:
-        table.add_row(method, *(_difference_cell(metrics, task, metric, method) for task, metric in pairs))
+        table.add_row(method, *(_difference_cell(metrics, task, metric, method, stacked) for task, metric in pairs))
     return table
 
 
@@ -113,13 +170,17 @@ def difference_text(metrics: dict[str, Any], task: str, metric: str, method: str
     return value, "" if found["low"] is None else f"{low} to {high}"
 
 
-def _difference_cell(metrics: dict[str, Any], task: str, metric: str, method: str) -> Text:
+def _difference_cell(metrics: dict[str, Any], task: str, metric: str, method: str, stacked: bool) -> Text:
     value, interval = difference_text(metrics, task, metric, method)
     text = Text(f"{value} {mark(metrics, task, metric, method)}" if value else "")
-    return text.append(f" ({interval})" if interval else "", style="dim")
+    return text.append(f"{_between(stacked)}({interval})" if interval else "", style="dim")
 
 
-def _cell(metrics: dict[str, Any], task: str, metric: str, method: str) -> Text:
+def _between(stacked: bool) -> str:
+    return "\n" if stacked else " "
+
+
+def _cell(metrics: dict[str, Any], task: str, metric: str, method: str, stacked: bool) -> Text:
     found = metrics["tasks"][task]["methods"].get(method)
     if found is None:
         return Text("", style="dim")
@@ -127,7 +188,9 @@ def _cell(metrics: dict[str, Any], task: str, metric: str, method: str) -> Text:
     value, low, high = (number(found[metric][key], places) for key in ("value", "low", "high"))
     text = Text(value, style="bold" if method == best_method(metrics, task, metric) else "")
     text.append(f" {mark(metrics, task, metric, method)}", style="not bold")
-    return text.append(f" ({low}{DASH}{high})" if found[metric]["low"] is not None else "", style="not bold dim")
+    return text.append(
+        f"{_between(stacked)}({low}{DASH}{high})" if found[metric]["low"] is not None else "", style="not bold dim"
+    )
 
 
 def mark(metrics: dict[str, Any], task: str, metric: str, method: str) -> str:

@@ -16,10 +16,17 @@ from stages.report import ReportPaths, ReportSettings, run
 from stages.scoring.plots import write_plots
 from stages.scoring.predictions import open_predictions, writing_predictions
 from stages.scoring.summary import read_metrics, summarise, write_metrics
-from stages.scoring.table import differences_table, metrics_table, number
+from stages.scoring.table import (
+    differences_table,
+    differences_tables,
+    metrics_table,
+    metrics_tables,
+    number,
+    width_of,
+)
 from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_judged, write_study
 
-VOID = {"meta", "br", "line", "link", "img", "hr"}
+VOID = {"meta", "br", "line", "link", "img", "hr", "wbr"}
 
 
 FACTS = ReportSettings(
@@ -196,7 +203,9 @@ def test_every_method_is_told_with_its_difference_to_the_best_expert(page, metri
         for method, differences in found["differences"].items():
             told = differences[found["headline"][0]]
             value, low, high = (number(told[key], places, sign=True) for key in ("value", "low", "high"))
-            assert f'<small class="difference">{value} ({low} to {high})</small>' in page
+            assert (
+                f'<small class="difference">{value}</small> <small class="difference">({low} to {high})</small>' in page
+            )
             line = next(line for line in terminal.getvalue().splitlines() if f" {method} " in line)
             assert value in line
             assert f"({low} to {high})" in line
@@ -256,3 +265,34 @@ def test_the_terminal_table_marks_the_best_and_the_verdicts(metrics):
     assert next(line for line in lines if "trivial" in line).count("▼") == 5
     assert next(line for line in lines if "expert:ecgfm" in line).count("●") == 5
     assert any("MAE, years" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminal_tables_fit_the_terminal_and_keep_every_number(metrics, width):
+    eight = {
+        **metrics,
+        "tasks": {name + end: task for end in ("", "_again") for name, task in metrics["tasks"].items()},
+    }
+    shown = io.StringIO()
+    console = Console(file=shown, width=width)
+    for table in [*metrics_tables(eight, width), *differences_tables(eight, width)]:
+        console.print(table)
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown.getvalue()
+    for name, found in eight["tasks"].items():
+        assert name in shown.getvalue()
+        for values in found["methods"].values():
+            assert number(values[found["headline"][0]]["value"], 2 if name.startswith("age") else 3) in shown.getvalue()
+    assert len(metrics_tables(eight)) == 1
+    assert width_of(metrics_tables(eight)[0]) > 200
+
+
+def test_wide_prints_one_table_that_is_not_cut(study, monkeypatch, ensemble, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow, wide = (ensemble("report", "--show", *more).stdout.splitlines() for more in ([], ["--wide"]))
+    assert max(len(line) for line in narrow if "report:" not in line) <= 80
+    gate = next(line for line in wide if " gate " in line)
+    assert gate.count("(") == 5
