@@ -103,7 +103,7 @@ def test_doctor_gives_a_verdict_on_each_line(ensemble):
     [
         (["ingest"], "make a study with `ensemble init FOLDER`", 1),
         (["ingest", "--source", "ptbxl", "--path", "nowhere"], "nowhere is not a folder", 1),
-        (["ingest", "--source", "ptb", "--path", "."], "unknown source 'ptb'; did you mean 'ptbxl'? there are: ", 2),
+        (["ingest", "--source", "ptbx", "--path", "."], "unknown source 'ptbx'; did you mean 'ptbxl'? there are: ", 2),
         (["fit-heads"], "ensemble init FOLDER", 1),
         (["evaluate"], "run `ensemble fit-heads` first", 1),
         (["report", "--show"], "run `ensemble evaluate` first", 1),

@@ -96,8 +96,8 @@ def test_nothing_is_overwritten(tmp_path, ptbxl):
 def test_a_missing_folder_or_source_makes_nothing(tmp_path, ptbxl):
     with pytest.raises(MissingFileError, match="nowhere"):
         make_study(tmp_path / "study", "ptbxl", tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"unknown source 'ptb'; did you mean 'ptbxl'\? there are: "):
-        make_study(tmp_path / "study", "ptb", ptbxl)
+    with pytest.raises(UsageError, match=r"unknown source 'ptbx'; did you mean 'ptbxl'\? there are: "):
+        make_study(tmp_path / "study", "ptbx", ptbxl)
     assert not (tmp_path / "study").exists()
 
 
