@@ -40,8 +40,7 @@ def predict(
     from stages.readers.files import find_ecgs
 
     study = Study()
-    if follow_links is None:
-        follow_links = bool(study.params.cohort.options.get("follow_links", False))
+    follow_links = study.follows_links if follow_links is None else follow_links
     notes: list[str] = []
     paths = PredictPaths(study.heads, tuple(find_ecgs(records, follow_links=follow_links, notes=notes)))
     for note in notes:

@@ -119,6 +119,11 @@ class Study:
         """The study's seed; 0 where there is no params.yaml."""
         return self.params.seed if self._has_params() else 0
 
+    @property
+    def follows_links(self) -> bool:
+        """Whether links may lead out of the cohort's folder; not where there is no params.yaml."""
+        return self._has_params() and bool(self.params.cohort.options.get("follow_links", False))
+
     def machine(self, **given: object) -> Machine:
         """Join section `machine` of params.yaml with options that were given; None is not given."""
         section = self.params.machine if self._has_params() else Machine()
