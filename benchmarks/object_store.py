@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cache.claims import claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
-from cache.storage.locations import Place, place
+from cache.storage.locations import Location, location_of
 from cache.storage.objects import file_system
 from cache.upkeep.resume import create_embeddings
 from tests.s3_server import environment, serving
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def write(store: Place, content: Shard, n_shards: int, state: Path) -> None:
+def write(store: Location, content: Shard, n_shards: int, state: Path) -> None:
     """Write shard by shard, each claimed, as `embed` does."""
     layout = Layout(n_shards * SHARD, tuple(f"block_{k}" for k in range(LAYERS)), (WIDTH,) * LAYERS, WIDTH)
     with closing(claims_on(store, state)) as claims:
@@ -95,7 +95,7 @@ def counted(work: Callable[[], object]) -> Counter[str]:
     return sent
 
 
-def reading(store: Place) -> dict[str, Callable[[], object]]:
+def reading(store: Location) -> dict[str, Callable[[], object]]:
     """Return what is read, by name."""
     opened: EmbeddingStore = open_embeddings(store)
     return {
@@ -125,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, server() as address:
         os.environ.update(environment(address))
         file_system("s3", os.getpid()).call_s3("create_bucket", Bucket="bench")
-        places = {"disk": Path(name) / "toy.zarr", "bucket": place("s3://bench/study/toy.zarr")}
+        places = {"disk": Path(name) / "toy.zarr", "bucket": location_of("s3://bench/study/toy.zarr")}
         for _, (kind, store) in itertools.product(range(options.rounds), places.items()):
             rounds = took.setdefault(kind, defaultdict(list))
             rounds["write"].append(seconds(partial(write, store, content, options.shards, Path(name))))

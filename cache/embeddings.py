@@ -15,7 +15,7 @@ import zarr
 from cache.embedding_layout import VIEWS, Identity, Layout, Shard
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
-from cache.storage.locations import Place, name_within, place
+from cache.storage.locations import Location, location_of, name_within
 from cache.storage.objects import Entry, ObjectPath
 from cache.storage.writing import Guard, Part, write_all_durably
 from cache.zarr_io.groups import ZARR_ERRORS, get_array, open_group, shard_file
@@ -49,7 +49,7 @@ class EmbeddingStore:
         zarr array bool [record]; written last, so that a row counts only when everything of it is on the disk.
     """
 
-    def __init__(self, path: Place, group: zarr.Group) -> None:
+    def __init__(self, path: Location, group: zarr.Group) -> None:
         self.path = path
         self.group = group
         try:
@@ -147,7 +147,7 @@ class EmbeddingStore:
             if plain is not None and plain.shard_rows == self.shard_records and None not in found.values()
         }
 
-    def shard_files(self, shard: int) -> list[Place]:
+    def shard_files(self, shard: int) -> list[Location]:
         """Return the files or objects of a shard, `done` last; none where another tool cut it in another way."""
         return [shard_file(self.path, a, shard) for a in self.arrays()] if self._plain else []
 
@@ -166,7 +166,7 @@ class EmbeddingStore:
         """Bytes (or tags) of `done` shards seen so far: they are all alike, so that thousands need no decoding."""
         return {}
 
-    def _marked(self, file: Place, shard: int) -> bool:
+    def _marked(self, file: Location, shard: int) -> bool:
         rows = self.rows_of(shard)
         try:
             key = (rows.stop - rows.start, file.read_bytes())
@@ -345,7 +345,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_embeddings(path: str | Place, mode: str = "r") -> EmbeddingStore:
+def open_embeddings(path: str | Location, mode: str = "r") -> EmbeddingStore:
     """Open one expert's store, a folder or a URL such as `s3://bucket/x.zarr`; read-only unless `mode` is "r+"."""
-    path = place(path)
+    path = location_of(path)
     return EmbeddingStore(path, open_group(path, made_by=f"ensemble embed --expert {path.stem}", mode=mode))

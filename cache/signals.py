@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec
 
 from cache.errors import StoreError
 from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
-from cache.storage.locations import Place, folder_of, place
+from cache.storage.locations import Location, folder_of, location_of
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import write_durably
 from cache.zarr_io.groups import ZARR_ERRORS, add_array, create_group, get_array, open_group, shard_file, write_shard
@@ -84,7 +84,7 @@ class SignalStore:
         What packs the signals; None where another tool laid them out, which is read and never written.
     """
 
-    def __init__(self, path: Place, group: zarr.Group) -> None:
+    def __init__(self, path: Location, group: zarr.Group) -> None:
         self.path = path
         self.group = group
         try:
@@ -136,7 +136,7 @@ class SignalStore:
         """Return the arrays of one value a record: `valid`, `rate_hz` where there is one, `digest` last."""
         return [array for array in (self.valid, self.rate_hz, self.digest) if array is not None]
 
-    def signal_files(self, shard: int) -> list[Place]:
+    def signal_files(self, shard: int) -> list[Location]:
         """Return the files or objects that hold a shard's samples, piece after piece of the time axis."""
         first = shard_file(self.path, self.signals, shard)
         piece = (self.signals.shards or self.signals.chunks)[2]
@@ -234,7 +234,7 @@ class SignalStore:
         nothing = np.full((1, len(LEADS), N_SAMPLES), MISSING, dtype=np.int16)
         return bool((digests == row_digests(nothing, self.row_digest)).all())
 
-    def lost_files(self, shard: int) -> list[Place]:
+    def lost_files(self, shard: int) -> list[Location]:
         """Return the files of a shard's samples that should be there and are not."""
         first, *later = self.signal_files(shard)
         lost = [] if first.exists() else [first]
@@ -394,7 +394,7 @@ def add_signal_arrays(
     add_array(group, "digest", digest_shape, digest_chunks, shard_rows=shard, dtype="uint8", fill_value=0)
 
 
-def open_signals(path: str | Place = "signals.zarr", mode: str = "r") -> SignalStore:
+def open_signals(path: str | Location = "signals.zarr", mode: str = "r") -> SignalStore:
     """Open signals.zarr, a folder or a URL such as `s3://bucket/signals.zarr`; read-only unless `mode` is "r+"."""
-    path = place(path)
+    path = location_of(path)
     return SignalStore(path, open_group(path, made_by="ensemble ingest", mode=mode))

@@ -24,6 +24,26 @@ def parsed(root: Path, path: Path) -> ast.Module:
     return ast.parse((root / path).read_text(encoding="utf-8"))
 
 
+PRONOUNS = {"told", "few", "own", "here", "there", "such", "mine", "which"}
+"""Words that say nothing of what a thing is."""
+
+
+def pronoun_names(root: Path) -> set[str]:
+    """Return file:name of every function, parameter and variable that is named by a pronoun."""
+    found = set()
+    for path in product_files(root):
+        for node in ast.walk(parsed(root, path)):
+            names: list[str] = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.append(node.name)
+            elif isinstance(node, ast.arg):
+                names.append(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.append(node.id)
+            found |= {f"{path}: {name}" for name in names if PRONOUNS & set(name.lower().split("_"))}
+    return found
+
+
 def files_per_folder(root: Path) -> Counter[Path]:
     """Count the Python files of every folder, faces included."""
     return Counter(path.parent for path in product_files(root))

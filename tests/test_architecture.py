@@ -165,3 +165,7 @@ def test_every_stage_has_the_same_door(stage, name):
 
 def test_two_public_classes_never_share_a_name():
     assert not structure.classes_of_one_name(ROOT)
+
+
+def test_nothing_is_named_by_a_pronoun():
+    assert not structure.pronoun_names(ROOT)

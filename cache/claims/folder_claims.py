@@ -16,12 +16,12 @@ from pathlib import Path
 
 from cache.claims.leases import Leases
 from cache.errors import StoreError
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 
 HELD = (errno.EACCES, errno.EAGAIN)
 
 
-def claims_on(store: Place, state_folder: Path) -> AnyClaims:
+def claims_on(store: Location, state_folder: Path) -> AnyClaims:
     """Return what claims on a store are made with: kernel locks on a file system, leases on object storage."""
     if isinstance(store, Path):
         return Claims(store, state_folder)

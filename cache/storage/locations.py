@@ -12,11 +12,11 @@ from pathlib import Path
 from cache.errors import MissingFileError, UsageError
 from cache.storage.objects import ObjectPath, is_url
 
-Place = Path | ObjectPath
+Location = Path | ObjectPath
 METADATA = "zarr.json"
 
 
-def place(location: str | Path | ObjectPath) -> Place:
+def location_of(location: str | Path | ObjectPath) -> Location:
     """Return a location as a `Path` of this machine, or as an `ObjectPath` where it is a URL."""
     if isinstance(location, Path | ObjectPath):
         return location
@@ -27,7 +27,7 @@ def place(location: str | Path | ObjectPath) -> Place:
     return ObjectPath(location)
 
 
-def folder_of(location: str | Place) -> Path:
+def folder_of(location: str | Location) -> Path:
     """Return a location that has to be a path of this machine.
 
     Raises
@@ -40,19 +40,19 @@ def folder_of(location: str | Place) -> Path:
     return Path(location)
 
 
-def within(folder: Path, location: str) -> Place:
+def within(folder: Path, location: str) -> Location:
     """Return a location that is told from a folder: a URL as it is, a path relative to the folder."""
-    return place(location) if is_url(location) else folder / Path(location).expanduser()
+    return location_of(location) if is_url(location) else folder / Path(location).expanduser()
 
 
-def name_within(store: Place, file: Place) -> str:
+def name_within(store: Location, file: Location) -> str:
     """Return the name of a store's file or object from the store on, such as `done/c/0`."""
     if isinstance(file, Path):
         return file.relative_to(str(store)).as_posix()
     return file.url.removeprefix(f"{store}/")
 
 
-def store_exists(store: Place) -> bool:
+def store_exists(store: Location) -> bool:
     """Whether there is a store. Among objects that is its root metadata, which is written last and deleted first."""
     if isinstance(store, Path):
         return store.exists()
@@ -63,32 +63,32 @@ def store_exists(store: Place) -> bool:
     return True
 
 
-def stores_in(folder: Place) -> list[Place]:
+def stores_in(folder: Location) -> list[Location]:
     """Return the stores right below a folder, in order."""
     return [store for store in _named_as_stores(folder) if store_exists(store)]
 
 
-def half_made_in(folder: Place) -> list[Place]:
+def half_made_in(folder: Location) -> list[Location]:
     """Return what killed runs left where there should be a store: objects without root metadata."""
     return [store for store in _named_as_stores(folder) if not store_exists(store)]
 
 
-def _named_as_stores(folder: Place) -> list[Place]:
+def _named_as_stores(folder: Location) -> list[Location]:
     if isinstance(folder, ObjectPath):
-        found: list[Place] = list(folder.children())
+        found: list[Location] = list(folder.children())
     else:
         found = sorted(folder.glob("*.zarr")) if folder.is_dir() else []
     return [path for path in found if path.name.endswith(".zarr") and not path.name.startswith(".")]
 
 
-def n_bytes(store: Place) -> int:
+def n_bytes(store: Location) -> int:
     """Return the bytes of all files or objects below a name."""
     if isinstance(store, ObjectPath):
         return sum(entry.size for entry in store.files().values())
     return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
 
 
-def move(store: Place, target: Place, guard: Callable[[], None] | None = None) -> None:
+def move(store: Location, target: Location, guard: Callable[[], None] | None = None) -> None:
     """Move a store to a name beside it, where nothing stands.
 
     A folder is renamed. Objects are copied by their server, root metadata last, and then removed, root metadata first:
@@ -111,7 +111,7 @@ def move(store: Place, target: Place, guard: Callable[[], None] | None = None) -
     remove(store)
 
 
-def remove(store: Place) -> None:
+def remove(store: Location) -> None:
     """Remove a store and everything below its name. Among objects, the root metadata first: then there is none."""
     if isinstance(store, ObjectPath):
         (store / METADATA).unlink(missing_ok=True)

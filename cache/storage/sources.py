@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from cache.storage.objects import ObjectPath
 
 GAP_BYTES = 256 * 1024
@@ -30,7 +30,7 @@ class Source(Protocol):
 
 
 @contextlib.contextmanager
-def opened(file: Place) -> Iterator[Source]:
+def opened(file: Location) -> Iterator[Source]:
     """Open a file or object for reading; OSError if that cannot be done."""
     if isinstance(file, ObjectPath):
         yield ObjectSource(file)

@@ -13,17 +13,17 @@ import numpy as np
 
 from cache.files import sync, write_text
 from cache.storage.direct_io import write_pieces
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from cache.storage.objects import ObjectPath
 
 Pieces = Iterable[np.ndarray | bytes]
-Part = tuple[Place, Place, Pieces]
+Part = tuple[Location, Location, Pieces]
 """A file or object, the folder up to which names are flushed, and what it is to hold."""
 Guard = Callable[[], None]
 """Raises where this process may no longer write (`Claims.confirm`)."""
 
 
-def write_durably(file: Place, top: Place, pieces: Pieces, guard: Guard | None = None) -> None:
+def write_durably(file: Location, top: Location, pieces: Pieces, guard: Guard | None = None) -> None:
     """Write a file all or nothing and flush it, its name and the folders up to `top` to the disk; or put an object.
 
     What a killed writer left beside it is removed first.
@@ -64,7 +64,7 @@ def put(file: ObjectPath, content: bytes, guard: Guard | None = None) -> None:
             return
 
 
-def store_text(file: Place, text: str, guard: Guard | None = None) -> None:
+def store_text(file: Location, text: str, guard: Guard | None = None) -> None:
     """Write a small text as UTF-8, all or nothing."""
     if isinstance(file, ObjectPath):
         put(file, text.encode(), guard)

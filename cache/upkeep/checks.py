@@ -12,7 +12,7 @@ import numpy as np
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import EnsembleError, StorageError, StoreError
 from cache.signals import SignalStore, open_signals
-from cache.storage.locations import Place, name_within
+from cache.storage.locations import Location, name_within
 from cache.storage.writing import Guard
 from cache.zarr_io.groups import ZARR_ERRORS, shard_file
 from cache.zarr_io.metadata import metadata_faults, restore_metadata
@@ -32,7 +32,7 @@ class Fault:
         Nothing of the shard is there: it was never written, or was dropped. There is nothing to repair.
     """
 
-    store: Place
+    store: Location
     shard: int | None
     what: str
     missing: bool = False
@@ -42,7 +42,7 @@ class Fault:
         return f"{self.store}:{where} {self.what}"
 
 
-def embedding_faults(path: Place) -> Iterator[Fault]:
+def embedding_faults(path: Location) -> Iterator[Fault]:
     """Read a whole embedding store against its checksums and row count; metadata first.
 
     Where the metadata are damaged, the shards are not looked at: it is not known what they should be.
@@ -50,13 +50,13 @@ def embedding_faults(path: Place) -> Iterator[Fault]:
     return _faults(path, open_embeddings, _embedding_shard_faults)
 
 
-def signal_faults(path: Place) -> Iterator[Fault]:
+def signal_faults(path: Location) -> Iterator[Fault]:
     """Read a whole signal store against its checksums and every row's digest; metadata first."""
     return _faults(path, open_signals, _signal_shard_faults)
 
 
 def _faults(
-    path: Place, opened: Callable[[Place], _Store], faults_of: Callable[[_Store, int], Iterator[Fault]]
+    path: Location, opened: Callable[[Location], _Store], faults_of: Callable[[_Store, int], Iterator[Fault]]
 ) -> Iterator[Fault]:
     damaged = metadata_faults(path)
     yield from (Fault(path, None, f"{name} is damaged") for name in damaged)
@@ -73,7 +73,7 @@ def _faults(
         yield from faults_of(store, shard)
 
 
-def _without(path: Place, error: EnsembleError) -> str:
+def _without(path: Location, error: EnsembleError) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
@@ -128,7 +128,7 @@ def count_without_vector(store: EmbeddingStore) -> int:
     return sum(int(np.isnan(rows).all(axis=1).sum()) for rows in parts)
 
 
-def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
+def repair_embeddings(path: Location, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards; gives one line for each thing done.
 
     Only for a process that owns the store (`cache.claims`). What cannot be repaired stays, for `embedding_faults`.
@@ -136,7 +136,7 @@ def repair_embeddings(path: Place, guard: Guard | None = None) -> Iterator[str]:
     return _repair(path, embedding_faults, open_embeddings, f"run `ensemble embed --expert {path.stem}`", guard)
 
 
-def repair_signals(path: Place, guard: Guard | None = None) -> Iterator[str]:
+def repair_signals(path: Location, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards of a signal store, so that `ingest` reads them again."""
     then = "run `ensemble ingest`" if isinstance(path, Path) else "copy it again from the folder that it was made in"
     return _repair(path, signal_faults, open_signals, then, guard)
@@ -156,15 +156,15 @@ def _require_readable(store: EmbeddingStore | SignalStore, shard: int) -> None:
             ) from error
 
 
-def _files_of(store: EmbeddingStore | SignalStore, shard: int) -> list[Place]:
+def _files_of(store: EmbeddingStore | SignalStore, shard: int) -> list[Location]:
     if isinstance(store, EmbeddingStore):
         return [shard_file(store.path, array, shard) for array in store.arrays()]
     return [*(shard_file(store.path, array, shard) for array in store.facts()), *store.signal_files(shard)]
 
 
 def _repair(
-    path: Place,
-    faults: Callable[[Place], Iterator[Fault]],
+    path: Location,
+    faults: Callable[[Location], Iterator[Fault]],
     opened: Callable[..., EmbeddingStore | SignalStore],
     then: str,
     guard: Guard | None,

@@ -22,7 +22,7 @@ from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.records import records_digest
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from cache.upkeep.kept import set_aside
 from cache.upkeep.resume import create_embeddings
 
@@ -175,7 +175,7 @@ def place_rows(ids: Sequence[str], records: pd.DataFrame) -> np.ndarray:
 
 
 def import_vectors(
-    store: Place,
+    store: Location,
     arrays: dict[str, np.ndarray],
     ids: Sequence[str],
     records: pd.DataFrame,
@@ -266,7 +266,7 @@ def _taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return taken
 
 
-def export_vectors(store: Place, records: pd.DataFrame, target: Path, what: str = "embedding") -> None:
+def export_vectors(store: Location, records: pd.DataFrame, target: Path, what: str = "embedding") -> None:
     """Write vectors for other tools: .npy (row order of records.parquet) or .parquet (record_id, patient_id, list).
 
     Parameters

@@ -10,34 +10,34 @@ import re
 
 from cache.embeddings import open_embeddings
 from cache.errors import EnsembleError
-from cache.storage.locations import Place, move, remove, store_exists
+from cache.storage.locations import Location, move, remove, store_exists
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard
 
 _NAME = re.compile(r"\.(?P<expert>.+)\.(?P<fingerprint>[0-9a-f]{16})\.kept\.zarr")
 
 
-def kept_path(path: Place, fingerprint: str) -> Place:
+def kept_path(path: Location, fingerprint: str) -> Location:
     """Return where a store of this fingerprint is kept when another one takes its place."""
     return path.parent / f".{path.stem}.{fingerprint[:16]}.kept.zarr"
 
 
-def kept_stores(folder: Place) -> list[Place]:
+def kept_stores(folder: Location) -> list[Location]:
     """Return the kept stores in a folder of stores, in order, those of interrupted copies too."""
     if isinstance(folder, ObjectPath):
-        found: list[Place] = list(folder.children())
+        found: list[Location] = list(folder.children())
     else:
         found = sorted(folder.glob(".*.kept.zarr")) if folder.is_dir() else []
     return [path for path in found if _NAME.fullmatch(path.name)]
 
 
-def replaced_by(path: Place) -> Place:
+def replaced_by(path: Location) -> Location:
     """Return the store that stands, or stood, where a kept one was."""
     named = _NAME.fullmatch(path.name)
     return path.parent / f"{named['expert']}.zarr" if named else path
 
 
-def set_aside(path: Place, fingerprint: str, guard: Guard | None = None) -> Place | None:
+def set_aside(path: Location, fingerprint: str, guard: Guard | None = None) -> Location | None:
     """Move a store that one of another fingerprint is about to replace aside, and return where it is kept.
 
     None, and nothing is moved, where no shard of it is complete, it has this very fingerprint or cannot be opened. Only
@@ -56,7 +56,7 @@ def set_aside(path: Place, fingerprint: str, guard: Guard | None = None) -> Plac
     return target
 
 
-def bring_back(path: Place, fingerprint: str, guard: Guard | None = None) -> bool:
+def bring_back(path: Location, fingerprint: str, guard: Guard | None = None) -> bool:
     """Put a kept store of this fingerprint back to `path`, where nothing may stand; whether there was one.
 
     Only for the process that owns the store.
@@ -68,7 +68,7 @@ def bring_back(path: Place, fingerprint: str, guard: Guard | None = None) -> boo
     return True
 
 
-def _is_whole(path: Place, fingerprint: str) -> bool:
+def _is_whole(path: Location, fingerprint: str) -> bool:
     """Whether a kept store can be opened and is of this fingerprint, of which its name holds a part alone."""
     try:
         return store_exists(path) and open_embeddings(path).fingerprint == fingerprint
@@ -76,7 +76,7 @@ def _is_whole(path: Place, fingerprint: str) -> bool:
         return False
 
 
-def _clear(path: Place) -> None:
+def _clear(path: Location) -> None:
     """Remove a kept store, or what an interrupted copy left of one."""
     if isinstance(path, ObjectPath) or path.exists():
         remove(path)

@@ -14,7 +14,7 @@ import zarr
 
 from cache.embeddings import SCHEMA_VERSION, EmbeddingStore, Identity, Layout, open_embeddings
 from cache.files import link_or_copy
-from cache.storage.locations import Place, name_within, place, store_exists
+from cache.storage.locations import Location, location_of, name_within, store_exists
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard
 from cache.upkeep.kept import bring_back, set_aside
@@ -24,7 +24,7 @@ CHUNK_RECORDS = 256
 
 
 def create_embeddings(
-    path: str | Place,
+    path: str | Location,
     layout: Layout,
     identity: Identity,
     kept: EmbeddingStore | None = None,
@@ -39,7 +39,7 @@ def create_embeddings(
     guard
         Raises where this process no longer owns the store (`Claims.confirm`).
     """
-    path = place(path)
+    path = location_of(path)
     attributes = {
         "schema_version": SCHEMA_VERSION,
         **identity.expert,
@@ -116,7 +116,7 @@ def grew_from(store: EmbeddingStore, identity: Identity, n_records: int, prefix:
 
 
 def resume_or_create(
-    path: str | Place,
+    path: str | Location,
     layout: Layout,
     identity: Identity,
     prefix: Prefix | None = None,
@@ -136,7 +136,7 @@ def resume_or_create(
     StoreError
         What stands there cannot be opened; it is left as it is.
     """
-    path = place(path)
+    path = location_of(path)
     recover_group(path, guard)
     if not store_exists(path):
         return _back_or_new(path, layout, identity, guard), "no store yet"
@@ -150,7 +150,7 @@ def resume_or_create(
     return _back_or_new(path, layout, identity, guard), why
 
 
-def _back_or_new(path: Place, layout: Layout, identity: Identity, guard: Guard | None) -> EmbeddingStore:
+def _back_or_new(path: Location, layout: Layout, identity: Identity, guard: Guard | None) -> EmbeddingStore:
     """Bring kept vectors of this identity back, or make an empty store."""
     if bring_back(path, identity.fingerprint, guard):
         back = open_embeddings(path, mode="r+")

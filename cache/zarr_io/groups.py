@@ -15,7 +15,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
-from cache.storage.locations import METADATA, Place, folder_of, remove, store_exists
+from cache.storage.locations import METADATA, Location, folder_of, remove, store_exists
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard, put
 from cache.zarr_io.metadata import announce_growth, finish_growth, is_growing, metadata_faults, seal
@@ -28,7 +28,7 @@ Fill = Callable[[zarr.Group, Path], None]
 """Given a new group and the folder it is made in, adds the arrays."""
 
 
-def create_group(path: Place, attributes: Mapping[str, Any], fill: Fill, guard: Guard | None = None) -> None:
+def create_group(path: Location, attributes: Mapping[str, Any], fill: Fill, guard: Guard | None = None) -> None:
     """Make a new group with its arrays elsewhere and move it to `path`: no half-made store ever stands there.
 
     Of a folder that stands there, all or nothing is replaced: it is moved aside first, and then removed. Objects cannot
@@ -94,7 +94,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-def recover_group(path: Place, guard: Guard | None = None) -> None:
+def recover_group(path: Location, guard: Guard | None = None) -> None:
     """Undo or end what a killed `create_group` or `grow_objects` left: a store that was moved aside goes back.
 
     Only for the process that owns the store.
@@ -108,7 +108,7 @@ def recover_group(path: Place, guard: Guard | None = None) -> None:
         remove(left)
 
 
-def leftovers(path: Place) -> list[Path]:
+def leftovers(path: Location) -> list[Path]:
     """Return the folders beside a store that a killed `create_group` left; beside objects it leaves none."""
     if isinstance(path, ObjectPath):
         return []
@@ -116,7 +116,7 @@ def leftovers(path: Place) -> list[Path]:
     return [*aside, *sorted(path.parent.glob(f".{path.name}.*.partial"))]
 
 
-def open_group(path: Place, *, made_by: str, mode: str = "r") -> zarr.Group:
+def open_group(path: Location, *, made_by: str, mode: str = "r") -> zarr.Group:
     """Open an existing group; `made_by` is the command that would make it, for the error message.
 
     A group of objects is always opened for reading: what is written there goes round zarr.
@@ -181,12 +181,12 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return found
 
 
-def shard_file(path: Place, array: zarr.Array[Any], shard: int) -> Place:
+def shard_file(path: Location, array: zarr.Array[Any], shard: int) -> Location:
     """Return the file or object that holds one shard of rows (shards span all other axes)."""
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
 
 
-def write_shard(path: Place, array: zarr.Array[Any], shard: int, shard_rows: int, values: np.ndarray) -> None:
+def write_shard(path: Location, array: zarr.Array[Any], shard: int, shard_rows: int, values: np.ndarray) -> None:
     """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first."""
     file = folder_of(shard_file(path, array, shard))
     for left in file.parent.glob(f"{file.name}.*.partial"):

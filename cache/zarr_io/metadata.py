@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 
 from cache.fingerprint import text_digest
-from cache.storage.locations import METADATA, Place
+from cache.storage.locations import METADATA, Location
 from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard, store_text
 
 SPARE = "spare"
 
 
-def _texts(path: Place) -> dict[str, str]:
+def _texts(path: Location) -> dict[str, str]:
     """Return the text of every zarr.json of a store but the spare one, by its path within the store."""
     folders = path.children() if isinstance(path, ObjectPath) else sorted(p for p in path.glob("*") if p.is_dir())
     names = [METADATA, *(f"{folder.name}/{METADATA}" for folder in folders if folder.name not in (SPARE, METADATA))]
@@ -25,7 +25,7 @@ def _texts(path: Place) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
-def _text(file: Place) -> str | None:
+def _text(file: Location) -> str | None:
     try:
         return file.read_bytes().decode("utf-8", "replace")
     except (FileNotFoundError, IsADirectoryError):
@@ -36,12 +36,12 @@ def _digest(texts: dict[str, str]) -> str:
     return text_digest(item for name in sorted(texts) for item in (name, texts[name]))
 
 
-def seal(path: Place, guard: Guard | None = None) -> None:
+def seal(path: Location, guard: Guard | None = None) -> None:
     """Copy a store's metadata as they are now; to be called whenever they were changed on purpose."""
     _write_spare(path, _texts(path), guard)
 
 
-def _write_spare(path: Place, texts: dict[str, str], guard: Guard | None, **more: bool) -> None:
+def _write_spare(path: Location, texts: dict[str, str], guard: Guard | None, **more: bool) -> None:
     attributes = {"files": texts, "sha256": _digest(texts), **more}
     content = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     store_text(path / SPARE / METADATA, json.dumps(content, indent=2), guard)
@@ -74,7 +74,7 @@ def finish_growth(path: ObjectPath, guard: Guard | None) -> None:
     _write_spare(path, texts, guard)
 
 
-def _spare(path: Place) -> dict[str, str] | None:
+def _spare(path: Location) -> dict[str, str] | None:
     """Return the copies if they are intact."""
     try:
         content = json.loads((path / SPARE / METADATA).read_bytes())
@@ -87,7 +87,7 @@ def _spare(path: Place) -> dict[str, str] | None:
     return dict(files)
 
 
-def metadata_faults(path: Place) -> list[str]:
+def metadata_faults(path: Location) -> list[str]:
     """Return the metadata files of a store that are not as they were written; none of a store without copies."""
     if not _has_spare(path):
         return []
@@ -98,11 +98,11 @@ def metadata_faults(path: Place) -> list[str]:
     return sorted(name for name in spare.keys() | now.keys() if spare.get(name) != now.get(name))
 
 
-def _has_spare(path: Place) -> bool:
+def _has_spare(path: Location) -> bool:
     return path / SPARE in path.children() if isinstance(path, ObjectPath) else (path / SPARE).exists()
 
 
-def restore_metadata(path: Place, guard: Guard | None = None) -> list[str]:
+def restore_metadata(path: Location, guard: Guard | None = None) -> list[str]:
     """Put right what `metadata_faults` finds, from whichever copy is intact, and return those files."""
     faults = metadata_faults(path)
     if not faults:

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from cache.errors import StoreError
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from cache.storage.sources import Source, opened
 
 ABSENT = 2**64 - 1
@@ -37,7 +37,7 @@ class PlainShards:
         Rows of a chunk (of one group), and of a shard (of all groups).
     """
 
-    folder: Place
+    folder: Location
     n_rows: int
     groups: int
     width: int
@@ -47,7 +47,7 @@ class PlainShards:
     fill: Any
 
     @classmethod
-    def of(cls, path: Place, array: zarr.Array[Any]) -> PlainShards | None:
+    def of(cls, path: Location, array: zarr.Array[Any]) -> PlainShards | None:
         """Return the layout of an array of the store at `path`, or None where only zarr itself can read it."""
         if not _is_plain(array.metadata.to_dict()):
             return None
@@ -96,7 +96,7 @@ class PlainShards:
         padded[: len(rows)] = rows
         return padded
 
-    def read(self, file: Place, rows: slice, group: int | None, out: np.ndarray) -> None:
+    def read(self, file: Location, rows: slice, group: int | None, out: np.ndarray) -> None:
         """Read rows of one shard into `out` [rows, groups or 1, width].
 
         Raises
@@ -170,7 +170,7 @@ def _is_plain(metadata: Any) -> bool:
     )
 
 
-def narrowed(path: Place, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def narrowed(path: Location, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Cast to the store's dtype in C order, if need be; refuses values that do not fit rather than writing infinity."""
     with np.errstate(over="ignore"):
         narrowed = values.astype(dtype, order="C", copy=False)

@@ -17,7 +17,7 @@ from pipeline.study.folder import Study
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
     from stages.posttrain import PosttrainSettings
     from stages.pretrain import PretrainSettings
 
@@ -206,7 +206,7 @@ def _starting_weights(study: Study, weights: str | None) -> Path | None:
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
 
-def _current_store(study: Study, settings: PosttrainSettings) -> Place | None:
+def _current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     """Return the expert's store, if it was made from these weights and records."""
     from dataclasses import replace
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cache.errors import MissingFileError, UsageError
-from cache.storage.locations import Place, within
+from cache.storage.locations import Location, within
 from pipeline.study.params import EMBEDDINGS, PARAMS_FILE, SIGNALS, Params, option_fault, read_params
 from stages.embed.settings import DEFAULT_WEIGHTS, ExpertSection
 from stages.ingest.settings import CohortSection
@@ -38,16 +38,16 @@ class Study:
         return self.folder / "records.parquet"
 
     @cached_property
-    def signals(self) -> Place:
+    def signals(self) -> Location:
         """signals.zarr, or where params.yaml says; a URL if it is one."""
         return within(self.folder, self.params.signals if self._has_params() else SIGNALS)
 
     @cached_property
-    def embeddings(self) -> Place:
+    def embeddings(self) -> Location:
         """Folder of the experts' stores, or where params.yaml says; a URL if it is one."""
         return within(self.folder, self.params.embeddings if self._has_params() else EMBEDDINGS)
 
-    def embedding(self, expert: str) -> Place:
+    def embedding(self, expert: str) -> Location:
         """One expert's store."""
         return self.embeddings / f"{expert}.zarr"
 

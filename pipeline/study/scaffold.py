@@ -13,7 +13,7 @@ import yaml
 
 from cache.errors import EnsembleError, UsageError
 from cache.files import write_text
-from cache.storage.locations import place
+from cache.storage.locations import location_of
 from cache.storage.objects import ObjectPath
 from pipeline.study.params import EMBEDDINGS
 
@@ -62,7 +62,7 @@ def make_study(
     path = path.expanduser().resolve()
     chosen = {**(options or {}), **({"labels": str(labels.expanduser().resolve())} if labels else {})}
     cohort = open_cohort(source, path, chosen)
-    if embeddings is not None and not isinstance(place(embeddings), ObjectPath):
+    if embeddings is not None and not isinstance(location_of(embeddings), ObjectPath):
         raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
     present = [name for name in TEMPLATES if (folder / name).exists()]
     if present:

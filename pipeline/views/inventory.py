@@ -15,7 +15,7 @@ from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import EnsembleError, StoreError, UsageError
 from cache.records import open_records, records_digest
 from cache.signals import open_signals
-from cache.storage.locations import Place, half_made_in, n_bytes, remove, store_exists, stores_in
+from cache.storage.locations import Location, half_made_in, n_bytes, remove, store_exists, stores_in
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.exchange import IMPORTED, import_vectors, read_ids, read_vectors
 from cache.upkeep.kept import kept_stores, replaced_by
@@ -117,7 +117,7 @@ def repair(study: Study) -> Iterator[str]:
             yield from repair_embeddings(path, claims.confirm)
 
 
-def _owning(study: Study, path: Place) -> closing[AnyClaims]:
+def _owning(study: Study, path: Location) -> closing[AnyClaims]:
     claims = claims_on(path, study.state)
     if not claims.try_acquire():
         claims.close()
@@ -129,7 +129,7 @@ def _owning(study: Study, path: Place) -> closing[AnyClaims]:
 class Unused:
     """A folder that nothing refers to."""
 
-    path: Place
+    path: Location
     why: str
 
     def __str__(self) -> str:
@@ -222,9 +222,9 @@ def import_file(
     return f"{len(names)} vectors, {len(store.layer_names)} layer(s) -> {target}; name '{expert}' under `experts`"
 
 
-def _stores(study: Study) -> list[Place]:
+def _stores(study: Study) -> list[Location]:
     return stores_in(study.embeddings)
 
 
-def _size(path: Place) -> str:
+def _size(path: Location) -> str:
     return f"{n_bytes(path) / 1e6:.1f} MB"

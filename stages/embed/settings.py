@@ -13,7 +13,7 @@ from stages.devices import Precision
 from stages.settings import Settings
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 DEFAULT_WEIGHTS = "weights/default"
 """Marker file of a study: this expert takes no weights, or the published ones from the model hub."""
@@ -69,8 +69,8 @@ class EmbedPaths:
     """
 
     records: Path
-    signals: Place
-    store: Place
+    signals: Location
+    store: Location
     state: Path
 
 
@@ -90,10 +90,10 @@ class ReplacedStore:
         Whether vectors of what is asked for were moved aside earlier, and come back.
     """
 
-    store: Place
+    store: Location
     n_records: int
     why: str
-    kept: Place | None
+    kept: Location | None
     brings_back: bool
 
 

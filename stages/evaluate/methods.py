@@ -21,7 +21,7 @@ import stages.heads
 from cache.errors import InputError
 from cache.files import replacing
 from cache.fingerprint import file_digest, fingerprint
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from stages.heads import EnsembleHeads
 from stages.heads.baselines.methods import METHODS
 from stages.heads.inputs.expert_features import parse_mix
@@ -54,8 +54,8 @@ class Setting:
     heads: EnsembleHeads
     splits: list[Split]
     signal: np.ndarray | None
-    stores: Mapping[str, Place]
-    signals_path: Place
+    stores: Mapping[str, Location]
+    signals_path: Location
     heads_folder: Path
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from stages.settings import Settings
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -66,8 +66,8 @@ class EvaluatePaths:
     """
 
     records: Path
-    signals: Place
-    stores: Mapping[str, Place]
+    signals: Location
+    stores: Mapping[str, Location]
     heads: Path
     predictions: Path
     gate_weights: Path

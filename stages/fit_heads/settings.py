@@ -11,7 +11,7 @@ from stages.heads.options import FitOptions
 from stages.settings import Settings, allowed, number_or
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
@@ -77,8 +77,8 @@ class FitHeadsPaths:
     """Where a fit reads and writes; `stores`: expert -> its store; `costs`: fit_costs.json, None: not written."""
 
     records: Path
-    signals: Place
-    stores: Mapping[str, Place]
+    signals: Location
+    stores: Mapping[str, Location]
     heads: Path
     costs: Path | None = None
 

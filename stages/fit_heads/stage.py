@@ -13,7 +13,7 @@ import numpy as np
 
 from cache.errors import UsageError
 from cache.files import write_text
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from stages.fit_heads.settings import FitHeadsPaths, FitHeadsSettings, FitHeadsSummary
 from stages.heads import EnsembleHeads
 from stages.heads.inputs.expert_features import VIEWS
@@ -102,7 +102,7 @@ def costs_of(summary: FitHeadsSummary) -> dict[str, Any]:
 
 
 def _fit_enecg(
-    data: Data, heads: EnsembleHeads, stores: Mapping[str, Place], signals_path: Place, splits: list[Split]
+    data: Data, heads: EnsembleHeads, stores: Mapping[str, Location], signals_path: Location, splits: list[Split]
 ) -> tuple[EnecgHeads, dict[str, Any]]:
     """Fit the published recipe on the default fit's tasks and folds."""
     embeddings = {name: np.asarray(parts["embedding"]) for name, parts in data.features.items()}

@@ -34,7 +34,7 @@ ENOUGH_VALIDATION = 1500
 """With this many validation records in every fold, they alone judge; with fewer, inner training folds do too."""
 MOST_JUDGES = 15_000
 """Of more records that judge, so many at random do: they choose among a few numbers, and teach a small gate."""
-MANY_JUDGES = 5_000
+FIVE_PARTS_BELOW = 5_000
 """With so many in every fold, half of them teach the gate as well as four fifths: two inner folds instead of five."""
 INTERVAL = (0.05, 0.95)
 
@@ -214,20 +214,20 @@ def fit_all(
         if large and isinstance(x, Features):
             heads[name] = fit_expert_blockwise(name, x, seen, *common, place)
         else:
-            heads[name] = _fit_few(name, x, seen, *common)
+            heads[name] = _fit_subset(name, x, seen, *common)
         seconds[name] = perf_counter() - started
     summary = None if signal is None or "signal" not in sources else signal_summary(signal)
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
     judges = rows.numpy()
-    few = targets.take(rows)
+    judging = targets.take(rows)
     shift = None
     if targets.balanced and head_options.calibrate:
         shift = weight_shift(targets.y, targets.weight * masks.train[:, 0, :, None], targets.blocks)
-        judged = few.known * masks.judged[:, rows, None]
+        judged = judging.known * masks.judged[:, rows, None]
         for e, name in enumerate(heads):
             seen_by = torch.from_numpy(present[judges, e])[:, None]
-            heads[name] = undo_weights(heads[name], few.y, judged * seen_by, shift, few.blocks)
-    data = _gate_data(heads, present[judges], few, sources, None if summary is None else summary[judges], scales)
+            heads[name] = undo_weights(heads[name], judging.y, judged * seen_by, shift, judging.blocks)
+    data = _gate_data(heads, present[judges], judging, sources, None if summary is None else summary[judges], scales)
     gate_masks = _gate_masks(masks.judge[:, rows], None if groups is None else groups[judges], seed)
     # the weighted loss is that of a cohort with as many of each class: there the gate's mixtures are judged
     judged_at = data if shift is None else replace(data, outputs=data.outputs + shift[:, None, None])
@@ -236,20 +236,20 @@ def fit_all(
         gate.logits,
         judged_at.outputs,
         data.present,
-        (few.y, few.weight),
+        (judging.y, judging.weight),
         gate_masks,
-        few.blocks,
+        judging.blocks,
         head_options,
         share_tasks=share_tasks,
         huber=gate_options.huber,
     )
     if shift is not None:
         joined = shifted(joined, shift, data.outputs.shape[2])
-    known = few.known * gate_masks.judged[..., None]
-    temperature = torch.ones(len(splits), few.known.shape[1])
+    known = judging.known * gate_masks.judged[..., None]
+    temperature = torch.ones(len(splits), judging.known.shape[1])
     if head_options.calibrate:
-        temperature = fit_temperatures(joined.logits, few.y, known, few.blocks)
-        joined = raised(joined, rate_shift(few.y, known, few.blocks) * temperature)
+        temperature = fit_temperatures(joined.logits, judging.y, known, judging.blocks)
+        joined = raised(joined, rate_shift(judging.y, known, judging.blocks) * temperature)
     mixed = joined.logits / temperature[:, None]
     models = [
         FoldModel(
@@ -257,9 +257,9 @@ def fit_all(
             gate.folds[f],
             None if scales is None else scales[f],
             temperature[f].numpy().copy(),
-            few.centre[f],
-            few.scale[f],
-            _residual_interval(few, mixed, known, f),
+            judging.centre[f],
+            judging.scale[f],
+            _residual_interval(judging, mixed, known, f),
             joined.folds[f],
         )
         for f in range(len(splits))
@@ -268,7 +268,7 @@ def fit_all(
     return Fitted(models, heads, gate, joined, found, seconds)
 
 
-def _fit_few(
+def _fit_subset(
     name: str,
     x: Features | list[np.ndarray],
     seen: np.ndarray,
@@ -310,7 +310,7 @@ def _gate_data(
     outputs = torch.stack([h.logits for h in heads.values() if h.logits is not None], 2)
     outputs = torch.where(torch.from_numpy(present)[..., None] > 0, outputs, 0.0)
     widest = max(h.coordinates.shape[-1] for h in heads.values() if h.coordinates is not None)
-    shared, own = [], []
+    shared, per_task = [], []
     for f in range(outputs.shape[0]):
         coordinates = np.zeros((len(present), len(heads), widest), np.float32)
         for e, head in enumerate(heads.values()):
@@ -318,12 +318,12 @@ def _gate_data(
                 coordinates[:, e, : head.coordinates.shape[-1]] = head.coordinates[f].numpy()
         scaled = None if summary is None or scales is None else scales[f](summary)
         shared.append(torch.from_numpy(shared_inputs(sources, coordinates, present, scaled)))
-        own.append(torch.from_numpy(task_inputs(sources, outputs[f].numpy(), present, targets.blocks)))
+        per_task.append(torch.from_numpy(task_inputs(sources, outputs[f].numpy(), present, targets.blocks)))
     return GateData(
         outputs,
         torch.from_numpy(present),
         torch.stack(shared),
-        torch.stack(own),
+        torch.stack(per_task),
         targets.y,
         targets.weight,
         targets.blocks,
@@ -334,8 +334,8 @@ def _gate_masks(judge: Tensor, groups: np.ndarray | None, seed: int) -> Masks:
     """Inner folds over the records that have out-of-sample expert outputs, given who judges them [F, rows]."""
     nothing = np.empty(0, np.int64)
     rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in judge]
-    few = min(len(r) for r, _, _ in rows) < MANY_JUDGES
-    return make_masks(rows, judge.shape[1], groups, 5 if few else 2, seed + 50)
+    n_parts = 5 if min(len(r) for r, _, _ in rows) < FIVE_PARTS_BELOW else 2
+    return make_masks(rows, judge.shape[1], groups, n_parts, seed + 50)
 
 
 def _residual_interval(targets: Targets, mixed: Tensor, known: Tensor, f: int) -> np.ndarray:

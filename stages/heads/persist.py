@@ -145,9 +145,9 @@ def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: float, top_k: int) -> FoldModel:
     heads = {}
     for name in experts:
-        own = _below(arrays, f"expert/{name}/")
-        scaler = RobustScaler(**_below(own, "scaler/"))
-        heads[name] = FoldHead(scaler=scaler, scaling=scaling, **{k: own[k] for k in HEAD_ARRAYS})
+        of_expert = _below(arrays, f"expert/{name}/")
+        scaler = RobustScaler(**_below(of_expert, "scaler/"))
+        heads[name] = FoldHead(scaler=scaler, scaling=scaling, **{k: of_expert[k] for k in HEAD_ARRAYS})
     signal, reader = _below(arrays, "signal/"), _below(arrays, "reader/")
     return FoldModel(
         heads,

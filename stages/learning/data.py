@@ -18,7 +18,7 @@ from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
 from cache.records import Target, open_records, records_digest, target_array
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from stages.heads import TaskSpec
 from stages.heads.inputs.expert_features import ExpertFeatures
 from stages.heads.inputs.lazy_rows import LazyRows
@@ -63,7 +63,7 @@ class Data:
 
 def read_data(
     records_path: Path,
-    stores: Mapping[str, Place],
+    stores: Mapping[str, Location],
     tasks: Sequence[str] | None = None,
     memory_gb: float | str = "auto",
 ) -> Data:
@@ -98,7 +98,7 @@ def read_data(
     )
 
 
-def read_outputs(stores: Mapping[str, Place]) -> dict[str, np.ndarray]:
+def read_outputs(stores: Mapping[str, Location]) -> dict[str, np.ndarray]:
     """Expert -> output of its own head [n, width], of those that have one."""
     opened = {name: open_embeddings(path) for name, path in stores.items()}
     return {name: store.read_output() for name, store in opened.items() if store.output is not None}
@@ -121,7 +121,7 @@ def expert_identity(attributes: Mapping[str, Any]) -> str:
     return fingerprint({key: attributes.get(key) for key in IDENTITY_KEYS})
 
 
-def _checked(path: Place, digest: str) -> EmbeddingStore:
+def _checked(path: Location, digest: str) -> EmbeddingStore:
     store = open_embeddings(path)
     store.require_records(digest)
     store.require_complete()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cache.signals import LEADS, N_SAMPLES, open_signals
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from stages.heads import EnsembleHeads
 from stages.heads.gate.inputs import parse_sources, signal_summary
 from stages.readers.at_500_hz import read_at_500_hz
@@ -35,7 +35,7 @@ def reads_signal(heads: EnsembleHeads) -> bool:
     return "signal" in parse_sources(heads.gate_input)
 
 
-def read_gate_signal(heads: EnsembleHeads, signals_path: Place, leads: Sequence[str]) -> np.ndarray | None:
+def read_gate_signal(heads: EnsembleHeads, signals_path: Location, leads: Sequence[str]) -> np.ndarray | None:
     """Read what the gate sees of the signals, shard by shard; None where it sees nothing of them."""
     if not reads_signal(heads):
         return None
@@ -43,7 +43,7 @@ def read_gate_signal(heads: EnsembleHeads, signals_path: Place, leads: Sequence[
     return np.concatenate([gate_signal(read_at_500_hz(store, store.rows_of(k)), leads) for k in range(store.n_shards)])
 
 
-def read_enecg_lead(signals_path: Place) -> np.ndarray:
+def read_enecg_lead(signals_path: Location) -> np.ndarray:
     """Read lead II as EnECG's gate sees it, float32 [n, 5000].
 
     Missing samples are 0, then ONE z-score over all leads and time of a record (population standard deviation), as the

@@ -16,7 +16,7 @@ import torch
 from cache.errors import InputError, UsageError
 from cache.records import Target, open_records, target_array
 from cache.signals import open_signals
-from cache.storage.locations import Place
+from cache.storage.locations import Location
 from stages.experts import Expert
 from stages.heads.targets.tasks import TaskSpec, encode, unusable
 from stages.scoring.metrics import score
@@ -48,7 +48,7 @@ class LabelledCohort:
     signals_digest: str
 
     @classmethod
-    def read(cls, expert: Expert, task_name: str, paths: tuple[Path, Place], state: Path) -> Self:
+    def read(cls, expert: Expert, task_name: str, paths: tuple[Path, Location], state: Path) -> Self:
         """Read the cohort as `expert` takes it.
 
         Parameters

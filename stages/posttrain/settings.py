@@ -15,7 +15,7 @@ from stages.training.settings import LoopSettings, TrainingSection, loop_setting
 if TYPE_CHECKING:
     import numpy as np
 
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 
 class PosttrainSection(TrainingSection):
@@ -103,9 +103,9 @@ class PosttrainPaths:
     """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
 
     records: Path
-    signals: Place
+    signals: Location
     state: Path
-    features: Place | None = None
+    features: Location | None = None
 
 
 @dataclass

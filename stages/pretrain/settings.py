@@ -12,7 +12,7 @@ from pydantic import Field
 from stages.training.settings import History, LoopSettings, TrainingSection, loop_settings
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 
 class PretrainSection(TrainingSection):
@@ -78,7 +78,7 @@ class PretrainPaths:
     """Where a run reads, and its state folder: prepared inputs and the checkpoint, safe to delete."""
 
     records: Path
-    signals: Place
+    signals: Location
     state: Path
 
 

@@ -13,7 +13,7 @@ from cache.claims import claims_on
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
 from cache.errors import ClaimsLostError, MissingFileError, StorageError, StoreError, UsageError
 from cache.signals import create_signals, open_signals
-from cache.storage.locations import place, remove, stores_in
+from cache.storage.locations import location_of, remove, stores_in
 from cache.storage.objects import ObjectPath, file_system
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.resume import create_embeddings, resume_or_create
@@ -49,7 +49,7 @@ def bytes_of(store):
 
 @pytest.fixture
 def url(s3):
-    return place(f"{s3}/study/embeddings/toy.zarr")
+    return location_of(f"{s3}/study/embeddings/toy.zarr")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_any_url_that_fsspec_knows_can_be_read_but_only_s3_written(local):
 
 def test_a_url_that_holds_credentials_is_refused():
     with pytest.raises(UsageError, match="a URL holds credentials") as refused:
-        place("s3://key:secret@bucket/study")
+        location_of("s3://key:secret@bucket/study")
     assert "secret@" not in str(refused.value)
 
 
@@ -106,7 +106,7 @@ def test_signals_are_read_but_not_made(s3, tmp_path):
     samples = np.random.default_rng(0).integers(-99, 99, (20, 12, 5000)).astype(np.int16)
     for shard in range(2):
         made.write_shard(shard, samples[made.rows_of(shard)], np.full(len(samples[made.rows_of(shard)]), 5000))
-    target = place(f"{s3}/signals.zarr")
+    target = location_of(f"{s3}/signals.zarr")
     for name, raw in bytes_of(tmp_path / "signals.zarr").items():
         (target / name).create(raw)
     store = open_signals(str(target))

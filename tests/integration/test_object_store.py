@@ -14,7 +14,7 @@ import pytest
 import yaml
 from fsspec.registry import _registry
 
-from cache.storage.locations import place
+from cache.storage.locations import location_of
 from cache.storage.objects import file_system
 from tests.integration.faults import FULL, Forks, bytes_of, wait_until
 from tests.s3_server import LEASE_S, environment
@@ -75,7 +75,7 @@ def study(made, s3, tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(s3):
-    return place(f"{s3}/study/embeddings/ecgfm.zarr")
+    return location_of(f"{s3}/study/embeddings/ecgfm.zarr")
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def n_computed(forks):
 def test_a_bucket_gets_the_bytes_that_a_folder_gets(study, store, local, s3, ensemble):
     change(study, signals=f"{s3}/study/signals.zarr")
     for name, raw in bytes_of(study / "signals.zarr").items():
-        (place(f"{s3}/study/signals.zarr") / name).create(raw)
+        (location_of(f"{s3}/study/signals.zarr") / name).create(raw)
     shutil.rmtree(study / "signals.zarr")
     done = ensemble("embed", "--expert", "ecgfm")
     assert done.returncode == 0, done.stderr

@@ -39,11 +39,11 @@ def _parts(cell: str | None) -> re.Match[str] | None:
 
 def _order(parts: Sequence[re.Match[str] | None], path: Path, name: str) -> DateOrder:
     """Tell the order of day and month by a cell that leaves no choice."""
-    open_ones = [one for one in parts if one is not None and len(one["a"]) < 3 and one["b"].isdigit()]
-    first = any(int(one["a"]) > 12 for one in open_ones)
-    second = any(int(one["b"]) > 12 for one in open_ones)
-    if open_ones and first == second:
-        why = "both orders occur" if first else f"'{open_ones[0].group()[:20]}' may be either"
+    ambiguous = [one for one in parts if one is not None and len(one["a"]) < 3 and one["b"].isdigit()]
+    first = any(int(one["a"]) > 12 for one in ambiguous)
+    second = any(int(one["b"]) > 12 for one in ambiguous)
+    if ambiguous and first == second:
+        why = "both orders occur" if first else f"'{ambiguous[0].group()[:20]}' may be either"
         raise InputError(
             f"{path}: days and months of column '{name}' cannot be told apart ({why}); set the option 'date_order' to "
             "dmy or mdy"

@@ -151,7 +151,7 @@ class Melp(nn.Module):
         return self.ln_caption(self.attn_pool_caption(self.ecg_encoder(x)[1]))
 
 
-def own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Strip what all of the ECG side has in common, and spell the position convolution as torch does now."""
     if any(key.startswith(ENCODER * 2) for key in state):
         state = {key.removeprefix(ENCODER): value for key, value in state.items()}

@@ -121,9 +121,9 @@ class FullRank(Reference):
             scalers, rotations, p, temperature = self.experts_[name]
             x = scalers[fold].transform(mix_layers(name, value, parse_mix(self.layer_mix), None))
             z = torch.from_numpy(rotations[fold].transform(x))
-            own = [v[fold : fold + 1] for v in p]
-            own[0] = own[0][:, :, : z.shape[1]]
-            logits.append((_mlp(own, z[None], data.blocks, None)[0] / temperature[fold]).numpy())
+            of_fold = [v[fold : fold + 1] for v in p]
+            of_fold[0] = of_fold[0][:, :, : z.shape[1]]
+            logits.append((_mlp(of_fold, z[None], data.blocks, None)[0] / temperature[fold]).numpy())
             present.append(value.present.astype(np.float32))
         return average_experts(logits, present, data, fold)
 

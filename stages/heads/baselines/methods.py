@@ -150,9 +150,9 @@ class Stacking(_OnHeads):
     @staticmethod
     def _inputs(outputs: torch.Tensor, present: torch.Tensor, columns: slice) -> torch.Tensor:
         """Logits [F, n, E, C] and presence [n, E] -> [F, n, E * (K + 1)]."""
-        own = (outputs[..., columns] * present[..., None]).flatten(2)
+        given = (outputs[..., columns] * present[..., None]).flatten(2)
         absent = (1 - present).expand(outputs.shape[0], -1, -1)
-        return torch.cat([own, absent], 2)
+        return torch.cat([given, absent], 2)
 
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:
         """Apply one fold's stack."""

@@ -85,7 +85,7 @@ class Blocks:
         order = torch.randperm(len(self), generator=generator).tolist()
         size = min(BUFFER_BLOCKS * BLOCK_ROWS, self.n_records)
         # fresh pages for every batch would cost as much as filling them
-        memory, own = (torch.empty(n, self.scale.width, device=self.scale.device) for n in (size, batch))
+        memory, batch_room = (torch.empty(n, self.scale.width, device=self.scale.device) for n in (size, batch))
         for start in range(0, len(order), BUFFER_BLOCKS):
             chosen = order[start : start + BUFFER_BLOCKS]
             rows = torch.cat([torch.arange(self.rows(k).start, self.rows(k).stop) for k in chosen])
@@ -93,7 +93,7 @@ class Blocks:
             places = places[torch.randperm(len(places), generator=generator)]
             buffer = join([self[k] for k in chosen], memory)
             for part in places.split(batch):
-                yield rows[part], buffer.take(part.to(self.scale.device), own)
+                yield rows[part], buffer.take(part.to(self.scale.device), batch_room)
 
 
 def free_bytes() -> float:

@@ -118,8 +118,8 @@ class SharedScale:
 
     def columns(self, fold: int) -> np.ndarray:
         """Columns of D that make up what this fold's own scaler gives, in its order."""
-        own = np.searchsorted(self.indicators, self.scalers[fold].indicators)
-        return np.concatenate([np.arange(self.n_features), self.n_features + own])
+        of_fold = np.searchsorted(self.indicators, self.scalers[fold].indicators)
+        return np.concatenate([np.arange(self.n_features), self.n_features + of_fold])
 
     def centre_on(self, mean: Tensor) -> None:
         """Measure each fold's z from `mean` [F, D]."""

@@ -122,9 +122,11 @@ def fit_expert_blockwise(
 
 def _fit_scalers(name: str, features: Features, train: np.ndarray, seed: int) -> tuple[list[RobustScaler], list[float]]:
     """Scalers of all folds, and the mean squared length of what they give less its mean."""
-    few = np.flatnonzero(train.sum(1) < 2)
-    if len(few):
-        raise InputError(f"expert '{name}': fold {few[0]} has {train[few[0]].sum()} training records with its features")
+    subset = np.flatnonzero(train.sum(1) < 2)
+    if len(subset):
+        raise InputError(
+            f"expert '{name}': fold {subset[0]} has {train[subset[0]].sum()} training records with its features"
+        )
     # at random: rows at equal distances may all fall between those of a split that repeats itself
     order = np.random.default_rng(seed).permutation(features.n_records)
     drawn = [np.sort(order[mask[order]][:SAMPLE_RECORDS]) for mask in train]
@@ -146,12 +148,12 @@ def _choose_strength(
     judged = judges.labels.weight * (judges.masks.judge == model)[..., None]
     order = torch.randperm(labels.train.shape[2], generator=torch.Generator().manual_seed(options.seed))
     rows = order[labels.train[:, model].any(0)[order]][:PATH_RECORDS].sort().values
-    few = labels.take(rows)
-    few = Labels(few.y, few.weight, few.train[:, model : model + 1], few.blocks)
+    subset = labels.take(rows)
+    subset = Labels(subset.y, subset.weight, subset.train[:, model : model + 1], subset.blocks)
     path = torch.tensor(options.strengths)
     n_folds, n_cols = labels.y.shape[0], labels.y.shape[2]
     penalties = path[None, :, None].expand(n_folds, -1, n_cols)
-    weight, bias, _ = _solve(Pass(blocks, few, len(path), blocks.take(rows)), few, whitening, penalties)
+    weight, bias, _ = _solve(Pass(blocks, subset, len(path), blocks.take(rows)), subset, whitening, penalties)
     maps = FoldMaps(blocks.scale, weight, bias)
     logits = judges.logits(maps, 1)[:, 0].view(n_folds, len(judged[0]), len(path), n_cols)
     losses = []
@@ -176,8 +178,8 @@ def _solve(work: Pass, labels: Labels, whitening: Whitening, strengths: Tensor) 
     prior, frozen = prior_logits(problem), frozen_columns(problem)
     n_strengths = strengths.shape[1]
     penalty = (strengths * whitening.length.cpu()[:, None, None])[:, None].expand(-1, n_models, -1, -1)
-    own = zip(labels.weight, labels.train[:, 0], strict=True)
-    largest = torch.stack([torch.where(train[:, None], w, 0).amax(0) for w, train in own]).clamp_min(1e-6)
+    of_fold = zip(labels.weight, labels.train[:, 0], strict=True)
+    largest = torch.stack([torch.where(train[:, None], w, 0).amax(0) for w, train in of_fold]).clamp_min(1e-6)
     curvature = curvature_bounds(labels.blocks) * largest * labels.train[:, 0].sum(1)[:, None]
     member = torch.nn.functional.one_hot(work.groups).float()
     still = ((frozen.float() @ member) > 0)[:, :, None].expand(-1, -1, n_strengths, -1).flatten(1, 2)
@@ -215,12 +217,12 @@ def _fold_head(
     options: HeadOptions,
 ) -> FoldHead:
     """Cut one fold's own columns out of the shared ones."""
-    own = torch.from_numpy(scale.columns(f))
+    of_fold = torch.from_numpy(scale.columns(f))
 
     def cut(x: Tensor) -> np.ndarray:
-        return np.ascontiguousarray(x.cpu()[own].numpy())
+        return np.ascontiguousarray(x.cpu()[of_fold].numpy())
 
-    empty = np.zeros((0, 1, len(own)), np.float32)
+    empty = np.zeros((0, 1, len(of_fold)), np.float32)
     a = np.ascontiguousarray(cut(fit.a[f]).transpose(1, 2, 0)) if options.lora is not None else empty
     return FoldHead(
         scaler=scale.scalers[f],

@@ -118,14 +118,16 @@ def fit_whitening(blocks: Blocks, train: Tensor, length: list[float], seed: int)
 
 def _parts(train: Tensor) -> list[tuple[Tensor, list[int]]]:
     """Find disjoint sets of records, bool [n], and the folds that train on them; where fewer, the folds' own sets."""
-    own = [(mask, [f]) for f, mask in enumerate(train)]
+    of_folds = [(mask, [f]) for f, mask in enumerate(train)]
     if len(train) > MAX_FOLDS:
-        return own
+        return of_folds
     code = torch.zeros(train.shape[1], dtype=torch.int64)
     for f, mask in enumerate(train):
         code |= mask.long() << f
     used = [k for k in torch.unique(code).tolist() if k]
-    return own if len(used) > len(train) else [(code == k, [f for f in range(len(train)) if k >> f & 1]) for k in used]
+    if len(used) > len(train):
+        return of_folds
+    return [(code == k, [f for f in range(len(train)) if k >> f & 1]) for k in used]
 
 
 def _members(blocks: Blocks, part: Tensor) -> Iterator[Tensor]:

@@ -117,7 +117,7 @@ def task_inputs(
     mean = logits.sum(1, keepdims=True) / np.maximum(alive.sum(1, keepdims=True), 1)
     parts = []
     for block in blocks:
-        own = logits[..., block.columns]
-        apart = np.abs(own - mean[..., block.columns]).mean(-1) * present
-        parts.append(np.concatenate([own.max(-1) * present, apart], axis=1))
+        of_task = logits[..., block.columns]
+        apart = np.abs(of_task - mean[..., block.columns]).mean(-1) * present
+        parts.append(np.concatenate([of_task.max(-1) * present, apart], axis=1))
     return np.stack(parts, axis=1).astype(np.float32)

@@ -76,7 +76,7 @@ class GateData:
     outputs: Tensor
     present: Tensor
     shared: Tensor
-    own: Tensor
+    per_task: Tensor
     y: Tensor
     weight: Tensor
     blocks: tuple[Block, ...]
@@ -269,8 +269,8 @@ class _Trainer:
 
     def _start(self, constant: Tensor) -> dict[str, Tensor]:
         n_folds, n_models, n_tasks, n_experts = constant.shape
-        n_shared, n_own, h = self.data.shared.shape[-1], self.data.own.shape[-1], self.options.hidden
-        scale = max(1, n_shared + n_own) ** -0.5
+        n_shared, n_per_task, h = self.data.shared.shape[-1], self.data.per_task.shape[-1], self.options.hidden
+        scale = max(1, n_shared + n_per_task) ** -0.5
 
         def draw(*shape: int) -> Tensor:
             values = torch.randn(1, 1, n_tasks, *shape, generator=self.generator) * scale
@@ -282,16 +282,16 @@ class _Trainer:
         return {
             "constant": constant,
             "w_shared": draw(n_shared, h),
-            "w_own": draw(n_own, h),
+            "w_own": draw(n_per_task, h),
             "b": zeros(h),
             "out": zeros(h, n_experts),
             "skip": zeros(n_shared, n_experts),
-            "skip_own": zeros(n_own, n_experts),
+            "skip_own": zeros(n_per_task, n_experts),
         }
 
     def _step(self, rows: Tensor) -> None:
         data, options = self.data, self.options
-        scores = gate_scores(self.p, data.shared[:, rows], data.own[:, rows])
+        scores = gate_scores(self.p, data.shared[:, rows], data.per_task[:, rows])
         present = self._drop_experts(data.present[rows])
         weights, dense = _straight_through(scores, present[:, None], options.top_k)
         logits = mix(weights, data.outputs[:, None, rows], data.blocks)
@@ -330,7 +330,7 @@ class _Trainer:
     def _held_out(self) -> Tensor:
         parts = []
         for rows in torch.arange(self.data.outputs.shape[1], device=self.data.outputs.device).split(HELD_OUT_ROWS):
-            scores = gate_scores(self.p, self.data.shared[:, rows], self.data.own[:, rows])
+            scores = gate_scores(self.p, self.data.shared[:, rows], self.data.per_task[:, rows])
             weights = _training_softmax(scores, self.data.present[rows][:, None], self.options.top_k)
             mixed = mix(weights, self.data.outputs[:, None, rows], self.data.blocks)
             parts.append(self.masks.take(rows).out_of_sample(mixed))

@@ -23,11 +23,11 @@ class FoldGate:
     active: np.ndarray
     top_k: int = 0
 
-    def weights(self, shared: np.ndarray, own: np.ndarray, present: np.ndarray) -> np.ndarray:
+    def weights(self, shared: np.ndarray, per_task: np.ndarray, present: np.ndarray) -> np.ndarray:
         """Weights [n, T, E] of inputs [n, G], [n, T, Q] and presence [n, E]."""
         # In double: the last bits of a single-precision product depend on threads and on the other rows.
         tensors = {k: torch.from_numpy(v).double()[None, None] for k, v in self.arrays.items()}
-        inputs = [torch.from_numpy(x).double()[None] for x in (shared, own)]
+        inputs = [torch.from_numpy(x).double()[None] for x in (shared, per_task)]
         with torch.no_grad():
             scores = gate_scores(tensors, inputs[0], inputs[1])[0, 0].float()
             constant = torch.from_numpy(self.arrays["constant"]).expand_as(scores)
@@ -35,13 +35,13 @@ class FoldGate:
             return mask_softmax(scores, torch.from_numpy(present)[:, None], self.top_k).numpy()
 
 
-def gate_scores(p: dict[str, Tensor], shared: Tensor, own: Tensor) -> Tensor:
+def gate_scores(p: dict[str, Tensor], shared: Tensor, per_task: Tensor) -> Tensor:
     """Log-weights [F, M, n, T, E]: constant + linear + one hidden ReLU layer, of inputs [F, n, G] and [F, n, T, Q]."""
     hidden = torch.einsum("fng,fmtgh->fmnth", shared, p["w_shared"])
-    hidden = hidden + torch.einsum("fntq,fmtqh->fmnth", own, p["w_own"]) + p["b"][:, :, None]
+    hidden = hidden + torch.einsum("fntq,fmtqh->fmnth", per_task, p["w_own"]) + p["b"][:, :, None]
     scores = torch.einsum("fmnth,fmthe->fmnte", hidden.relu(), p["out"]) + p["constant"][:, :, None]
     scores = scores + torch.einsum("fng,fmtge->fmnte", shared, p["skip"])
-    return scores + torch.einsum("fntq,fmtqe->fmnte", own, p["skip_own"])
+    return scores + torch.einsum("fntq,fmtqe->fmnte", per_task, p["skip_own"])
 
 
 def mask_softmax(scores: Tensor, present: Tensor, top_k: int = 0) -> Tensor:

@@ -200,10 +200,10 @@ class _Search:
         self.solutions[s] = self.solver.solve(strengths, start, self.models, tasks)
         logits, rows = torch.zeros_like(self.y), torch.zeros(len(self.y), 1)
         for m in self.models:
-            mine = self.judge == m
+            judged = self.judge == m
             w = self.solutions[s][m]
-            logits[mine] = torch.addmm(w[-1], self.z[mine], w[:-1])
-            rows[mine] = 1.0
+            logits[judged] = torch.addmm(w[-1], self.z[judged], w[:-1])
+            rows[judged] = 1.0
         loss, weight = task_losses(logits, self.y, self.weight * rows, self.blocks)
         mean = (loss * weight).sum(0) / weight.sum(0).clamp_min(1e-9)
         self.losses[s, tasks] = mean[tasks]

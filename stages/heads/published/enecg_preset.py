@@ -126,9 +126,9 @@ class EnecgHeads:
         gate, rows = torch.from_numpy(np.asarray(lead_ii, np.float32)), torch.from_numpy(np.flatnonzero(complete))
         found = {}
         for task in self.tasks_:
-            told = predict_enecg(self.models_[task.name][fold], experts, gate, rows)
-            values = np.full((len(complete), *told.shape[1:]), np.nan)
-            values[complete] = told
+            predicted = predict_enecg(self.models_[task.name][fold], experts, gate, rows)
+            values = np.full((len(complete), *predicted.shape[1:]), np.nan)
+            values[complete] = predicted
             found[task.name] = values[:, 1] if task.kind == "binary" else values
         return found
 

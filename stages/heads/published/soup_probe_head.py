@@ -85,16 +85,16 @@ class ProbeHeads(Reference):
 
     def _train(self, z: Tensor, train: Tensor, val: Tensor, fold: int, block: Block) -> ProbeHead:
         """Train one head on coordinates [n, d], and return it as it was after its best epoch."""
-        own = (replace(block, start=0, stop=block.stop - block.start),)
+        alone = (replace(block, start=0, stop=block.stop - block.start),)
         y, weight = self.data_.y[fold, :, block.columns], self.data_.weight[fold, :, block.columns]
 
         def loss_of(head: ProbeHead, rows: Tensor) -> Tensor:
-            loss, w = task_losses(head(z[rows]), y[rows], weight[rows], own, huber=True)
+            loss, w = task_losses(head(z[rows]), y[rows], weight[rows], alone, huber=True)
             return (loss * w).sum() / w.sum().clamp_min(1e-9)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            head = ProbeHead(z.shape[1], own[0].stop)
+            head = ProbeHead(z.shape[1], alone[0].stop)
             optimiser = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
             best, kept, since = torch.inf, deepcopy(head.state_dict()), 0
             for _ in range(self.epochs):

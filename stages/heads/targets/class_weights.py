@@ -68,8 +68,8 @@ def fit_intercepts(
     for block in blocks:
         if block.task.kind != "regression":
             c = block.columns
-            own = replace(block, start=0, stop=block.stop - block.start)
-            temperature[:, c], intercept[:, c] = _fit_task(logits[..., c], y[..., c], known[..., c], shift[:, c], own)
+            alone = replace(block, start=0, stop=block.stop - block.start)
+            temperature[:, c], intercept[:, c] = _fit_task(logits[..., c], y[..., c], known[..., c], shift[:, c], alone)
     return temperature, intercept
 
 

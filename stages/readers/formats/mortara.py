@@ -11,9 +11,9 @@ from stages.readers.formats.parts.xml_file import (
     MAX_XML_BYTES,
     check_file,
     check_root,
+    lines_of_text,
     moment,
     number,
-    own_lines,
     sex_of,
     words_of,
 )
@@ -69,7 +69,7 @@ def _facts(path: str) -> Facts:
             **_numbers(source, _OF_SOURCE),
             **_age(root),
         },
-        statements=own_lines([statement.get("TEXT") for statement in statements]),
+        statements=lines_of_text([statement.get("TEXT") for statement in statements]),
         private=words_of(*names),
     )
 

@@ -11,10 +11,10 @@ from stages.readers.formats.parts.xml_file import (
     MAX_XML_BYTES,
     check_file,
     check_root,
+    lines_of_text,
     moment,
     number,
     numbers_of,
-    own_lines,
     sex_of,
     text_of,
     words_of,
@@ -92,7 +92,7 @@ def _statements(root: Element, test: Element | None) -> tuple[str, ...]:
         if "ENDSLINE" in flags or not flags:
             lines.append(" ".join(parts))
             parts = []
-    return own_lines([*lines, " ".join(parts)])
+    return lines_of_text([*lines, " ".join(parts)])
 
 
 FORMAT = Format("GE MUSE XML", "ecgdatakit", _knows, _read, _facts, MAX_XML_BYTES)

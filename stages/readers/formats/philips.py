@@ -19,10 +19,10 @@ from stages.readers.formats.parts.datakit import leads_of, parse
 from stages.readers.formats.parts.xml_file import (
     MAX_XML_BYTES,
     check_root,
+    lines_of_text,
     moment,
     number,
     numbers_of,
-    own_lines,
     sex_of,
     text_of,
     words_of,
@@ -172,7 +172,7 @@ def _facts(path: str) -> Facts:
         acquired=None if acquisition is None else moment(acquisition.get("date"), acquisition.get("time")),
         sex=sex_of(text_of(patient, "sex")),
         measurements={**_measurements(root), **_filters(root), **({} if age is None else {"age_years": age})},
-        statements=own_lines([code.text for code in root.iter("statementcode")]),
+        statements=lines_of_text([code.text for code in root.iter("statementcode")]),
         private=words_of(*(text_of(patient, name) for name in _NAMES)),
     )
 

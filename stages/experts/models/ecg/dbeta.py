@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.networks.ecgfm_text_net import DBeta, DBetaOptions, own_state, text_options
+from stages.experts.networks.ecgfm_text_net import DBeta, DBetaOptions, encoder_state, text_options
 from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.registry import register
 from stages.experts.signals import dsp
@@ -80,7 +80,7 @@ class DBetaExpert(Expert):
         preprocessing: str | None = None,
     ) -> DBetaExpert:
         """Construct from (a part of) the authors' config.json and the checkpoint's `model`."""
-        state = None if state is None else own_state(state)
+        state = None if state is None else encoder_state(state)
         options = text_options("dbeta", DBetaOptions(), config, state, TRAINING_ONLY)
         expert = cls(preprocessing=preprocessing)
         expert.module = DBeta(options)

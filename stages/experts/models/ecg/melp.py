@@ -16,7 +16,7 @@ from torch import Tensor
 from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.networks.ecgfm_text_net import Melp, MelpOptions, own_state, text_options
+from stages.experts.networks.ecgfm_text_net import Melp, MelpOptions, encoder_state, text_options
 from stages.experts.networks.parts.pooling import mean_tokens
 from stages.experts.registry import register
 from stages.experts.signals import min_max
@@ -75,7 +75,7 @@ class MelpExpert(Expert):
         preprocessing: str | None = None,
     ) -> MelpExpert:
         """Construct from sizes and a Lightning file's state dict, or its ECG side alone."""
-        state = None if state is None else own_state(state)
+        state = None if state is None else encoder_state(state)
         options = text_options("melp", MelpOptions(), config, state)
         if options.shared_emb_dim % options.attn_pooler_heads or options.embed_dim_caption % options.attn_pooler_heads:
             raise UsageError(

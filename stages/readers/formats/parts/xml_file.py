@@ -130,6 +130,6 @@ def words_of(*texts: str | None) -> tuple[str, ...]:
     return tuple(word for text in texts for word in re.findall(r"[^\W_]{2,}", text or ""))
 
 
-def own_lines(lines: Sequence[str | None]) -> tuple[str, ...]:
+def lines_of_text(lines: Sequence[str | None]) -> tuple[str, ...]:
     """Return statements without blanks around them, each once."""
     return tuple(dict.fromkeys(line.strip(" .*") for line in lines if line and line.strip(" .*")))
