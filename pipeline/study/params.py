@@ -16,6 +16,7 @@ from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
 from stages.posttrain.settings import PosttrainSection
 from stages.pretrain.settings import PretrainSection
+from stages.report.settings import ReportSection
 from stages.settings import Machine, Settings, allowed, first_fault, nearest
 from stages.synthetic.settings import GenerateSettings
 
@@ -48,6 +49,7 @@ class Params(Settings):
     ] = "all"
     fit_heads: FitHeadsSection = FitHeadsSection()
     evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
 
 
 def read_params(folder: Path = Path()) -> Params:

@@ -27,6 +27,7 @@ def report_settings(study: Study) -> ReportSettings:
         commands=tuple(commands(study)),
         experts=tuple(experts),
         trainings=tuple(trainings),
+        **study.params.report.model_dump(),
     )
 
 
@@ -42,6 +43,7 @@ def report_paths(study: Study) -> ReportPaths:
         study.fit_costs,
         study.plots,
         study.evaluate_costs,
+        study.signals,
     )
 
 

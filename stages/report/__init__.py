@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from stages.report.settings import ExpertFacts, ReportPaths, ReportSettings, ReportSummary, TrainingFacts
+from stages.report.settings import ExpertFacts, ReportPaths, ReportSection, ReportSettings, ReportSummary, TrainingFacts
 
 if TYPE_CHECKING:
     from stages.report.stage import run
 
-__all__ = ["ExpertFacts", "ReportPaths", "ReportSettings", "ReportSummary", "TrainingFacts", "run"]
+__all__ = ["ExpertFacts", "ReportPaths", "ReportSection", "ReportSettings", "ReportSummary", "TrainingFacts", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from cache.records import Target
+from stages.plots.thumbnail import grid_symbol
 from stages.report import figures, gate_figures, tables, training_figures
 from stages.report.glossary import TERMS, method_meaning, method_title
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
@@ -65,6 +66,8 @@ def context(
         "headline": tables.headline_table(metrics, facts),
         "tasks": [_task(name, metrics, predictions, weights, facts) for name in metrics["tasks"]],
         "cohort": cohort,
+        "grid": Markup(grid_symbol()) if facts.get("cases") else "",
+        "bad_records": tables.bad_records(records) if facts.get("cases") and not facts["hide_ids"] else [],
         "experts": facts.get("experts", []),
         "trainings": [training_figures.training(version) for version in facts.get("trainings", [])],
         "commands": facts.get("commands", ["dvc repro"]),
@@ -118,6 +121,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "subgroups": Markup(_subgroups_figure(name, metrics, series)),
         "gate": _gate(target, blocks[main], weights),
         "curves": _curves_note(target),
+        "cases": facts.get("cases", {}).get(name, []),
         "learning": Markup(_learning(name, found, series, facts)),
         "learning_missing": [
             (f"{float(fraction):.3g}", reason.rstrip("."))

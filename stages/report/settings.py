@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from cache.storage.locations import Place
 
 
 class ExpertFacts(Settings):
@@ -45,7 +50,23 @@ class TrainingFacts(Settings):
     n_judged: int = 0
 
 
-class ReportSettings(Settings):
+class ReportSection(Settings):
+    """Section `report` of params.yaml.
+
+    Attributes
+    ----------
+    cases
+        Test records of each kind that are drawn for a task (most certain and right, most certain and wrong, least
+        certain, probably mislabelled); 0: none.
+    hide_ids
+        Pictures and bad records have no record id.
+    """
+
+    cases: int = Field(default=3, ge=0, le=50)
+    hide_ids: bool = False
+
+
+class ReportSettings(ReportSection):
     """What the page says beside the outputs: title, experts, versions made in the study, warnings, how to repeat it."""
 
     title: str = "ECG ensemble report"
@@ -65,6 +86,8 @@ class ReportPaths:
         What `evaluate` and `fit-heads` found out beside the numbers (docs/outputs.md).
     plots
         Folder that `dvc plots` reads.
+    signals
+        signals.zarr, of which the cases are drawn.
     """
 
     records: Path
@@ -76,6 +99,7 @@ class ReportPaths:
     fit_costs: Path | None = None
     plots: Path | None = None
     evaluate_costs: Path | None = None
+    signals: Place | None = None
 
 
 @dataclass(frozen=True)

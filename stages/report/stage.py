@@ -14,6 +14,8 @@ from typing import Any
 from cache.errors import StoreError
 from cache.files import write_text
 from cache.records import open_records
+from cache.signals import open_signals
+from stages.report.cases import case_groups
 from stages.report.costs import method_costs
 from stages.report.page import render
 from stages.report.settings import ReportPaths, ReportSettings, ReportSummary
@@ -45,7 +47,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         read_facts(path) for path in (paths.evaluation, paths.fit_costs, paths.evaluate_costs)
     )
     facts = {
-        **settings.model_dump(),
+        **settings.model_dump(exclude={"cases"}),
         "methods": method_costs(evaluation.get("parameters", {}), run_costs, fit),
         "versions": evaluation.get("versions", {}),
         "learning_curve": evaluation.get("learning_curve", {}),
@@ -53,7 +55,11 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
     }
     weights = open_gate_weights(paths.gate_weights) if paths.gate_weights else None
-    write_text(paths.report, render(metrics, predictions, weights, open_records(paths.records), facts))
+    records = open_records(paths.records)
+    if settings.cases and paths.signals is not None and paths.signals.exists():
+        store = open_signals(paths.signals)
+        facts["cases"] = case_groups(metrics, predictions, records, store, settings)
+    write_text(paths.report, render(metrics, predictions, weights, records, facts))
     plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
     return ReportSummary(paths.report, tuple(plots), metrics)
 

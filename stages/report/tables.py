@@ -30,6 +30,7 @@ from stages.scoring.table import (
 )
 
 Json = dict[str, Any]
+MOST_BAD = 50
 _VERDICTS = {
     "▲": "better than the best single expert",
     "▼": "worse",
@@ -208,6 +209,13 @@ def cohort_tables(records: pd.DataFrame) -> Json:
         "n_bad": sum(reasons.values()),
         "quality": _quality(good),
     }
+
+
+def bad_records(records: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return (record id, reason) of the records that could not be read, at most `MOST_BAD` of them."""
+    bad = records[records["status"] == "bad"].sort_values("record_id").head(MOST_BAD)
+    reasons = bad["reason"].fillna("no reason recorded").astype(str)
+    return list(zip(bad["record_id"].astype(str), reasons, strict=True))
 
 
 def _quality(good: pd.DataFrame) -> list[tuple[str, int]]:

@@ -1,0 +1,98 @@
+"""The cases of a task as small ECGs: what the main method says of a record, beside its label.
+
+Lives here: captions and pictures. Not here: which records are shown (`stages.scoring.cases`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from cache.records import Target
+from cache.signals import SignalStore
+from stages.plots.thumbnail import thumbnail
+from stages.report.settings import ReportSection
+from stages.scoring.cases import choose
+from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
+from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.table import DASH
+
+Json = dict[str, Any]
+TITLES = {
+    "right": "Most certain, and right",
+    "wrong": "Most certain, and wrong",
+    "unsure": "Least certain",
+    "mislabelled": "Probably mislabelled",
+}
+_OF_VALUES = {"right": "Smallest errors", "wrong": "Largest errors", "unsure": "Experts differ the most"}
+
+
+def case_groups(
+    metrics: Json, predictions: Predictions, records: pd.DataFrame, store: SignalStore, settings: ReportSection
+) -> dict[str, list[Json]]:
+    """Return task -> groups {"title", "cases": [(caption, SVG)]}, groups without a record left out."""
+    row_of = {str(name): k for k, name in enumerate(records["record_id"])}
+    drawer = _Drawer(store, row_of, settings.hide_ids)
+    found = {}
+    for task in metrics["tasks"]:
+        target, methods = predictions.tasks[task], list(metrics["tasks"][task]["methods"])
+        block = labelled_test_block(predictions, task, main_method(methods))
+        names = [name for name in methods if name.startswith(EXPERT_PREFIX)] if target.kind == "regression" else []
+        experts = [labelled_test_block(predictions, task, name) for name in names]
+        chosen = choose(target, block, experts, settings.cases)._asdict()
+        titles = TITLES | (_OF_VALUES if target.kind == "regression" else {})
+        found[task] = [
+            {"title": titles[kind], "cases": [drawer.case(target, block, int(row)) for row in rows]}
+            for kind, rows in chosen.items()
+            if len(rows)
+        ]
+    return found
+
+
+class _Drawer:
+    """Reads and draws each record once, however many tasks show it."""
+
+    def __init__(self, store: SignalStore, row_of: dict[str, int], hide_ids: bool) -> None:
+        self._store, self._row_of, self._hide_ids = store, row_of, hide_ids
+        self._drawn: dict[str, Markup] = {}
+
+    def case(self, target: Target, block: PredictionBlock, row: int) -> tuple[str, Markup]:
+        record = str(block.record_ids[row])
+        if record not in self._drawn:
+            self._drawn[record] = Markup(self._draw(record))
+        words = f"labelled {_label(target, block.y_true[row])}; says {_said(target, block.y_pred[row])}"
+        return words if self._hide_ids else f"{record}: {words}", self._drawn[record]
+
+    def _draw(self, record: str) -> str:
+        label = "ECG" if self._hide_ids else f"ECG {record}"
+        row = self._row_of.get(record)
+        if row is not None:
+            for _, signals_mv, rate_hz in self._store.read_groups(slice(row, row + 1)):
+                return thumbnail(signals_mv[0], rate_hz, label)
+        return ""
+
+
+def _label(target: Target, value: Any) -> str:
+    if target.kind == "regression":
+        return f"{value:.4g} {target.unit}".strip()
+    if target.kind == "binary":
+        return _binary_name(target, int(value))
+    if target.kind == "multiclass":
+        return target.classes[int(value)]
+    return ", ".join(name for name, one in zip(target.classes, value, strict=True) if one == 1) or DASH
+
+
+def _binary_name(target: Target, value: int) -> str:
+    return target.classes[value] if target.classes else str(value)
+
+
+def _said(target: Target, value: Any) -> str:
+    if target.kind == "regression":
+        return f"{value:.4g} {target.unit}".strip()
+    if target.kind == "binary":
+        return f"{_binary_name(target, 1)} {value:.2f}"
+    order = np.argsort(-value, kind="stable")[:2]
+    return ", ".join(f"{target.classes[k]} {value[k]:.2f}" for k in order)
