@@ -60,7 +60,7 @@ def test_planted_wrong_labels_are_found_by_the_published_rule():
 
 
 def test_the_rule_by_hand():
-    """Thresholds: class 0 (0.9 + 0.8 + 0.1) / 3 = 0.6, class 1 (0.7 + 0.9) / 2 = 0.8; only the third reaches another."""
+    """Thresholds are (0.9 + 0.8 + 0.1) / 3 = 0.6 and (0.7 + 0.9) / 2 = 0.8; only the third reaches the other one."""
     said = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.1, 0.9]])
     found = label_issues(Target("t", "multiclass", classes=("a", "b")), block([0, 0, 0, 1, 1], said))
     assert found.tolist() == [2]
