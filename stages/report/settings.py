@@ -11,7 +11,7 @@ from pydantic import Field
 from stages.settings import Settings
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Place
+    from cache.storage.locations import Location
 
 
 class ExpertFacts(Settings):
@@ -99,7 +99,7 @@ class ReportPaths:
     fit_costs: Path | None = None
     plots: Path | None = None
     evaluate_costs: Path | None = None
-    signals: Place | None = None
+    signals: Location | None = None
 
 
 @dataclass(frozen=True)
