@@ -141,7 +141,8 @@ class Clef(Expert):
         InputError
             Records shorter than a second.
         """
-        signals = dsp.fill_gaps(dsp.as_signals(signals_mv))
+        rounded = dsp.as_signals(signals_mv).astype(np.float32).astype(np.float64)  # see `bandpass`
+        signals = dsp.fill_gaps(rounded)
         n_samples = round(signals.shape[-1] * RATE_HZ / rate_hz)
         if n_samples < SHORTEST:
             raise InputError(f"expert 'clef': records of {n_samples / RATE_HZ:g} s are shorter than 1 s")
@@ -205,7 +206,11 @@ _EDGE = 3 * len(_DENOMINATOR)
 
 
 def bandpass(leads: np.ndarray) -> np.ndarray:
-    """Filter [..., time] at 500 Hz to 0.67-40 Hz with zero phase, as scipy's `filtfilt` does."""
+    """Filter [..., time] at 500 Hz to 0.67-40 Hz with zero phase, as scipy's `filtfilt` does.
+
+    Its rounding turns the last bits of float64 into thousandths. `prepare` rounds to float32 before, so that one
+    microvolt is the same number however it was computed.
+    """
     before = 2 * leads[..., :1] - leads[..., _EDGE:0:-1]
     behind = 2 * leads[..., -1:] - leads[..., -2 : -_EDGE - 2 : -1]
     y = np.concatenate([before, leads, behind], axis=-1)

@@ -23,6 +23,8 @@ from stages.experts.token_times import convolved_token_times
 
 RATE_HZ = 500
 WINDOW_SECONDS = 10
+WINDOWS_A_PASS = 2
+"""On a CPU; as fast as eight, and a record alone costs no more than so many windows."""
 UNUSED_KEYS = (
     r"ecg_encoder\.mask_emb",
     r"(language_encoder|multi_modal_(language_|ecg_(layers|pooler)\.)|modality_type_embeddings)",
@@ -103,6 +105,11 @@ class DBetaExpert(Expert):
         n_window = WINDOW_SECONDS * RATE_HZ
         windows = dsp.even_windows(x, n_window) if x.shape[-1] > n_window else x[:, None]
         return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32))
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows one forward pass on a CPU takes, see `Expert.windows_at_once`."""
+        del x
+        return WINDOWS_A_PASS
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time] of any length from one token on; no mask."""

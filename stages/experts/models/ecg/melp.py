@@ -22,6 +22,8 @@ from stages.experts.registry import register
 from stages.experts.signals import min_max
 from stages.experts.token_times import convolved_token_times
 
+WINDOWS_A_PASS = 2
+"""On a CPU; as fast as eight, and a record alone costs no more than so many windows."""
 UNUSED_KEYS = (
     r"ecg_encoder\.(mask_emb|(quantizer|project_q|final_proj)\.)",
     r"(logit_scale$|bn\.|head\.)",
@@ -95,6 +97,11 @@ class MelpExpert(Expert):
         See `min_max.scaled_windows`.
         """
         return min_max.scaled_windows("melp", signals_mv, rate_hz)
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows one forward pass on a CPU takes, see `Expert.windows_at_once`."""
+        del x
+        return WINDOWS_A_PASS
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time] of any length from one token on; no mask."""

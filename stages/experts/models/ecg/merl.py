@@ -32,6 +32,8 @@ from stages.experts.token_times import TokenTimes
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(MerlOptions))
 TEXT_SIDE = ("projection_size", "spacial_dim")
+WINDOWS_A_PASS = 4
+"""On a CPU; as fast as eight, and a record alone costs no more than so many windows."""
 UNUSED_KEYS = (r"linear\.", r"(linear[12]|lm_model|proj_[te])\.")
 PUBLISHED_PARAMETERS = 3_848_832
 
@@ -95,6 +97,11 @@ class MerlExpert(Expert):
         if self.preprocessing == "pretraining":
             return min_max.scaled_windows("merl", signals_mv, rate_hz, eps=0.0, int16=True)
         return min_max.scaled_windows("merl", signals_mv, rate_hz)
+
+    def windows_at_once(self, x: Tensor) -> int:
+        """Return how many windows one forward pass on a CPU takes, see `Expert.windows_at_once`."""
+        del x
+        return WINDOWS_A_PASS
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time]; no mask.
