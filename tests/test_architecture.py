@@ -23,6 +23,7 @@ STAGES = (
     "pretrain",
     "posttrain",
     "convert",
+    "explain",
 )
 
 
@@ -143,6 +144,7 @@ DOORS = {
     "synthetic": "Generate",
     "download": "Download",
     "convert": "Convert",
+    "explain": "Explain",
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at ECGs: show."""
+"""Commands that look at ECGs: show, explain."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.predict import print_table
+
 
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(show)
+    app.command()(explain)
 
 
 def show(
@@ -36,3 +39,42 @@ def show(
         ecg.signals_mv, ecg.rate_hz, layout=layout, rhythm=rhythm, start_s=start, title=ecg.name, notes=ecg.warnings
     )
     typer.echo(str(save_picture(figure, target)))
+
+
+def explain(
+    record: Annotated[str, typer.Argument(help="A record id of the study, or an ECG file of any format.")],
+    task: Annotated[str, typer.Option(help="Which task's answer.")],
+    label: Annotated[str | None, typer.Option("--class", help="Which class; else the most probable one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON instead of tables.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Say which leads, seconds and beat parts an answer rests on: each is moved to the baseline, and asked again.
+
+    An effect above 0 speaks for the class (or a larger value). Classes are compared as log odds.
+
+    Example: `ensemble explain 40689238 --task report_label --class AF --out why.svg`
+    """
+    from pipeline.progress import progress
+    from pipeline.study.folder import Study
+    from pipeline.views.explanations import explain_settings, explanation_tables
+    from stages.explain import ExplainPaths, run
+    from stages.explain import as_json as written
+    from stages.plots import picture_format, require_matplotlib
+
+    if out is not None:
+        require_matplotlib()
+        picture_format(out)
+    settings = explain_settings(Study(), record, task, label, device, threads)
+    with progress(f"asking without parts of {record}", "passes") as update:
+        found = run(settings, ExplainPaths(picture=out.expanduser() if out else None), update)
+    if as_json:
+        typer.echo(written(found))
+        return
+    for table in explanation_tables(found):
+        print_table(table)
+    for warning in found.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    if out is not None:
+        typer.echo(str(out))

@@ -82,8 +82,41 @@ def predict(
     FingerprintError
         An expert is not the one that the heads were fitted on (other weights, version, preprocessing or precision).
     """
-    _check_identities(heads, identities)
     found = [Prediction(record.name, warnings=list(record.warnings)) for record in records]
+    _fill(found, heads, *_inputs(records, heads, experts, identities, settings, found))
+    return found
+
+
+def answers(
+    records: Sequence[Recorded],
+    heads: EnsembleHeads,
+    experts: Mapping[str, Expert],
+    identities: Mapping[str, str],
+    settings: RunSettings | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return "gate" and "expert:NAME" -> task -> what they say of the records, as `EnsembleHeads.predict_proba` does.
+
+    Parameters and errors are those of `predict`; NaN where nobody answers.
+    """
+    found = [Prediction(record.name) for record in records]
+    features, signal = _inputs(records, heads, experts, identities, settings, found)
+    alone = heads.expert_predictions(features, gate_signal=signal)
+    return {
+        "gate": dict(heads.predict_proba(features, gate_signal=signal)),
+        **{f"expert:{name}": dict(alone[name]) for name in features},
+    }
+
+
+def _inputs(
+    records: Sequence[Recorded],
+    heads: EnsembleHeads,
+    experts: Mapping[str, Expert],
+    identities: Mapping[str, str],
+    settings: RunSettings | None,
+    found: list[Prediction],
+) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
+    """Return the experts' features and what the gate sees of the signals; warnings go to `found`."""
+    _check_identities(heads, identities)
     features, dtypes = {}, heads.provenance_.get("dtypes", {})
     for name in heads.experts_:
         if name in experts:
@@ -99,8 +132,7 @@ def predict(
     signal = None
     if reads_signal(heads):
         signal = gate_signal(all_at_500_hz([(r.signals_mv, r.rate_hz) for r in records]), leads_of(heads))
-    _fill(found, heads, features, signal)
-    return found
+    return features, signal
 
 
 def _check_identities(heads: EnsembleHeads, identities: Mapping[str, str]) -> None:
