@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import yaml
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -46,11 +48,13 @@ def answering(expert, positive, negative):
     """Fit a linear head on one frozen expert's vectors; its log odds are the answer."""
 
     def vectors(ecgs):
-        return np.nan_to_num(embed_records(expert, [Signal(ecg, float(RATE_HZ)) for ecg in ecgs]).embedding)
+        return embed_records(expert, [Signal(ecg, float(RATE_HZ)) for ecg in ecgs]).embedding
 
     x = vectors([*positive, *negative])
     y = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(x, y)
+    head = make_pipeline(
+        SimpleImputer(keep_empty_features=True), StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)
+    ).fit(x, y)
     return lambda ecgs: {"gate": head.decision_function(vectors(ecgs))}
 
 
@@ -71,10 +75,11 @@ def test_a_planted_st_elevation_is_found_in_its_leads(name, tiny_ecgfm):
     assert found.answer > 0
     ranked = sorted(found.leads, key=found.leads.get, reverse=True)
     assert ranked[0] in PLANTED, found.leads
-    cells = {(part, lead): v for part, leads in found.parts_by_lead.items() for lead, v in leads.items()}
-    part, lead = max(cells, key=cells.get)
-    assert lead in PLANTED, cells
-    assert part in ("ST", "T"), found.parts
+    st = found.parts_by_lead["ST"]
+    assert set(sorted(st, key=st.get)[-3:]) == set(PLANTED), st
+    # Without QRS a record has no beats to measure, so that what is said of it is no answer about QRS.
+    parts = {part: effect for part, effect in found.parts.items() if part != "QRS"}
+    assert max(parts, key=parts.get) == "ST", found.parts
 
 
 @pytest.mark.slow
@@ -159,3 +164,26 @@ def test_where_nobody_answers_one_line_says_so():
     nobody = ExplainSettings(hearts(1, 9)[0], RATE_HZ, lambda ecgs: {"gate": np.full(len(ecgs), np.nan)}, record="r1")
     with pytest.raises(InputError, match="r1: no expert has an answer"):
         explain(nobody)
+
+
+@pytest.mark.slow
+def test_the_command_explains_a_record_of_the_study(tmp_path, make_cohort, ensemble, monkeypatch):
+    make_cohort(tmp_path, 60)
+    params = {"cohort": {"source": "wfdb", "path": "."}, "experts": {"seed": {}}, "fit_heads": {"folds": "split"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    for command in (["embed", "--expert", "seed"], ["fit-heads"]):
+        assert ensemble(*command).returncode == 0
+    done = ensemble("explain", "r0002", "--task", "sex", "--class", "male", "--out", "why.svg", "--json")
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)
+    assert (read["record"], read["class"], read["scale"]) == ("r0002", "male", "log odds")
+    assert list(read["sources"]) == ["gate", "expert:seed"]
+    assert len(read["sources"]["gate"]["leads"]) == 12
+    assert "r0002" in (tmp_path / "why.svg").read_text()
+    female = json.loads(ensemble("explain", "r0002", "--task", "sex", "--json").stdout)
+    assert female["sources"]["gate"]["answer"] == pytest.approx(-read["sources"]["gate"]["answer"])
+    table = ensemble("explain", "r0002", "--task", "age")
+    assert "effects in years" in table.stdout
+    assert "its classes: male, female" in ensemble("explain", "r0002", "--task", "sex", "--class", "x").stderr
+    assert ensemble("explain", "r0002", "--task", "weight").returncode == 2
