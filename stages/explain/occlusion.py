@@ -19,7 +19,7 @@ PARTS = ("P", "QRS", "ST", "T")
 Bounds = dict[str, list[tuple[float, float]]]
 
 
-class Part(NamedTuple):
+class Occlusion(NamedTuple):
     """What is taken away.
 
     Attributes
@@ -65,18 +65,18 @@ def beat_bounds(signals_mv: np.ndarray, rate_hz: float) -> Bounds:
     return found
 
 
-def parts_of(signals_mv: np.ndarray, rate_hz: float, bounds: Bounds) -> list[Part]:
+def parts_of(signals_mv: np.ndarray, rate_hz: float, bounds: Bounds) -> list[Occlusion]:
     """Return every part that is taken away: each lead, each second, each beat part in all leads and in each."""
     present = tuple(int(k) for k in np.flatnonzero(~np.isnan(signals_mv).all(axis=1)))
     seconds = int(np.ceil(signals_mv.shape[1] / rate_hz - 1e-9))
-    found = [Part("lead", LEADS[k], (k,)) for k in present]
-    found += [Part("second", str(s), present, ((float(s), float(s + 1)),)) for s in range(seconds)]
-    found += [Part("part", name, present, tuple(spans)) for name, spans in bounds.items()]
-    found += [Part("part_by_lead", name, (k,), tuple(spans)) for name, spans in bounds.items() for k in present]
+    found = [Occlusion("lead", LEADS[k], (k,)) for k in present]
+    found += [Occlusion("second", str(s), present, ((float(s), float(s + 1)),)) for s in range(seconds)]
+    found += [Occlusion("part", name, present, tuple(spans)) for name, spans in bounds.items()]
+    found += [Occlusion("part_by_lead", name, (k,), tuple(spans)) for name, spans in bounds.items() for k in present]
     return found
 
 
-def without(signals_mv: np.ndarray, rate_hz: float, part: Part) -> np.ndarray:
+def without(signals_mv: np.ndarray, rate_hz: float, part: Occlusion) -> np.ndarray:
     """Return the ECG with a part moved to the baseline: the median of each lead. Missing samples stay missing."""
     found = np.array(signals_mv, dtype=np.float32)
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ import numpy as np
 from cache.errors import InputError
 from cache.files import write_text
 from cache.signals import LEADS
-from stages.explain.occlusion import Part, beat_bounds, parts_of, without
+from stages.explain.occlusion import Occlusion, beat_bounds, parts_of, without
 from stages.explain.picture import draw
 from stages.explain.settings import ExplainPaths, ExplainSettings, ExplainSummary, Explanation
 
@@ -68,7 +68,7 @@ def explain(settings: ExplainSettings, progress: Progress | None = None) -> Expl
     return ExplainSummary(sources, 1 + len(parts), bounds, () if bounds else (NO_BEATS,), about)
 
 
-def _sorted_out(answer: float, parts: list[Part], effects: list[float]) -> Explanation:
+def _sorted_out(answer: float, parts: list[Occlusion], effects: list[float]) -> Explanation:
     found = Explanation(answer)
     for part, effect in zip(parts, effects, strict=True):
         if part.kind == "lead":

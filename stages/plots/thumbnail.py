@@ -17,7 +17,7 @@ GRID_ID = "ecg-grid"
 UNITS_PER_MM = 4
 DRAWN_HZ = 100
 """One unit to the right for each point drawn."""
-ROW_UNITS, WIDTH = 70, 1000
+ROW_UNITS, WIDTH = 100, 1000
 HEIGHT = 3 * ROW_UNITS
 _SIZE = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
 
@@ -51,7 +51,7 @@ def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str) -> str:
         y = strip.row * ROW_UNITS + ROW_UNITS // 2
         first, n = round(strip.start_s * rate_hz), round(strip.seconds * rate_hz)
         wave = window[LEADS.index(strip.lead), first : first + n]
-        parts.append(f'<text x="{x + 4}" y="{y - 22}">{strip.lead}</text>')
+        parts.append(f'<text x="{x + 4}" y="{y - 34}">{strip.lead}</text>')
         if np.isnan(wave).all():
             parts.append(f'<text x="{x + 90}" y="{y}">no samples</text>')
         else:
