@@ -86,6 +86,6 @@ def without(signals_mv: np.ndarray, rate_hz: float, part: Occlusion) -> np.ndarr
     for first, last in spans:
         stretch = slice(max(round(first * rate_hz), 0), max(round(last * rate_hz), 0))
         for k in part.leads:
-            there = ~np.isnan(found[k, stretch])
-            found[k, stretch][there] = baseline[k]
+            recorded = ~np.isnan(found[k, stretch])
+            found[k, stretch][recorded] = baseline[k]
     return found
