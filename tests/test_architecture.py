@@ -24,6 +24,7 @@ STAGES = (
     "posttrain",
     "convert",
     "explain",
+    "similar",
 )
 
 
@@ -145,6 +146,7 @@ DOORS = {
     "download": "Download",
     "convert": "Convert",
     "explain": "Explain",
+    "similar": "Similar",
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at ECGs: show, explain."""
+"""Commands that look at ECGs: show, explain, similar."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(show)
     app.command()(explain)
+    app.command()(similar)
 
 
 def show(
@@ -78,3 +79,38 @@ def explain(
         typer.echo(f"note: {warning}", err=True)
     if out is not None:
         typer.echo(str(out))
+
+
+def similar(
+    record: Annotated[str, typer.Argument(help="A record id of the study.")],
+    expert: Annotated[str, typer.Option(help="In whose space.")],
+    count: Annotated[int, typer.Option("-k", "--count", min=1, help="How many neighbours.")] = 10,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient/--no-same-patient", help="Whether records of the same patient count.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a neighbour instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Parquet file to write them to.")] = None,
+) -> None:
+    """List the records nearest to one in an expert's space, by cosine distance, with their labels; exact.
+
+    Example: `ensemble similar 40689238 --expert seed -k 5 --no-same-patient`
+    """
+    import json
+
+    from pipeline.study.folder import Study
+    from pipeline.views.explanations import neighbour_table
+    from stages.similar import SimilarPaths, SimilarSettings, as_rows, run
+
+    study = Study()
+    settings = SimilarSettings(record, count=count, same_patient=same_patient)
+    rows = as_rows(run(settings, SimilarPaths(study.records, study.embedding(expert))))
+    if out is not None:
+        import pandas as pd
+
+        pd.DataFrame(rows).to_parquet(out.expanduser(), index=False)
+        typer.echo(str(out))
+    elif as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        print_table(neighbour_table(f"nearest to {record} by {expert}", rows))

@@ -1,4 +1,4 @@
-"""What `ensemble explain` asks, and what it prints."""
+"""What `ensemble explain` asks, and what it and `ensemble similar` print."""
 
 from __future__ import annotations
 
@@ -119,3 +119,19 @@ def _strongest(effects: Mapping[str, float], n_shown: int = N_SECONDS_SHOWN) -> 
     known = {name: effect for name, effect in effects.items() if np.isfinite(effect)}
     ranked = sorted(known.items(), key=lambda item: -abs(item[1]))[:n_shown]
     return ", ".join(f"{name} {effect:+.2g}" for name, effect in ranked)
+
+
+def neighbour_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return neighbours down; distance and labels across."""
+    table = Table(title=title, caption="distance: 1 - cosine", title_justify="left", caption_justify="left")
+    for name in rows[0] if rows else ("record_id",):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
