@@ -224,7 +224,8 @@ def test_another_preprocessing_runs_exactly_that_expert(made):
 
 def test_heads_of_other_embeddings_are_refused(made):
     params = yaml.safe_load((made.folder / "params.yaml").read_text())
-    params["experts"]["ecgfm"]["preprocessing"] = "authors"
+    before = params["experts"]["ecgfm"].get("preprocessing")
+    params["experts"]["ecgfm"]["preprocessing"] = "authors" if before == "enecg" else "enecg"
     (made.folder / "params.yaml").write_text(yaml.safe_dump(params))
     assert made.ensemble("embed", "--expert", "ecgfm").returncode == 2  # it would replace vectors
     assert made.ensemble("embed", "--expert", "ecgfm", "--replace").returncode == 0

@@ -26,7 +26,7 @@ def signals(test_data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", filter(_is_small, NAMES))
+@pytest.mark.parametrize("name", [name for name in NAMES if _is_small(name)])
 def test_float16_costs_less_than_half_a_percent_where_it_is_chosen(name, signals):
     torch.manual_seed(0)
     expert = load_expert(name, random_weights=True)
