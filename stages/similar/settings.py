@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cache.storage.locations import Location
 
 
@@ -20,8 +18,6 @@ class SimilarSettings:
     ----------
     record
         A record id of the study; it is no neighbour of its own.
-    vector
-        The vector of an ECG that is not in the study, float [dim]; None: that of `record`.
     count
         How many neighbours.
     same_patient
@@ -29,7 +25,6 @@ class SimilarSettings:
     """
 
     record: str
-    vector: np.ndarray | None = None
     count: int = 10
     same_patient: bool = True
 

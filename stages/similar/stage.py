@@ -32,27 +32,26 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
     store.require_records(records_digest(records["record_id"].tolist()))
     store.require_complete()
     row = _row_of(records, settings.record)
-    query = settings.vector if settings.vector is not None else _vector(store, row, settings.record)
-    distances = _distances(store, _unit(np.asarray(query, dtype=np.float32)), progress)
-    n_compared = int(np.isfinite(distances).sum()) - (row is not None)
-    if row is not None:
-        distances[row] = np.inf
-        if not settings.same_patient:
-            patients = records["patient_id"].to_numpy()
-            distances[patients == patients[row]] = np.inf
+    query = _vector(store, row, settings.record)
+    distances = _distances(store, _unit(query.astype(np.float32)), progress)
+    n_compared = int(np.isfinite(distances).sum()) - 1
+    distances[row] = np.inf
+    if not settings.same_patient:
+        patients = records["patient_id"].to_numpy()
+        distances[patients == patients[row]] = np.inf
     order = np.argsort(distances, kind="stable")[: settings.count]
     found = (_neighbour(records, int(k), float(distances[k])) for k in order if np.isfinite(distances[k]))
     return SimilarSummary(tuple(found), n_compared)
 
 
-def _row_of(records: pd.DataFrame, record: str) -> int | None:
+def _row_of(records: pd.DataFrame, record: str) -> int:
     rows = np.flatnonzero(records["record_id"].astype(str).to_numpy() == record)
-    return int(rows[0]) if len(rows) else None
-
-
-def _vector(store: EmbeddingStore, row: int | None, record: str) -> np.ndarray:
-    if row is None:
+    if not len(rows):
         raise InputError(f"{record}: records.parquet has no record of this id")
+    return int(rows[0])
+
+
+def _vector(store: EmbeddingStore, row: int, record: str) -> np.ndarray:
     vector = store.read_embedding(slice(row, row + 1))[0]
     if not np.isfinite(vector).all():
         raise InputError(
