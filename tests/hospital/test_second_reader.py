@@ -1,12 +1,15 @@
 """What other libraries, none of which the product reads that format with, make of the same files.
 
-MUSE, aECG, Mortara, SCP-ECG and MFER are read by ecgdatakit and by no other library under an open licence on the
-package registry, CardioSoft by none at all: the tests' own writers are their second witness, and for the text formats a
-few lines of the standard library.
+ecg2dcm reads the XML of carts a second time (second/README.md); pydicom, pyedflib, ishneholterlib and sierraecg read
+their own formats. No library under an open licence on the package registry reads SCP-ECG and MFER beside ecgdatakit:
+from_standards.py reads them, which shares no code with it.
 """
 
 import base64
+import hashlib
+import importlib
 import lzma
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -22,11 +25,14 @@ from cache import open_records
 from cache.signals import LEADS
 from stages.readers.files import facts_of, known_format, read_ecg
 from stages.readers.rows import RowOptions
-from tests.hospital import write_binary, write_xml
-from tests.hospital.ecgs import beats_uv, ecg_of
+from tests.hospital import from_standards, write_binary, write_xml
+from tests.hospital.cases import WAYS
+from tests.hospital.ecgs import EIGHT, beats_uv, ecg_of
 from tests.ingesting import ingest
 
 REAL = Path(__file__).parent / "real"
+WHEEL = Path(__file__).parent / "second" / "ecg2dcm-1.3.1-py3-none-any.whl"
+WHEEL_SHA256 = "cfee6ad899201d3da3cf687413691755a2843175d0870bbfd35a31d884611c14"
 WHOLE = RowOptions(seconds=None)
 
 
@@ -107,6 +113,77 @@ def test_muse_is_what_the_standard_library_reads(tmp_path, ecg):
         for lead in rhythm.iter("LeadData")
     }
     assert np.abs(ours_uv(path) - np.stack([values[lead] for lead in LEADS])).max() < 0.51
+
+
+@pytest.fixture(scope="module")
+def ecg2dcm():
+    """The library as it was published, imported from its wheel: see second/README.md."""
+    assert hashlib.sha256(WHEEL.read_bytes()).hexdigest() == WHEEL_SHA256
+    sys.path.insert(0, str(WHEEL))
+    try:
+        yield lambda maker: importlib.import_module(f"ecg2dcm.adapters.{maker}")
+    finally:
+        sys.path.remove(str(WHEEL))
+
+
+CARTS = {
+    "muse, eight leads": ("muse", write_xml.muse, 4.88, 500, EIGHT),
+    "muse at 250 Hz": ("muse", write_xml.muse, 4.88, 250, EIGHT),
+    "cardiosoft": ("cardiosoft", write_xml.cardiosoft, 5.0, 500, LEADS),
+    "cardiosoft at 1000 Hz": ("cardiosoft", write_xml.cardiosoft, 2.0, 1000, LEADS),
+    "mortara": ("mortara", write_xml.mortara, 2.5, 500, LEADS),
+    "mortara at 1000 Hz": ("mortara", write_xml.mortara, 1.25, 1000, LEADS),
+    "aecg": ("aecg", write_xml.aecg, 5.0, 500, LEADS),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own: numpy.fromstring, truth of XML elements
+@pytest.mark.parametrize("name", CARTS)
+def test_the_xml_of_carts_is_what_ecg2dcm_says(tmp_path, ecg2dcm, name):
+    maker, write, step_uv, rate_hz, leads = CARTS[name]
+    path = tmp_path / "a.xml"
+    write(ecg_of(beats_uv(rate_hz), step_uv, rate_hz, leads), path)
+    other = ecg2dcm(maker).parse(str(path))
+    rhythm = other.waveforms[0]
+    assert (rhythm.label, rhythm.originality) == ("Rhythm", "ORIGINAL")
+    values = np.stack([rhythm.leads[lead] for lead in leads]) * rhythm.units_per_bit
+    assert np.abs(ours_uv(path, leads) - values).max() < 0.51
+    assert read_ecg(path).rate_hz == rhythm.sampling_frequency
+    # The two agree on whose ECG it is, and on what the cart measured.
+    facts = facts_of(str(tmp_path), "a.xml")
+    assert facts.patient_id == other.patient_id
+    assert facts.acquired.strftime("%Y%m%d %H%M%S") == f"{other.acquisition_date} {other.acquisition_time}"
+    measured = {
+        "pr_ms": other.measurements.pr_ms,
+        "qrs_ms": other.measurements.qrs_ms,
+        "qt_ms": other.measurements.qt_ms,
+    }
+    for measurement, value in measured.items():
+        assert value is None or facts.measurements[measurement] == value
+
+
+@pytest.mark.parametrize("null", [None, -32768])
+@pytest.mark.parametrize("little", [False, True], ids=["high byte first", "low byte first"])
+def test_mfer_is_what_a_reader_from_the_standard_says(tmp_path, ecg, little, null):
+    path = tmp_path / "a.mwf"
+    if null is not None:
+        ecg.counts[3, 700:900] = null
+    write_binary.mfer(ecg, path, little=little, null=null)
+    other = from_standards.mfer(path)
+    values = np.stack([other.uv[lead] for lead in LEADS])
+    assert np.isnan(values).sum() == (0 if null is None else 200)
+    np.testing.assert_allclose(ours_uv(path), values, rtol=0, atol=0.51)
+    assert read_ecg(path).rate_hz == pytest.approx(other.rate_hz)
+
+
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.name == "SCP-ECG"])
+def test_scp_is_what_a_reader_from_the_standard_says(tmp_path, ecg, name):
+    path = tmp_path / "a.scp"
+    WAYS[name].write(ecg, path)
+    other = from_standards.scp(path)
+    values = np.stack([other.uv[lead] for lead in LEADS])
+    np.testing.assert_allclose(ours_uv(path), values, rtol=0, atol=0.51)
+    assert read_ecg(path).rate_hz == pytest.approx(other.rate_hz)
 
 
 # ---- real files ------------------------------------------------------------------------------------------------------
