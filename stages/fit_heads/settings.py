@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from stages.heads.decisions.settings import OperatingPointsSection
 from stages.heads.options import FitOptions
 from stages.settings import Settings, allowed, number_or
 
@@ -41,11 +42,14 @@ class FitHeadsSection(Settings):
         "split": the table's train, val and test; "all": every fold is tested once; a number: in so many groups.
     options
         Of heads and gate.
+    operating_points
+        How the threshold of each class is chosen.
     """
 
     preset: Literal["default", "enecg"] = "default"
     folds: Annotated[int | Literal["split", "all"], number_or("split", "all", least=3, whole=True)] = "split"
     options: StudyFitOptions = StudyFitOptions()
+    operating_points: OperatingPointsSection = OperatingPointsSection()
 
     def folds_for(self, preset: str) -> str | int:
         """Return the folds asked for; the enecg preset has three, where params.yaml says nothing."""

@@ -91,6 +91,8 @@ class EnsembleHeads(FittedHeads):
 
     Attributes
     ----------
+    held_out_
+        What the fit says of records that it has not learnt from (`decisions.held_out.HeldOut`); a loaded fit has none.
     tasks_, experts_, skipped_, n_trainable_, history_, seconds_, expert_seconds_, provenance_
         Tasks and experts in order; reasons of skipped tasks; trainable parameters of one fold; per stage what was
         chosen and the out-of-sample losses per epoch; seconds of `fit`, and of each expert's heads; the caller's own
@@ -195,6 +197,7 @@ class EnsembleHeads(FittedHeads):
         self.models_: list[FoldModel] = fitted.models
         self.history_ = {**fitted.history(), "inner_folds": n_inner}
         self._out_of_sample: OutOfSample | None = fitted.out_of_sample
+        self.held_out_ = fitted.held_out
         self.expert_seconds_ = fitted.seconds
         self.seconds_ = perf_counter() - started
         return self

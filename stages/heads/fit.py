@@ -18,6 +18,7 @@ from torch import Tensor
 from cache.errors import InputError
 from stages.heads.blockwise.expert import LARGE_RECORDS, Features, WorkSpace, fit_expert_blockwise
 from stages.heads.crossfit import Masks, Split, make_masks
+from stages.heads.decisions.held_out import HeldOut, held_out_answers
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
@@ -158,6 +159,8 @@ class Fitted:
     readers: ReaderFit
     out_of_sample: OutOfSample
     """The experts' logits, for methods that combine them otherwise (stacking)."""
+    held_out: HeldOut
+    """What the gated ensemble says out of sample, for thresholds and conformal sets."""
     seconds: dict[str, float]
     """Of fitting each expert's heads."""
 
@@ -265,7 +268,15 @@ def fit_all(
         for f in range(len(splits))
     ]
     found = OutOfSample(data.outputs, gate_masks.judge, rows, len(present))
-    return Fitted(models, heads, gate, joined, found, seconds)
+    held_out = held_out_answers(
+        judging.blocks,
+        (judging.y, judging.known),
+        mixed,
+        gate_masks.judged,
+        (judging.centre, judging.scale),
+        None if groups is None else groups[judges],
+    )
+    return Fitted(models, heads, gate, joined, found, held_out, seconds)
 
 
 def _fit_subset(

@@ -1,0 +1,198 @@
+"""heads/operating_points.json: the threshold of every class, chosen on records that no model learnt from.
+
+Lives here: the file, its choice from a fit's held-out answers, its reading. Not here: the rules (`rules`), judging a
+threshold on test records (`stages.scoring`). Light: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from cache.errors import StoreError, UsageError
+from cache.files import write_text
+from stages.heads.decisions.rules import ChosenThreshold, choose_threshold
+from stages.heads.decisions.settings import OperatingPointsSection, OperatingRule
+from stages.heads.targets.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from stages.heads.decisions.held_out import HeldOut, HeldOutTask
+
+FILE = "operating_points.json"
+SCHEMA_VERSION = 1
+WITH_THRESHOLDS = ("binary", "multilabel")
+"""Kinds whose classes have a threshold; of a multiclass task the most probable class decides."""
+
+
+@dataclass(frozen=True)
+class TaskPoints:
+    """The thresholds of one task.
+
+    Attributes
+    ----------
+    rule
+        By which they were chosen.
+    classes
+        Names: the positive one of a binary task, every one of a multilabel task.
+    thresholds
+        [classes], for new ECGs: chosen on the mean of the fits' held-out answers. NaN: the labels could not decide.
+    of_folds
+        [F, classes]: what each fit's own held-out answers choose, for that fit's test records.
+    facts
+        Per class what the choice gave on the records that chose it.
+    """
+
+    rule: OperatingRule
+    classes: tuple[str, ...]
+    thresholds: np.ndarray
+    of_folds: np.ndarray
+    facts: tuple[ChosenThreshold, ...]
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Task -> its thresholds; empty for a fit of before there were any.
+
+    Examples
+    --------
+    >>> OperatingPoints.load(Path("a fit of before")).thresholds("flag") is None
+    True
+    """
+
+    tasks: dict[str, TaskPoints] = field(default_factory=dict)
+
+    def thresholds(self, task: str, fold: int | None = None) -> np.ndarray | None:
+        """Return the thresholds [classes] of a task, NaN where undecided; None where it has none.
+
+        Parameters
+        ----------
+        fold
+            One fit's; None: those for the mean of all fits, which new ECGs get.
+        """
+        found = self.tasks.get(task)
+        if found is None:
+            return None
+        return found.thresholds if fold is None else found.of_folds[fold]
+
+    def above(self, task: str, probability: np.ndarray, fold: int | None = None) -> np.ndarray | None:
+        """Say of each record and class whether the probability reaches the threshold.
+
+        Parameters
+        ----------
+        probability
+            [n] of a binary task, [n, classes] of a multilabel one, as `predict_proba` gives them.
+
+        Returns
+        -------
+        Of the same shape: 1 above, 0 below, NaN where either number is missing; None where the task has no thresholds.
+        """
+        found = self.thresholds(task, fold)
+        if found is None:
+            return None
+        p = np.asarray(probability, dtype=np.float64)
+        limit = found[0] if p.ndim == 1 else found
+        return np.where(np.isfinite(p) & np.isfinite(limit), p >= limit, np.nan)
+
+    @classmethod
+    def choose(cls, held_out: HeldOut, tasks: Sequence[TaskSpec], rules: OperatingPointsSection) -> Self:
+        """Choose every threshold of a fit."""
+        chosen = [task for task in tasks if task.kind in WITH_THRESHOLDS]
+        return cls({task.name: _choose(held_out, task, rules.of(task.name)) for task in chosen})
+
+    def save(self, folder: Path) -> None:
+        """Write `FILE` into a fit's folder."""
+        content = {"schema_version": SCHEMA_VERSION, "tasks": {n: _to_json(t) for n, t in self.tasks.items()}}
+        write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read `FILE` of a fit; empty where the fit has none.
+
+        Raises
+        ------
+        StoreError
+            A damaged file, or one of another schema.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            return cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise StoreError(f"{path}: schema {content['schema_version']}, expected {SCHEMA_VERSION}; fit again")
+            return cls({name: _from_json(task) for name, task in content["tasks"].items()})
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); fit the heads again") from error
+
+
+def check_rules(rules: OperatingPointsSection, tasks: Sequence[TaskSpec]) -> None:
+    """Refuse a rule for a task that has no thresholds, before anything is fitted.
+
+    Raises
+    ------
+    UsageError
+        Naming the task, and those that have thresholds.
+    """
+    known = [task.name for task in tasks if task.kind in WITH_THRESHOLDS]
+    for name in rules.tasks:
+        if name not in known:
+            raise UsageError(
+                f"fit_heads.operating_points.tasks: '{name}' is no binary or multilabel task of this study; "
+                f"there are: {', '.join(known) or 'none'}"
+            )
+
+
+def class_names(task: TaskSpec) -> tuple[str, ...]:
+    """Return the names of the classes that have a threshold; of a binary task the positive one."""
+    if task.kind == "binary":
+        return (task.classes[1] if task.classes else "1",)
+    return task.classes
+
+
+def _choose(held_out: HeldOut, task: TaskSpec, rule: OperatingRule) -> TaskPoints:
+    facts = _columns(held_out.averaged(task.name), rule)
+    folds = [_columns(held_out.of_fold(task.name, fold), rule) for fold in range(held_out.n_folds)]
+    return TaskPoints(
+        rule,
+        class_names(task),
+        np.array([found.threshold for found in facts]),
+        np.array([[found.threshold for found in fold] for fold in folds]),
+        facts,
+    )
+
+
+def _columns(found: HeldOutTask, rule: OperatingRule) -> tuple[ChosenThreshold, ...]:
+    n = len(found.y_true)
+    truth, predicted = found.y_true.reshape(n, -1), found.y_pred.reshape(n, -1)
+    return tuple(choose_threshold(predicted[:, k], truth[:, k], rule) for k in range(truth.shape[1]))
+
+
+def _to_json(task: TaskPoints) -> dict[str, Any]:
+    classes = {}
+    for k, name in enumerate(task.classes):
+        facts = {key: _or_null(value) for key, value in asdict(task.facts[k]).items()}
+        classes[name] = {**facts, "folds": [_or_null(value) for value in task.of_folds[:, k].tolist()]}
+    return {"rule": task.rule.rule, "value": task.rule.value, "classes": classes}
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _from_json(content: dict[str, Any]) -> TaskPoints:
+    found = content["classes"]
+    facts = [{k: math.nan if v is None else v for k, v in entry.items() if k != "folds"} for entry in found.values()]
+    folds = [[math.nan if v is None else v for v in entry["folds"]] for entry in found.values()]
+    return TaskPoints(
+        OperatingRule(rule=content["rule"], value=content["value"]),
+        tuple(found),
+        np.array([entry["threshold"] for entry in facts]),
+        np.array(folds).T,
+        tuple(ChosenThreshold(**entry) for entry in facts),
+    )
