@@ -187,7 +187,9 @@ def _or_null(value: float) -> float | None:
 
 def _from_json(content: dict[str, Any]) -> TaskPoints:
     found = content["classes"]
-    facts = [{k: math.nan if v is None else v for k, v in entry.items() if k != "folds"} for entry in found.values()]
+    facts: list[dict[str, Any]] = [
+        {k: math.nan if v is None else v for k, v in entry.items() if k != "folds"} for entry in found.values()
+    ]
     folds = [[math.nan if v is None else v for v in entry["folds"]] for entry in found.values()]
     return TaskPoints(
         OperatingRule(rule=content["rule"], value=content["value"]),

@@ -63,8 +63,14 @@ def choose_threshold(probability: np.ndarray, label: np.ndarray, rule: Operating
     sensitivity, alarm_rate = true_alarms / n_positive, alarms / n
     specificity = 1 - (alarms - true_alarms) / (n - n_positive)
     best = _best(rule, sensitivity, specificity, alarm_rate)
-    found = (float(column[best]) for column in (thresholds, sensitivity, specificity, alarm_rate))
-    return ChosenThreshold(*found, n, n_positive)
+    return ChosenThreshold(
+        threshold=float(thresholds[best]),
+        sensitivity=float(sensitivity[best]),
+        specificity=float(specificity[best]),
+        alarm_rate=float(alarm_rate[best]),
+        n=n,
+        positives=n_positive,
+    )
 
 
 def _candidates(p: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
