@@ -28,8 +28,31 @@ def prediction_table(prediction: Prediction) -> Table:
 
 def _in_words(found: dict[str, Any]) -> str:
     if found["kind"] == "regression":
-        return f"{found['value']:.1f} {found['unit']} (90 %: {found['low']:.1f} to {found['high']:.1f})"
+        percent = 100 * found.get("coverage", 0.9)
+        return f"{found['value']:.1f} {found['unit']} ({percent:g} %: {found['low']:.1f} to {found['high']:.1f})"
     if found["kind"] == "binary":
-        return f"{found['positive']}: {found['probability']:.2f}"
+        words = f"{found['positive']}: {found['probability']:.2f}"
+        return words + _beside(found.get("above"), found.get("threshold")) + _doubt(found)
     ranked = sorted(found["probabilities"].items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {probability:.2f}" for name, probability in ranked[:N_SHOWN])
+    above, limits = (found.get(key, {}) for key in ("above", "thresholds"))
+    unsure = set(found["uncertain"]) if isinstance(found.get("uncertain"), list) else set()
+    words = ", ".join(
+        f"{name} {probability:.2f}{_beside(above.get(name), limits.get(name))}{' uncertain' if name in unsure else ''}"
+        for name, probability in ranked[:N_SHOWN]
+    )
+    return words + _doubt(found)
+
+
+def _beside(above: bool | None, threshold: float | None) -> str:
+    """Say on which side of its threshold a probability lies."""
+    if above is None or threshold is None:
+        return ""
+    return f" ({'above' if above else 'below'} {threshold:.2f})"
+
+
+def _doubt(found: dict[str, Any]) -> str:
+    """Say that a conformal set does not hold one class alone; of several findings each says it for itself."""
+    if found.get("uncertain") is not True:
+        return ""
+    held = f"{' or '.join(found['set'])}" if found["set"] else "no class"
+    return f"; uncertain: {held} at {100 * found['coverage']:g} %"

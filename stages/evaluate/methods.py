@@ -24,6 +24,7 @@ from cache.fingerprint import file_digest, fingerprint
 from cache.storage.locations import Location
 from stages.heads import EnsembleHeads
 from stages.heads.baselines.methods import METHODS
+from stages.heads.decisions.answers import DECISION_FILES
 from stages.heads.inputs.expert_features import parse_mix
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import Data, read_outputs
@@ -107,7 +108,8 @@ def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str,
     """
     heads = Path(stages.heads.__path__[0])
     code = sorted(path for pattern in ("heads/**/*.py", *CODE) for path in heads.parent.glob(pattern))
-    fit = [path for path in sorted(heads_folder.rglob("*")) if path.is_file()]
+    # thresholds and limits are chosen after the fit: no method learns from them
+    fit = [path for path in sorted(heads_folder.rglob("*")) if path.is_file() and path.name not in DECISION_FILES]
     return fingerprint(
         {
             "fit": {str(path.relative_to(heads_folder)): file_digest(path) for path in fit},

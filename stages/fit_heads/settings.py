@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from stages.heads.decisions.settings import OperatingPointsSection
+from stages.heads.decisions.settings import ConformalSection, OperatingPointsSection
 from stages.heads.options import FitOptions
 from stages.settings import Settings, allowed, number_or
 
@@ -44,12 +44,15 @@ class FitHeadsSection(Settings):
         Of heads and gate.
     operating_points
         How the threshold of each class is chosen.
+    conformal
+        Coverage of sets and intervals.
     """
 
     preset: Literal["default", "enecg"] = "default"
     folds: Annotated[int | Literal["split", "all"], number_or("split", "all", least=3, whole=True)] = "split"
     options: StudyFitOptions = StudyFitOptions()
     operating_points: OperatingPointsSection = OperatingPointsSection()
+    conformal: ConformalSection = ConformalSection()
 
     def folds_for(self, preset: str) -> str | int:
         """Return the folds asked for; the enecg preset has three, where params.yaml says nothing."""

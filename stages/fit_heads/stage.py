@@ -16,7 +16,8 @@ from cache.files import write_text
 from cache.storage.locations import Location
 from stages.fit_heads.settings import FitHeadsPaths, FitHeadsSettings, FitHeadsSummary
 from stages.heads import EnsembleHeads
-from stages.heads.decisions.operating_points import OperatingPoints, check_rules
+from stages.heads.decisions.answers import Decisions
+from stages.heads.decisions.operating_points import check_rules
 from stages.heads.inputs.expert_features import VIEWS
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import Data, read_data, read_outputs, task_specs
@@ -76,11 +77,11 @@ def run(
                 "folds": settings.folds,
             },
         )
-    points = OperatingPoints.choose(heads.held_out_, heads.tasks_, settings.operating_points)
+    heads.decisions_ = Decisions.choose(heads.held_out_, heads.tasks_, settings.operating_points, settings.conformal)
     enecg, costs = None, None
     if settings.preset == "enecg":
         enecg, costs = _fit_enecg(data, heads, paths.stores, paths.signals, splits)
-    _save(heads, points, enecg, paths.heads)
+    _save(heads, enecg, paths.heads)
     summary = FitHeadsSummary(
         tuple(task.name for task in heads.tasks_),
         heads.skipped_,
@@ -135,12 +136,11 @@ def make_heads(settings: FitHeadsSettings, machine: Machine) -> EnsembleHeads:
     )
 
 
-def _save(heads: EnsembleHeads, points: OperatingPoints, enecg: EnecgHeads | None, folder: Path) -> None:
+def _save(heads: EnsembleHeads, enecg: EnecgHeads | None, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as temporary:
         fresh = Path(temporary) / folder.name
         heads.save(fresh)
-        points.save(fresh)
         if enecg is not None:
             enecg.save(fresh / ENECG_FOLDER)
         if folder.exists():

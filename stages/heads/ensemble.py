@@ -19,6 +19,7 @@ from stages.devices import choose_device
 from stages.heads.blockwise.blocks import memory_bytes
 from stages.heads.blockwise.expert import Features, WorkSpace
 from stages.heads.crossfit import check_groups, check_splits
+from stages.heads.decisions.answers import Decisions
 from stages.heads.expert_head import HeadOptions
 from stages.heads.fit import fit_all, inner_fold_count, read_targets
 from stages.heads.fold_model import FoldModel
@@ -93,6 +94,9 @@ class EnsembleHeads(FittedHeads):
     ----------
     held_out_
         What the fit says of records that it has not learnt from (`decisions.held_out.HeldOut`); a loaded fit has none.
+    decisions_
+        Thresholds and conformal limits, saved with the fit; none until they are chosen: `fit.decisions_ =
+        Decisions.choose(fit.held_out_, fit.tasks_)` (`decisions.answers.Decisions`).
     tasks_, experts_, skipped_, n_trainable_, history_, seconds_, expert_seconds_, provenance_
         Tasks and experts in order; reasons of skipped tasks; trainable parameters of one fold; per stage what was
         chosen and the out-of-sample losses per epoch; seconds of `fit`, and of each expert's heads; the caller's own
@@ -198,6 +202,7 @@ class EnsembleHeads(FittedHeads):
         self.history_ = {**fitted.history(), "inner_folds": n_inner}
         self._out_of_sample: OutOfSample | None = fitted.out_of_sample
         self.held_out_ = fitted.held_out
+        self.decisions_ = Decisions()
         self.expert_seconds_ = fitted.seconds
         self.seconds_ = perf_counter() - started
         return self

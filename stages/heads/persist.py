@@ -1,4 +1,4 @@
-"""The files of a fit: config.json, heads.safetensors, out_of_sample.safetensors, adapter/ (peft).
+"""The files of a fit: config.json, heads.safetensors, out_of_sample.safetensors, decisions, adapter/ (peft).
 
 Lives here: writing and reading them, and the torch module that the adapter belongs to. Nothing is pickled; base weights
 are in heads.safetensors beside the adapters, so that loading needs no random state and no peft.
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from cache.errors import MissingFileError, StoreError, UsageError
+from stages.heads.decisions.answers import Decisions
 from stages.heads.expert_head import FoldHead
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.inputs import InputScale
@@ -50,6 +51,7 @@ def save(heads: FittedHeads, folder: Path) -> Path:
             arrays |= {f"fold{f}/mixer/{name}/{k}": v.numpy() for k, v in mixer.state_dict().items()}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "heads.safetensors")
     heads.out_of_sample_.save(folder)
+    heads.decisions_.save(folder)
     if heads.lora:
         _save_adapter(heads, folder / "adapter")
     (folder / "config.json").write_text(json.dumps(_config(heads), indent=2, sort_keys=True) + "\n")
@@ -103,6 +105,7 @@ def load(cls: type[E], folder: Path) -> E:
     heads.skipped_, heads.history_ = config["skipped"], config["history"]
     heads.provenance_, heads.mixers_ = config["provenance"], {}
     heads._out_of_sample, heads._folder = None, folder
+    heads.decisions_ = Decisions.load(folder)
     try:
         heads.models_ = [
             _model(_below(arrays, f"fold{f}/"), heads.experts_, float(config["scaling"]), heads.top_k)

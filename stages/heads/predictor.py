@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import InputError, UsageError
+from stages.heads.decisions.answers import Decisions
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.fold_model import FoldModel, Output, run_fold, to_means
 from stages.heads.gate.inputs import parse_sources
@@ -38,6 +39,7 @@ class FittedHeads(Estimator):
     history_: dict[str, Any]
     mixers_: dict[str, Any]
     models_: list[FoldModel]
+    decisions_: Decisions
     _out_of_sample: OutOfSample | None
     _folder: Path
     """Of a loaded fit."""
@@ -157,12 +159,20 @@ class FittedHeads(Estimator):
     def predict_interval(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
     ) -> Predictions:
-        """90 % intervals [n, 2] of regression tasks, from the quantiles of out-of-sample residuals."""
+        """Intervals [n, 2] of regression tasks: conformal ones where `decisions_` holds limits, else 90 % of residuals.
+
+        The latter lie between the quantiles of out-of-sample residuals.
+        """
         means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
         models = self._fitted() if fold is None else [self._fitted()[fold]]
         width = np.mean([m.interval for m in models], axis=0)
-        regression = (b for b in self.blocks_ if b.task.kind == "regression")
-        return {b.task.name: means[b.task.name][:, None] + width[:, b.start] for b in regression}
+        found = {}
+        for block in self.blocks_:
+            if block.task.kind == "regression":
+                value = means[block.task.name]
+                conformal = self.decisions_.conformal.interval(block.task.name, value, fold)
+                found[block.task.name] = value[:, None] + width[:, block.start] if conformal is None else conformal
+        return found
 
     def expert_predictions(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None

@@ -176,5 +176,5 @@ def _fill(
                 facts |= {"probability": float(value), "positive": task.classes[1] if task.classes else "1"}
             else:
                 facts["probabilities"] = dict(zip(task.classes, map(float, value), strict=True))
-            prediction.tasks[task.name] = facts
+            prediction.tasks[task.name] = facts | heads.decisions_.of(task, value)
             prediction.gate[task.name] = dict(zip(heads.experts_, map(float, weights[task.name][row]), strict=True))

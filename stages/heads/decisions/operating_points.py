@@ -106,7 +106,10 @@ class OperatingPoints:
         return cls({task.name: _choose(held_out, task, rules.of(task.name)) for task in chosen})
 
     def save(self, folder: Path) -> None:
-        """Write `FILE` into a fit's folder."""
+        """Write `FILE` into a fit's folder; without tasks, no file."""
+        if not self.tasks:
+            (folder / FILE).unlink(missing_ok=True)
+            return
         content = {"schema_version": SCHEMA_VERSION, "tasks": {n: _to_json(t) for n, t in self.tasks.items()}}
         write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""How decisions are chosen: the models behind `fit_heads.operating_points` in params.yaml.
+"""How decisions are chosen: `fit_heads.operating_points` and `fit_heads.conformal` of params.yaml.
 
 Light: neither arrays nor torch.
 """
@@ -63,3 +63,18 @@ class OperatingPointsSection(OperatingRule):
     def of(self, task: str) -> OperatingRule:
         """Return the rule of one task."""
         return self.tasks.get(task, OperatingRule(rule=self.rule, value=self.value))
+
+
+class ConformalSection(Settings):
+    """`fit_heads.conformal`: what sets of classes and intervals promise.
+
+    Attributes
+    ----------
+    coverage
+        Share of new patients whose truth lies in the set or interval.
+    by_class
+        Keep the promise for the records of each class, not only for all together.
+    """
+
+    coverage: OpenShare = 0.9
+    by_class: bool = True
