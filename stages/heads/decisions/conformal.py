@@ -216,9 +216,9 @@ def _class_limits(
     n_classes = scores.shape[1]
     limits, patients = np.full(n_classes, pooled), np.full(n_classes, everybody)
     for k in range(n_classes) if settings.by_class else ():
-        own = patient_quantile(of_truth[label == k], groups[label == k], settings.coverage)
-        if math.isfinite(own):  # a class of too few patients has the limit of all
-            limits[k], patients[k] = own, len(np.unique(groups[label == k]))
+        of_class = patient_quantile(of_truth[label == k], groups[label == k], settings.coverage)
+        if math.isfinite(of_class):  # a class of too few patients has the limit of all
+            limits[k], patients[k] = of_class, len(np.unique(groups[label == k]))
     return limits, patients
 
 
