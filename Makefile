@@ -7,10 +7,10 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 PYTEST := -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint bench gpu-check seed structure clean
+.PHONY: help demo test test-all test-lowest test-newest check lint docs dist bench gpu-check seed structure clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
 
 demo: $(INSTALLED) ## the whole pipeline on the embedded cohort, without downloads or GPU
 	PATH="$(BIN):$$PATH" dvc repro
@@ -22,12 +22,38 @@ test: $(INSTALLED) ## the tests but the slow ones; on real ECGs where ENSEMBLE_T
 test-all: $(INSTALLED) ## all tests, also those that take minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
+test-lowest: ## the tests but the slow ones on the lowest versions that pyproject.toml allows
+	$(call tested_at,lowest-direct)
+
+test-newest: ## the same on the newest there are
+	$(call tested_at,highest)
+
+# $(VENV)-RESOLUTION holds that environment; torch comes as the package index has it, which may be a CUDA build of gigabytes.
+define tested_at
+	$(PYTHON) -m venv $(VENV)-$(1)
+	$(VENV)-$(1)/bin/pip install --quiet uv
+	$(VENV)-$(1)/bin/uv pip compile --quiet --no-header --resolution $(1) --python $(VENV)-$(1)/bin/python \
+	  --extra test --output-file $(VENV)-$(1)/versions.txt pyproject.toml
+	$(VENV)-$(1)/bin/uv pip install --quiet --python $(VENV)-$(1)/bin/python -r $(VENV)-$(1)/versions.txt
+	$(VENV)-$(1)/bin/uv pip install --quiet --python $(VENV)-$(1)/bin/python --no-deps --editable .
+	PATH="$(abspath $(VENV)-$(1))/bin:$$PATH" $(VENV)-$(1)/bin/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
+endef
+
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 check: lint test ## ruff, mypy and the tests
+
+docs: $(INSTALLED) ## the documentation as a site in build/site; a broken link is an error
+	PYTHONPATH=. $(BIN)/python docs/tools/commands.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+dist: $(INSTALLED) ## wheel and source distribution in build/dist, checked
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist .
+	$(BIN)/twine check --strict build/dist/*
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

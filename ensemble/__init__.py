@@ -19,6 +19,7 @@ __all__ = ["Embeddings", "EnsembleHeads", "LayerMix", "embed", "list_experts", "
 __all__ += ["open_embeddings", "open_records", "open_signals", "plot_ecg"]
 
 _HOMES = {
+    "__version__": "stages.versions",
     "Embeddings": "ensemble.embeddings",
     "EnsembleHeads": "stages.heads",
     "LayerMix": "stages.heads",
@@ -34,6 +35,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'ensemble' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)

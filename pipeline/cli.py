@@ -37,10 +37,21 @@ look.add_to(app)
 info.add_to(app)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from stages.versions import package_versions
+
+        typer.echo(f"ensemble {package_versions().get('ecg-ensemble', 'unknown')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(
         False, "--debug", help="Show the whole traceback of an error (works after a command too)."
+    ),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the package's version and exit."
     ),
 ) -> None:
     """Options before the command."""

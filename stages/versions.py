@@ -1,4 +1,7 @@
-"""Versions of the packages that numbers depend on, as outputs and run records name them."""
+"""Versions of the packages that numbers depend on, as outputs and run records name them.
+
+`__version__` is this package's, as it is installed; "unknown" for a folder on PYTHONPATH that is not.
+"""
 
 from __future__ import annotations
 
@@ -17,3 +20,9 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module 'stages.versions' has no attribute '{name}'")
+    return package_versions().get("ecg-ensemble", "unknown")

@@ -86,7 +86,10 @@ def _result(task: Future[Any], scheduler: str) -> EmbedSummary:
 
 
 def _connect(scheduler: str) -> Client:
-    from distributed import Client
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError("--scheduler: Dask is not installed; run pip install 'ecg-ensemble[cluster]'") from error
 
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs is said in one line here
     try:

@@ -57,6 +57,7 @@ def test_rows_are_found_by_file_name_or_record_id(folder, tmp_path, keys):
     found = entries(folder, tmp_path / "l.csv", "\n".join(["file,age", *lines]))
     assert ages(found) == [50.5, 51.5, 52.5, 53.5]
     assert found.frame["patient_id"].tolist() == [PATIENTS[k] for k in (3, 2, 0, 1)]
+    assert not [note for note in found.notes if "None" in note]
 
 
 TABLES = {

@@ -50,7 +50,7 @@ def add_labels(
         frame["patient_id"] = _single(cells_of(table[patient], rows, records, path, []), records, path, patient)
     if frame["patient_id"].isna().all():
         notes.append("no patients: every record counts as one of its own; name a column by the option 'patient'")
-    elif options.patient is None:
+    elif patient is not None and options.patient is None:
         notes.append(f"patients: those of column '{patient}' (option 'patient' names another one)")
     if options.fold is not None:
         check_column(table, path, options.fold, "fold")
