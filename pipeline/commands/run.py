@@ -229,6 +229,7 @@ def evaluate(
         compare=asked.compare if compare is None else compare,
         fractions=asked.fractions if fractions is None else _fractions(fractions),
         seed=study.params.seed,
+        prevalence=asked.prevalence,
     )
     paths = EvaluatePaths(
         study.records,
@@ -242,6 +243,7 @@ def evaluate(
         study.evaluation,
         study.state / "finished",
         study.evaluate_costs,
+        study.decisions,
     )
     found = run(
         settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)

@@ -76,6 +76,11 @@ class Study:
         return self.folder / "evaluation.json"
 
     @property
+    def decisions(self) -> Path:
+        """decisions.json."""
+        return self.folder / "decisions.json"
+
+    @property
     def fit_costs(self) -> Path:
         """fit_costs.json."""
         return self.folder / "fit_costs.json"

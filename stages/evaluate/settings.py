@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cache.storage.locations import Location
 
 Share = Annotated[float, Field(gt=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EvaluateSection(Settings):
@@ -28,11 +29,15 @@ class EvaluateSection(Settings):
         Fit every other method there is, too.
     fractions
         Shares of the training and validation patients for the learning curve; none, no curve.
+    prevalence
+        Task -> how frequent its positive class is where the fit shall be used, or class -> that of several findings;
+        positive and negative predictive values are given for it, too.
     """
 
     bootstrap: int = Field(default=1000, ge=100)
     compare: bool = False
     fractions: tuple[Share, ...] = ()
+    prevalence: dict[str, OpenShare | dict[str, OpenShare]] = Field(default_factory=dict)
 
 
 class EvaluateSettings(EvaluateSection):
@@ -61,6 +66,8 @@ class EvaluatePaths:
         What was compared and left out, parameters, and the learning curve: equal for equal runs (docs/outputs.md).
     costs
         Seconds and peak memory of each method fitted for comparison, which differ from run to run; None: not written.
+    decisions
+        What thresholds and conformal limits are worth on test records; None: not written.
     finished
         Folder of finished methods, from which a killed evaluation goes on.
     """
@@ -76,6 +83,7 @@ class EvaluatePaths:
     evaluation: Path
     finished: Path
     costs: Path | None = None
+    decisions: Path | None = None
 
 
 @dataclass
@@ -92,6 +100,8 @@ class EvaluateSummary:
         Task -> points {"fraction", "method", "metric", "value", "low", "high"}.
     missing_points
         Task -> fraction, such as "0.1" -> why the learning curve has no point there.
+    decisions
+        Content of decisions.json.
     """
 
     compare: bool
@@ -101,10 +111,11 @@ class EvaluateSummary:
     left_out: dict[str, str] = field(default_factory=dict)
     learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
+    decisions: dict[str, Any] = field(default_factory=dict)
 
     def evaluation(self, versions: Mapping[str, str]) -> dict[str, Any]:
         """Return the content of evaluation.json; `versions`: of the packages that the numbers depend on."""
-        content = {name: value for name, value in vars(self).items() if name not in ("metrics", "costs")}
+        content = {name: value for name, value in vars(self).items() if name not in ("metrics", "costs", "decisions")}
         parameters = {method: costs["parameters"] for method, costs in self.costs.items()}
         return {
             "schema_version": 1,

@@ -10,6 +10,7 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.files import staged
+from stages.evaluate.decisions import check_prevalence, judge_decisions
 from stages.evaluate.learning_curve import fit_predictions, learning_curve, write_block
 from stages.evaluate.methods import (
     COMPARED,
@@ -73,6 +74,7 @@ def run(
             f"{paths.records}: no record with a vector is in the test split; nothing can be measured: give more "
             "patients, or a column `split`"
         )
+    check_prevalence(settings.prevalence, data.tasks)
     setting = Setting(data, heads, splits, signal, paths.stores, paths.signals, paths.heads)
     finished = FinishedMethods(paths.finished, state_key(paths.heads, paths.records, data.fingerprints))
     found = EvaluateSummary(settings.compare, settings.fractions)
@@ -90,14 +92,23 @@ def run(
         if paths.costs is not None:
             write_json(drafts[paths.costs], found.run_costs())
         write_json(drafts[paths.headline], headline(found.metrics))
+        if paths.decisions is not None:
+            found.decisions = judge_decisions(
+                open_predictions(drafts[paths.predictions]),
+                heads.decisions_,
+                data.records,
+                Draws(settings.bootstrap, settings.seed),
+                settings.prevalence,
+            )
+            write_metrics(drafts[paths.decisions], found.decisions, drafts[paths.predictions])
         write_metrics(drafts[paths.metrics], found.metrics, drafts[paths.predictions])
     return found
 
 
 def _outputs(paths: EvaluatePaths) -> tuple[Path, ...]:
     """Return what is written, in the order of appearance: metrics.json, which names its predictions, last."""
-    costs = () if paths.costs is None else (paths.costs,)
-    return paths.predictions, paths.gate_weights, paths.evaluation, *costs, paths.headline, paths.metrics
+    more = tuple(path for path in (paths.costs, paths.decisions) if path is not None)
+    return paths.predictions, paths.gate_weights, paths.evaluation, *more, paths.headline, paths.metrics
 
 
 def _predict(

@@ -32,9 +32,14 @@ def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
     """
     return {
         grouping: {group: _subgroup(comparison, members) for group, members in groups.items()}
-        for grouping, groups in {"age_years": _age_bands(records), "sex": _sexes(records)}.items()
-        if groups
+        for grouping, groups in groupings(records).items()
     }
+
+
+def groupings(records: pd.DataFrame) -> dict[str, dict[str, pd.Index]]:
+    """Return grouping -> group -> the ids of its records; a grouping whose column the table lacks is left out."""
+    found = {"age_years": _age_bands(records), "sex": _sexes(records)}
+    return {grouping: groups for grouping, groups in found.items() if groups}
 
 
 def _numbers(records: pd.DataFrame, column: str) -> np.ndarray:

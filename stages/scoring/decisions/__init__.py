@@ -1,0 +1,1 @@
+"""What decisions are worth on test records: operating points, decision curves, conformal coverage."""
