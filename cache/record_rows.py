@@ -6,10 +6,13 @@ Here: the number of rows, the digest of the first ones, id and status of a few. 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import MissingFileError, StoreError
 from cache.fingerprint import text_digest
-from cache.records import BASE_COLUMNS
+from cache.records import BASE_COLUMNS, ROWS_KEY
 
 _COLUMNS = ["record_id", "status", "reason"]
 _BATCH_ROWS = 65_536
@@ -54,6 +57,18 @@ class RecordRows:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @cached_property
+    def row_options(self) -> dict[str, Any]:
+        """How the rows of signals.zarr were made, as `open_records` has it."""
+        with self._open() as file:
+            return json.loads((file.schema_arrow.metadata or {}).get(ROWS_KEY, b"{}"))
+
+    def sources(self) -> list[str]:
+        """Return the names of the sources that the records come from, sorted."""
+        with self._open() as file:
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=["source"])
+            return sorted({name for batch in batches for name in batch.column(0).unique().to_pylist()})
 
     def digest(self, n_records: int | None = None) -> str:
         """Return the `records_digest` of the first `n_records` rows (None: of all)."""

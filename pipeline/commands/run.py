@@ -108,6 +108,9 @@ def embed(
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", "--accept-license", help="Accept a non-commercial licence.")
     ] = False,
+    zscores_as_mv: Annotated[
+        bool, typer.Option("--zscores-as-mv", help="Take one standard deviation for one millivolt.")
+    ] = False,
 ) -> None:
     """Run one frozen expert over all records, once; goes on where a killed run stopped.
 
@@ -125,7 +128,9 @@ def embed(
         write_marker(study, expert)
         return
     local_device = device if scheduler is None else "cpu"  # a cluster's workers have devices of their own
-    settings = embed_settings(study, expert, weights, local_device, precision, batch_size, accept_licence, threads)
+    settings = embed_settings(
+        study, expert, weights, local_device, precision, batch_size, accept_licence, threads, zscores_as_mv
+    )
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         load_for(with_changes(settings, device="cpu"))  # weights that do not load are told before anything else

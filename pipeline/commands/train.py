@@ -167,8 +167,12 @@ def posttrain_settings(
     device: str | None = None,
 ) -> PosttrainSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
+    from dataclasses import replace
+
+    from cache.record_rows import RecordRows
     from pipeline.compute.embedding import embed_settings
     from pipeline.study.params import overridden
+    from stages.embed.amplitude import check_amplitude
     from stages.posttrain import PosttrainSettings
     from stages.posttrain.settings import PosttrainSection
 
@@ -177,6 +181,8 @@ def posttrain_settings(
     if not params.expert or not params.task:
         raise UsageError("give --expert and --task, or the --name of an entry under `posttrain` in params.yaml")
     of_expert = embed_settings(study, params.expert, device="cpu", accept_licence=accept_licence)
+    preprocessing = params.preprocessing or of_expert.preprocessing
+    check_amplitude(replace(of_expert, preprocessing=preprocessing), RecordRows(study.records))
     seeds = params.seeds or [study.params.seed if params.seed is None else params.seed]
     return PosttrainSettings(
         name=name or f"{params.expert}+{params.task}",
@@ -185,7 +191,7 @@ def posttrain_settings(
         loop=params.loop(seeds[0], _local_device(study, device)),
         weights=_starting_weights(study, params.weights) or of_expert.weights,
         config={**(of_expert.config or {}), **params.config},
-        preprocessing=params.preprocessing or of_expert.preprocessing,
+        preprocessing=preprocessing,
         probing=params.probing,
         drop_path=params.drop_path,
         drop_path_schedule=params.drop_path_schedule,

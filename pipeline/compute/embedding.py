@@ -52,6 +52,7 @@ def embed_settings(
     batch_size: str | None = None,
     accept_licence: bool = False,
     threads: int | None = None,
+    zscores_as_mv: bool = False,
 ) -> EmbedSettings:
     """Join params.yaml and the options into the settings of one run, checked."""
     from stages.devices import choose_device
@@ -79,6 +80,7 @@ def embed_settings(
         shard_records=study.params.embed.shard_records,
         threads=threads or machine.threads,
         views=checked_views(spec, params.views),
+        zscores_as_mv=zscores_as_mv or params.zscores_as_mv,
     )
 
 

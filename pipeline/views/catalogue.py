@@ -135,6 +135,11 @@ def _named_in_study(name: str) -> Path | None:
         return None
 
 
+def _amplitude(spec: ExpertSpec) -> str:
+    """Say on which input paths signals need not be in millivolts."""
+    return f"of any unit, lead by lead ({', '.join(spec.scale_free)})" if spec.scale_free else "millivolts"
+
+
 def expert_details(name: str) -> str:
     """Return everything about one expert, as aligned lines."""
     spec = spec_of(name)
@@ -145,6 +150,7 @@ def expert_details(name: str) -> str:
         "version": spec.version,
         "input": f"{', '.join(spec.leads)}; {spec.sampling_rate_hz:g} Hz; {spec.seconds:g} s",
         "normalisation": spec.normalisation,
+        "amplitude": _amplitude(spec),
         "windows": spec.windows,
         "missing leads": spec.missing_leads,
         "layers": layers,

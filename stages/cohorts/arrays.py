@@ -25,6 +25,7 @@ from stages.cohorts.labels.join import add_labels
 from stages.cohorts.labels.options import LabelOptions
 from stages.cohorts.labels.table import check_column, read_labels
 from stages.readers import Recording, inside
+from stages.readers.amplitude import Amplitude
 from stages.readers.arrays.hdf5 import Stamp, check_size, dataset, stamp_of
 from stages.readers.wfdb.limits import MAX_SAMPLES
 
@@ -34,7 +35,8 @@ MAX_COLUMN_BYTES = 1 << 30
 """Of one lead in one row group of a Parquet file: what the longest of its lists can take."""
 SAMPLE_BYTES = 8
 PAGE_BYTES = 1 << 16
-MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3}
+MILLIVOLTS = {"mV": 1.0, "uV": 1e-3, "V": 1e3, "z-score": 1.0}
+"""Unit -> what one of it is stored as; z-scores are kept as they are, and the table says so."""
 
 
 class ArrayOptions(LabelOptions):
@@ -43,7 +45,7 @@ class ArrayOptions(LabelOptions):
     file: str
     rate_hz: float = Field(gt=0, le=1e6, allow_inf_nan=False)
     leads: tuple[str, ...] = LEADS
-    units: Literal["mV", "uV", "V"] = "mV"
+    units: Literal["mV", "uV", "V", "z-score"] = "mV"
     dataset: str = "signals"
 
 
@@ -55,6 +57,11 @@ class Arrays(Cohort):
     options_type = ArrayOptions
     holds = ()
     options: ArrayOptions
+
+    @property
+    def amplitude(self) -> Amplitude:
+        """As the option `units` says."""
+        return "z-score" if self.options.units == "z-score" else "mV"
 
     def entries(self) -> Entries:
         """Count the records, and read the labels, row for row."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cache.errors import InputError, MissingFileError
 from cache.records import Target
 from stages.readers import Counts, DataFolder, Recording, read_wfdb
+from stages.readers.amplitude import Amplitude
 from stages.readers.lead_names import LeadNames, standard_lead
 from stages.readers.recording import SECONDS_KEPT
 
@@ -115,6 +116,11 @@ class Cohort(ABC):
     def lead_names(self) -> LeadNames:
         """The study's own spellings of leads."""
         return tuple(self.options.lead_names.items())
+
+    @property
+    def amplitude(self) -> Amplitude:
+        """The unit of the signals; experts that need millivolts are refused where it is another."""
+        return "mV"
 
     @property
     def hint(self) -> str:

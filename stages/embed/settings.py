@@ -29,6 +29,7 @@ class ExpertSection(Settings):
     dtype: Literal["float16", "float32"] | None = None
     accept_licence: bool = Field(default=False, validation_alias=AliasChoices("accept_licence", "accept_license"))
     views: tuple[Literal["segments", "std", "max", "last"], ...] = ()
+    zscores_as_mv: bool = False
 
 
 class EmbedSection(Settings):
@@ -56,6 +57,8 @@ class EmbedSettings:
     """CPU threads of the forward pass. The last bits of a sum depend on it, so it does not follow the worker count."""
     views: tuple[str, ...] = ()
     """Views of the tokens that are stored beside the means, of `ExpertSpec.views`; part of the fingerprint."""
+    zscores_as_mv: bool = False
+    """Take one standard deviation for one millivolt where the cohort's signals are z-scores."""
 
 
 @dataclass(frozen=True)

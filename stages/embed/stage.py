@@ -25,6 +25,7 @@ from cache.storage.locations import store_exists
 from cache.upkeep.checks import count_without_vector
 from cache.upkeep.kept import kept_path
 from cache.upkeep.resume import difference, grew_from, resume_or_create
+from stages.embed.amplitude import check_amplitude
 from stages.embed.settings import EmbedPaths, EmbedSettings, EmbedSummary, ReplacedStore
 from stages.embed.shard_pipeline import Line, Progress, size_of
 from stages.experts import Expert, ExpertSpec, expert_class, load_expert
@@ -98,6 +99,8 @@ class Embedder:
         Stores that do not belong together or cannot be written.
     WeightsError
         Weights that cannot be had or do not match.
+    UsageError
+        The expert needs millivolts, and the cohort's signals are z-scores.
     """
 
     def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
@@ -109,6 +112,7 @@ class Embedder:
                 f"{paths.records} has {len(self.records)} records, {paths.signals} has {len(self.signals)}; "
                 "run `ensemble ingest` again"
             )
+        check_amplitude(settings, self.records)
 
     @cached_property
     def identity(self) -> Identity:

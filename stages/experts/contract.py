@@ -95,8 +95,15 @@ class ExpertSpec:
     """Every option that changes what `prepare` gives; part of the fingerprint."""
     tokens: TokenTimes | None = None
     """How the last layer's tokens lie in time; None for an expert whose `encode` gives no tokens."""
+    scale_free: tuple[str, ...] = ()
+    """Input paths (`preprocessing`) whose vectors stay the same when each lead is multiplied by a positive factor of
+    its own and moved; every other path needs millivolts."""
     placement: Placement = "even"
     """How windows lie on the record; with `tokens` and `seconds` it says which second each token belongs to."""
+
+    def needs_millivolts(self, preprocessing: str) -> bool:
+        """Whether an input path gives other vectors for signals in another unit."""
+        return preprocessing not in self.scale_free
 
     @property
     def views(self) -> tuple[str, ...]:

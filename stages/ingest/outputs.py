@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -84,7 +84,7 @@ def write_tables(records_path: Path, rows: Rows, row_options: RowOptions) -> Non
     """Write records.parquet, and bad_records.csv beside it."""
     frame = rows.frame
     columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
-    write_records(records_path, frame[columns], rows.targets, EXTRA, asdict(row_options))
+    write_records(records_path, frame[columns], rows.targets, EXTRA, row_options.to_json())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["record_id", "patient_id", "path", "reason"])

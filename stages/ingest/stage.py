@@ -7,11 +7,10 @@ the same bytes as one. Not here: what a source is (stages/cohorts), how a record
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 from cache.claims import Claims
-from cache.errors import MissingFileError, StoreError
+from cache.errors import MissingFileError, StoreError, UsageError
 from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.records import open_records
@@ -91,12 +90,18 @@ def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Row
 
 
 def _row_options(settings: IngestSettings, cohort: Cohort) -> RowOptions:
+    if settings.derive_leads and cohort.amplitude != "mV":
+        raise UsageError(
+            f"cohort.derive_leads: the signals of {cohort.name} are {cohort.amplitude}s, each lead of a scale of its "
+            "own: no lead follows from others; leave it out"
+        )
     return RowOptions(
         derive_leads=settings.derive_leads,
         pace_spikes=settings.pace_spikes,
         seconds=None if settings.seconds == "all" else settings.seconds,
         lead_names=cohort.lead_names,
         scale=cohort.options.scale,
+        amplitude=cohort.amplitude,
     )
 
 
@@ -115,7 +120,7 @@ def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
         "options": cohort.options.model_dump(mode="json"),
         "rows": ids,
         "kept": rows.n_kept,
-        **asdict(row_options),
+        **row_options.to_json(),
     }
     return fingerprint(content)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from cache.signals import LIMIT_UV, MISSING
 from stages.readers.quality import PLAUSIBLE_MV, typical_height_mv
 
+Amplitude = Literal["mV", "z-score"]
+"""Units that a cohort's signals may be in."""
 USUAL_MV = (0.2, 5.0)
 """Heights that a factor should lead to."""
 FACTORS = (1e-3, 1e3, 1e-6, 1e6, 0.1, 10.0, 0.01, 100.0)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cache.errors import InputError
 from cache.signals import LEADS, MISSING, N_SAMPLES, RATE_HZ
-from stages.readers.amplitude import amplitude_note
+from stages.readers.amplitude import Amplitude, amplitude_note
 from stages.readers.at_500_hz import row_at_500_hz
 from stages.readers.lead_names import LeadNames
 from stages.readers.limbs import SHOWN, SlopeProducts, derive_limb_leads
@@ -60,6 +60,8 @@ class RowOptions:
         The study's own spellings: (name in the files, standard lead).
     scale
         What amplitudes are multiplied by.
+    amplitude
+        What a stored millivolt is: one, or one standard deviation.
     """
 
     derive_leads: bool = False
@@ -67,6 +69,14 @@ class RowOptions:
     seconds: float | None = SECONDS_KEPT
     lead_names: LeadNames = ()
     scale: float = 1.0
+    amplitude: Amplitude = "mV"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a table keeps; tables of millivolts stay as they were before other units were known."""
+        kept = asdict(self)
+        if self.amplitude == "mV":
+            del kept["amplitude"]
+        return kept
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> RowOptions:
@@ -134,6 +144,7 @@ class RowMaker:
 
     def make(self, first: int, reads: Sequence[Read], options: RowOptions) -> MadeRows:
         """Read records into the rows from `first` on, and judge them."""
+        in_millivolts = options.amplitude == "mV"
         noted_of: list[_Noted] = [_NOTHING] * len(reads)
         taken = [self._take(first + k, read, options, noted_of, k) for k, read in enumerate(reads)]
         judged = list(self._judged(first, taken))
@@ -148,10 +159,12 @@ class RowMaker:
         n_spikes = count_pace_spikes(shown) if options.pace_spikes else [None] * len(facts)
         for row, one, noted in zip(rows, facts, noted_of, strict=True):
             if one["status"] == "ok":
-                odd = amplitude_note(row[:, : one["valid"]], one["sampling_rate_hz"])
+                odd = amplitude_note(row[:, : one["valid"]], one["sampling_rate_hz"]) if in_millivolts else None
                 one["notes"] = noted.notes if odd is None else (*noted.notes, odd)
         columns = list(map(_in_order, facts, n_spikes))
-        return MadeRows(valid, rates, columns, self._slope_products(shown))
+        # Leads that each have a scale of their own break Einthoven's equations without being exchanged.
+        products = self._slope_products(shown) if in_millivolts else np.zeros_like(no_products(len(rows)))
+        return MadeRows(valid, rates, columns, products)
 
     def _take(
         self, k: int, read: Read, options: RowOptions, noted: list[_Noted], n: int

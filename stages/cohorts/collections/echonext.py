@@ -13,13 +13,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cache.errors import InputError, UsageError
+from cache.errors import InputError
 from cache.records import Target
 from cache.signals import LEADS
 from stages.cohorts import Cohort, Entries, Options, Published, register
 from stages.cohorts.contract import check_not_empty, is_file
 from stages.cohorts.labels.ages import age_of
 from stages.readers import Recording, inside
+from stages.readers.amplitude import Amplitude
 from stages.readers.arrays.hdf5 import Stamp, stamp_of
 from stages.readers.tables import numbers, read_table
 
@@ -44,17 +45,14 @@ MEASURED_BY = {
 
 
 class EchoNextOptions(Options):
-    """What is made of signals without a unit.
+    """What is made of flags without a measurement.
 
     Attributes
     ----------
-    zscores_as_mv
-        Take one standard deviation for one millivolt. Without it the source is refused: experts need millivolts.
     unmeasured
         Whether a flag without its measurement is null (`null`), or as published (`negative`).
     """
 
-    zscores_as_mv: bool = False
     unmeasured: Literal["null", "negative"] = "null"
 
 
@@ -68,18 +66,19 @@ class EchoNext(Cohort):
     options_type = EchoNextOptions
     options: EchoNextOptions
 
+    @property
+    def amplitude(self) -> Amplitude:
+        """Z-scores whose means and deviations are not published."""
+        return "z-score"
+
     def entries(self) -> Entries:
         """Read the list; a record is a row of the array of its split."""
         # The release's own README writes its name in capitals.
         other = self.folder / METADATA.replace("echonext", "EchoNext")
         path = other if is_file(other) else self.require(METADATA)
-        if not self.options.zscores_as_mv:
-            raise UsageError(
-                f"{path}: its signals are z-scores, not millivolts, and experts need millivolts; "
-                "cohort.options: {zscores_as_mv: true} takes one standard deviation for one millivolt"
-            )
         table, notes = read_table(path)
         check_not_empty(table, path)
+        notes.append("signals are z-scores: experts that need millivolts are refused unless asked (zscores_as_mv)")
         self._check(table, path)
         counts = table["split"].value_counts()
         table["row"] = table.groupby("split").cumcount()
@@ -130,7 +129,7 @@ class EchoNext(Cohort):
         if not row.isdigit() or int(row) >= len(waveforms):
             raise InputError(f"{name} has no row {row}")
         signals = np.asarray(waveforms[int(row), 0], dtype=np.float64).T
-        return Recording(signals, LEADS, RATE_HZ, N_SAMPLES, notes=("z-scores: one standard deviation is 1 mV here",))
+        return Recording(signals, LEADS, RATE_HZ, N_SAMPLES, notes=("z-scores: one deviation is stored as 1 mV",))
 
 
 @lru_cache(maxsize=4)

@@ -131,13 +131,15 @@ def read_ecg(path: str | Path, options: RowOptions | None = None, *, follow_link
     options = options or RowOptions()
     path = Path(path).expanduser()
     maker = RowMaker(1)
-    made = maker.make(0, [_reader(path, options, follow_links)], replace(options, pace_spikes=True))
+    made = maker.make(0, [_reader(path, options, follow_links)], replace(options, pace_spikes=True, amplitude="mV"))
     facts = dict(zip(QUALITY, made.columns[0], strict=True))
     if facts["status"] == "bad":
         raise InputError(f"{path}: {facts['reason']}")
     signals_uv, rate_hz = maker.rows[0, :, : made.valid[0]], float(made.rate_hz[0])
     facts["limb_swap"] = suspicions(made.products)[0]
     warnings = quality_warnings(facts, signals_uv.shape[1] / rate_hz)
+    if options.amplitude != "mV":
+        warnings.append(f"the study learnt from {options.amplitude}s, this ECG is in millivolts: answers may be off")
     return Recorded(str(path), to_millivolts(signals_uv), rate_hz, tuple(warnings))
 
 

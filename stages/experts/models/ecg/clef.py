@@ -261,6 +261,7 @@ def _spec(options: ClefOptions, variant: str | None, preprocessing: str, count: 
         unused_keys=UNUSED_KEYS,
         windows="evenly placed windows of 10 s, each filtered alone, mean of their vectors; a shorter record whole, "
         f"from 1 s; leads: {options.lead_pooling}",
+        scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0, as a flat one after its z-score, and "
         "left out of the leads' mean",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "eps": EPS},

@@ -267,6 +267,7 @@ def _spec(
         pretrained_on=PRETRAINED_ON,
         unused_keys=UNUSED_KEYS,
         windows="one window of 10 s" if enecg else "5 s cuts of the record, a shorter rest left out; mean over windows",
+        scale_free=("authors",),
         missing_leads="gaps 0, missing lead 0 before the z-score (as EnECG)"
         if enecg
         else "gaps bridged linearly, ends held; a missing or flat lead is zeros in the model input",

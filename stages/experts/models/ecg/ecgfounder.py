@@ -187,6 +187,7 @@ def _spec(
         weights=weights,
         pretrained_on=("heedb",),
         windows="one window of 10 s, a shorter record whole; longer ones cut, a rest left out, mean over windows",
+        scale_free=("authors", "ptbxl_eval") if options.in_channels == 1 else (),
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 before the joint z-score and after it",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "eps": EPS},
         tokens=_token_times(options),

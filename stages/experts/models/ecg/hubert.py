@@ -289,6 +289,7 @@ def _spec(
         pretrained_on=PRETRAINED_ON,
         unused_keys=UNUSED_KEYS,
         windows="the first 5 s of the record, as the authors; the rest is not seen",
+        scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros before the decimation, "
         "which lets its neighbours in the flattened signal leak in at its ends",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "decimation": DECIMATION},

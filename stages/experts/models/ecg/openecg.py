@@ -178,6 +178,7 @@ def _spec(options: OpenEcgOptions, variant: str | None, n_parameters: int) -> Ex
         pretrained_on=("ludb", "qtdb", "isp", "mitdb", "lydus"),
         unused_keys=UNUSED_KEYS,
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record whole, from 1 s",
+        scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead II is zeros, as a flat one is",
         preprocessing={"path": "authors", "rate_hz": RATE_HZ, "lead": LEAD},
         tokens=TokenTimes(

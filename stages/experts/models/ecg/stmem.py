@@ -290,6 +290,7 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         windows=f"evenly placed windows of {options.seq_len / rate_hz:g} s, mean of their vectors"
         if soup
         else f"three evenly placed crops of {options.seq_len / rate_hz:g} s, each filtered alone, mean of vectors",
+        scale_free=("soup",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input and does not count "
         "in the z-score; a flat lead counts in it (`soup`: becomes zeros)",
         preprocessing={"path": preprocessing, "rate_hz": rate_hz, "seq_len": options.seq_len, "crops": CROPS},

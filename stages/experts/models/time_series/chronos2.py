@@ -220,6 +220,7 @@ def _spec(core: Mapping[str, Any], forecasting: Mapping[str, Any], n_parameters:
         published_parameters=PUBLISHED_PARAMETERS,
         weights=WeightsSource("amazon/chronos-2", "model.safetensors", "main"),
         windows="evenly placed windows of 10 s as 64 patches (102.4 Hz), mean of their vectors; a shorter record whole",
+        scale_free=("authors",),
         missing_leads="masked inside the network and left out of the means",
         preprocessing={"path": "authors", "rate_hz": rate_hz},
         tokens=TokenTimes(dim=width, per_window=N_PATCHES, step_s=WINDOW_SECONDS / N_PATCHES),

@@ -374,6 +374,7 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
             "enecg": "the whole record as one window of 5000 samples (625 patches)",
             "beats": "evenly placed windows of 512 samples at 250 Hz (five in 10 s), mean of their vectors",
         }[preprocessing],
+        scale_free=("authors", "beats"),
         missing_leads="gaps are bridged linearly, a shorter record is held at its last sample, a missing lead is a "
         "channel of zeros, which counts in the mean (`enecg`: every missing sample is 0 mV before the z-score, as "
         "published)",
