@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from cache.errors import UsageError
+from stages.heads.survival.concordance import harrells_c
 from stages.heads.targets.tasks import TaskSpec, encode
 
 Predictions = dict[str, np.ndarray]
@@ -55,12 +56,17 @@ class Estimator:
 
 
 def decide(tasks: tuple[TaskSpec, ...], means: Predictions) -> Predictions:
-    """Probabilities -> class 0 or 1 (binary, each class of multilabel), class index (multiclass); -1 where NaN."""
+    """Probabilities -> class 0 or 1 (binary, each class of multilabel), class index (multiclass); -1 where NaN.
+
+    Values stay values; of a survival task the log-hazard is kept.
+    """
     out = {}
     for task in tasks:
         p = means[task.name]
         if task.kind == "regression":
             out[task.name] = p
+        elif task.kind == "survival":
+            out[task.name] = p[:, 0]
         elif task.kind == "multiclass":
             unknown = np.asarray(np.isnan(p).any(axis=1))
             out[task.name] = np.where(unknown, -1, np.argmax(np.where(unknown[:, None], 0, p), axis=1))
@@ -70,7 +76,7 @@ def decide(tasks: tuple[TaskSpec, ...], means: Predictions) -> Predictions:
 
 
 def mean_score(tasks: tuple[TaskSpec, ...], predicted: Predictions, targets: Mapping[str, Any]) -> float:
-    """Mean over tasks of R2 (regression) or accuracy (others), on labelled records; higher is better."""
+    """Mean over tasks of R2, Harrell's C (survival) or accuracy (others), on labelled records; higher is better."""
     return float(np.mean([_task_score(t, predicted[t.name], targets[t.name]) for t in tasks]))
 
 
@@ -80,6 +86,8 @@ def _task_score(task: TaskSpec, predicted: np.ndarray, values: Any) -> float:
     if task.kind == "regression":
         truth = y[seen, 0]
         return 1 - float(((truth - predicted[seen]) ** 2).sum() / max(((truth - truth.mean()) ** 2).sum(), 1e-12))
+    if task.kind == "survival":
+        return harrells_c(y[seen, 0], predicted[seen])
     if task.kind == "multiclass":
         return float((y.argmax(1) == predicted)[seen].mean())
     return float((y == predicted.reshape(y.shape))[known > 0].mean())

@@ -26,6 +26,7 @@ from stages.heads.gate.reader import ReaderFit, fit_readers, raised, shifted
 from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
+from stages.heads.survival.baseline import fold_hazards
 from stages.heads.targets.calibration import fit_temperatures, rate_shift
 from stages.heads.targets.class_weights import undo_weights, weight_shift
 from stages.heads.targets.losses import balance_weights
@@ -264,6 +265,7 @@ def fit_all(
             judging.scale[f],
             _residual_interval(judging, mixed, known, f),
             joined.folds[f],
+            _hazards(judging, mixed[f], data.outputs[f], known[f], data.present),
         )
         for f in range(len(splits))
     ]
@@ -347,6 +349,16 @@ def _gate_masks(judge: Tensor, groups: np.ndarray | None, seed: int) -> Masks:
     rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in judge]
     n_parts = 5 if min(len(r) for r, _, _ in rows) < FIVE_PARTS_BELOW else 2
     return make_masks(rows, judge.shape[1], groups, n_parts, seed + 50)
+
+
+def _hazards(targets: Targets, mixed: Tensor, outputs: Tensor, known: Tensor, present: Tensor) -> np.ndarray | None:
+    """Baseline hazards [1 + E, T, horizons] of one fold's mixture [n, C] and experts [n, E, C]; None: no such task."""
+    if not any(block.task.kind == "survival" for block in targets.blocks):
+        return None
+    signed = targets.y[0].numpy()
+    of_experts = [(outputs[:, e], known * present[:, e, None]) for e in range(outputs.shape[1])]
+    answers = [(mixed, known), *of_experts]
+    return np.stack([fold_hazards(x.numpy(), signed, k.numpy(), targets.blocks) for x, k in answers])
 
 
 def _residual_interval(targets: Targets, mixed: Tensor, known: Tensor, f: int) -> np.ndarray:

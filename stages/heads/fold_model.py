@@ -15,6 +15,7 @@ from stages.heads.expert_head import FoldHead
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
 from stages.heads.gate.reader import FoldReader
 from stages.heads.gate.weights import FoldGate, mix
+from stages.heads.survival.baseline import survival_at
 from stages.heads.targets.losses import activate
 from stages.heads.targets.tasks import Block
 
@@ -35,6 +36,8 @@ class FoldModel:
     """[2, C] out-of-sample residual quantiles of regression tasks, in target units."""
     reader: FoldReader | None = None
     """What is read across classes and tasks, beside the mixture; fits of before it existed have none."""
+    hazards: np.ndarray | None = None
+    """[1 + E, T, horizons] cumulative baseline hazards of survival tasks: of the mixture, then of each expert alone."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,33 @@ def mix_arrays(weights: np.ndarray, logits: np.ndarray, present: np.ndarray, blo
 
 
 def to_means(
-    logits: np.ndarray, centre: np.ndarray, scale: np.ndarray, blocks: tuple[Block, ...]
+    logits: np.ndarray,
+    centre: np.ndarray,
+    scale: np.ndarray,
+    blocks: tuple[Block, ...],
+    hazards: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Logits [n, C] -> per task: value in its unit [n]; probability of the positive class [n]; probabilities [n, K]."""
+    """Turn logits [n, C] into what each task is asked for.
+
+    Parameters
+    ----------
+    hazards
+        [T, horizons], of survival tasks.
+
+    Returns
+    -------
+    task -> value in its unit [n]; probability of the positive class [n]; probabilities [n, K]; or, of survival, [n, 1 +
+    horizons]: the log-hazard, and the probabilities that the event has not come until each horizon.
+    """
     means = activate(torch.from_numpy(np.ascontiguousarray(logits)), blocks).numpy()
     out = {}
-    for block in blocks:
+    for t, block in enumerate(blocks):
         part = means[..., block.columns]
+        if block.task.kind == "survival":
+            assert hazards is not None
+            of_task = hazards[t, : len(block.task.horizons)]
+            out[block.task.name] = np.concatenate([part, survival_at(part[..., 0], of_task)], axis=-1)
+            continue
         if block.task.kind == "regression":
             part = part.astype(np.float64) * scale[block.columns] + centre[block.columns]
         single = block.task.kind in ("regression", "binary")

@@ -86,6 +86,8 @@ def _model_arrays(model: FoldModel) -> dict[str, np.ndarray]:
     arrays["gate_active"] = model.gate.active
     if model.reader is not None:
         arrays |= {f"reader/{k}": getattr(model.reader, k) for k in READER_ARRAYS}
+    if model.hazards is not None:
+        arrays["model/hazards"] = model.hazards
     if model.signal_scale is not None:
         arrays |= {"signal/mean": model.signal_scale.mean, "signal/sd": model.signal_scale.sd}
     return arrays
@@ -158,6 +160,7 @@ def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: flo
         InputScale(**signal) if signal else None,
         **{k: arrays[f"model/{k}"] for k in MODEL_ARRAYS},
         reader=FoldReader(**reader) if reader else None,
+        hazards=arrays.get("model/hazards"),
     )
 
 

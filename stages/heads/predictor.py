@@ -124,11 +124,14 @@ class FittedHeads(Estimator):
         if x.shape[1] != wanted:
             raise InputError(f"expert '{name}': {x.shape[1]} features, but this fit was made on {wanted}")
 
-    def _means(self, logits: list[np.ndarray], fold: int | None) -> Predictions:
-        """Average the folds' values and probabilities."""
+    def _means(self, logits: list[np.ndarray], fold: int | None, source: int = 0) -> Predictions:
+        """Average the folds' values and probabilities; `source`: 0 the mixture, e + 1 expert e (of baseline hazards)."""
         models = self._fitted() if fold is None else [self._fitted()[fold]]
         per_fold = [
-            to_means(x, m.target_centre, m.target_scale, self.blocks_) for x, m in zip(logits, models, strict=True)
+            to_means(
+                x, m.target_centre, m.target_scale, self.blocks_, None if m.hazards is None else m.hazards[source]
+            )
+            for x, m in zip(logits, models, strict=True)
         ]
         return {name: np.mean([p[name] for p in per_fold], axis=0) for name in per_fold[0]}
 
@@ -144,7 +147,9 @@ class FittedHeads(Estimator):
 
         Returns
         -------
-        task -> [n] (regression; binary: of the positive class) or [n, classes]. NaN where no expert saw the record.
+        task -> [n] (regression; binary: of the positive class) or [n, classes]; survival: [n, 1 + horizons], the
+        log-hazard and the probabilities that the event has not come until each horizon. NaN where no expert saw the
+        record.
         """
         outputs = self._outputs(features, gate_signal, fold)
         return self._means([o.mixed for o in outputs], fold)
@@ -152,7 +157,10 @@ class FittedHeads(Estimator):
     def predict(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
     ) -> Predictions:
-        """Values (regression), 0 or 1 (binary, each class of multilabel) or class index (multiclass); -1: no expert."""
+        """Values (regression), 0 or 1 (binary, each class of multilabel) or class index (multiclass); -1: no expert.
+
+        Of survival tasks the log-hazard.
+        """
         means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
         return decide(self.tasks_, means)
 
@@ -180,7 +188,7 @@ class FittedHeads(Estimator):
         """Expert -> what that expert alone says, as `predict_proba` gives it; NaN where it is absent."""
         outputs = self._outputs(features, gate_signal, fold)
         return {
-            name: self._means([np.ascontiguousarray(o.experts[:, e]) for o in outputs], fold)
+            name: self._means([np.ascontiguousarray(o.experts[:, e]) for o in outputs], fold, e + 1)
             for e, name in enumerate(self.experts_)
         }
 
@@ -213,6 +221,6 @@ class FittedHeads(Estimator):
         gate_signal: np.ndarray | None = None,
         fold: int | None = None,
     ) -> float:
-        """Mean over tasks of R2 (regression) or accuracy (others), on labelled records; higher is better."""
+        """Mean over tasks of R2, Harrell's C (survival) or accuracy (others), on labelled records; higher is better."""
         predicted = self.predict(features, gate_signal=gate_signal, fold=fold)
         return mean_score(self.tasks_, predicted, targets)

@@ -17,6 +17,7 @@ from stages.heads.crossfit import Split, check_groups, check_splits
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.fit import Targets, read_targets
 from stages.heads.inputs.expert_features import ExpertFeatures, read_features
+from stages.heads.survival.baseline import fold_hazards
 from stages.heads.targets.tasks import TaskSpec, infer_tasks
 
 
@@ -75,6 +76,29 @@ class Reference(Estimator, ABC):
         """Probabilities or values of one fold's model."""
 
     n_folds_: int = 1
+    hazards_: list[np.ndarray] | None = None
+    """Per fold [T, horizons]: cumulative baseline hazards of survival tasks."""
+
+    def _fit_hazards(self, given: Given, data: Targets, judged: np.ndarray) -> None:
+        """Estimate baseline hazards from this method's log-hazards of records that judge it, [F, n]."""
+        if not any(block.task.kind == "survival" for block in data.blocks):
+            return
+        n_columns = data.y.shape[2]
+        width = max(len(block.task.horizons) for block in data.blocks)
+        self.hazards_ = [np.zeros((len(data.blocks), width))] * len(judged)
+        found = []
+        for fold, rows in enumerate(judged):
+            means = self.fold_means(given.features, fold, given.gate_signal)
+            logits = np.zeros((len(rows), n_columns))
+            for block in data.blocks:
+                if block.task.kind == "survival":
+                    logits[:, block.start] = means[block.task.name][:, 0]
+            counted = data.known.numpy() * rows[:, None]
+            found.append(fold_hazards(logits, data.y[fold].numpy(), counted, data.blocks))
+        self.hazards_ = found
+
+    def _hazards(self, fold: int) -> np.ndarray | None:
+        return None if self.hazards_ is None else self.hazards_[fold]
 
     def predict_proba(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
@@ -98,5 +122,5 @@ class Reference(Estimator, ABC):
         gate_signal: np.ndarray | None = None,
         fold: int | None = None,
     ) -> float:
-        """Mean over tasks of R2 or accuracy."""
+        """Mean over tasks of R2, Harrell's C or accuracy."""
         return mean_score(self.tasks_, self.predict(features, gate_signal=gate_signal, fold=fold), targets)

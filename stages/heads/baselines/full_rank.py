@@ -71,6 +71,7 @@ class FullRank(Reference):
             x = mix_layers(name, value, parse_mix(self.layer_mix), None)
             self.experts_[name] = self._fit_expert(x, torch.from_numpy(value.present).float(), train, judged, data)
         self.n_trainable_ = sum(p[0].numel() for e in self.experts_.values() for p in e[2])
+        self._fit_hazards(given, data, judged.numpy())
 
     def _fit_expert(
         self, x: np.ndarray, present: Tensor, train: Tensor, judged: Tensor, data: Targets
@@ -125,7 +126,7 @@ class FullRank(Reference):
             of_fold[0] = of_fold[0][:, :, : z.shape[1]]
             logits.append((_mlp(of_fold, z[None], data.blocks, None)[0] / temperature[fold]).numpy())
             present.append(value.present.astype(np.float32))
-        return average_experts(logits, present, data, fold)
+        return average_experts(logits, present, data, fold, self._hazards(fold))
 
 
 def training_masks(folds: list[Split], n: int, groups: np.ndarray | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -137,13 +138,15 @@ def training_masks(folds: list[Split], n: int, groups: np.ndarray | None, seed: 
     return masks.train[:, 1], (masks.judge == 1).float()
 
 
-def average_experts(logits: list[np.ndarray], present: list[np.ndarray], data: Targets, fold: int) -> Predictions:
+def average_experts(
+    logits: list[np.ndarray], present: list[np.ndarray], data: Targets, fold: int, hazards: np.ndarray | None
+) -> Predictions:
     """Mean of the present experts' logits (each [n, C], presence [n]) as probabilities and values."""
     seen = np.stack(present, 1)
     weights = seen / np.maximum(seen.sum(1, keepdims=True), 1)
     weights = np.repeat(weights[:, None], len(data.blocks), 1).astype(np.float32)
     mixed = mix_arrays(weights, np.stack(logits, 1), seen, data.blocks)
-    return to_means(mixed, data.centre[fold], data.scale[fold], data.blocks)
+    return to_means(mixed, data.centre[fold], data.scale[fold], data.blocks, hazards)
 
 
 def _start(

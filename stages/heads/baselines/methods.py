@@ -25,13 +25,14 @@ from stages.heads.in_memory.expert import choose_strength
 from stages.heads.in_memory.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
 from stages.heads.inputs.expert_features import mix_layers, parse_mix, read_features
 from stages.heads.published.soup_probe_head import ProbeHeads
+from stages.heads.survival.baseline import fold_hazards
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.class_weights import fit_intercepts, weight_shift
 from stages.heads.targets.tasks import layout
 
 
 class Trivial(Reference):
-    """Says of every record what the training labels say on average: median, base rate, class frequencies."""
+    """Says of every record what the training labels say on average: median, base rate, frequencies, survival."""
 
     def __init__(self, *, on_unusable: str = "error") -> None:
         self.on_unusable = on_unusable
@@ -52,8 +53,21 @@ class Trivial(Reference):
         self.tasks_ = tuple(b.task for b in data.blocks)
         self.skipped_, self.n_folds_ = data.skipped, len(folds)
         self.means_ = [
-            to_means(logits[f : f + 1], data.centre[f], data.scale[f], data.blocks) for f in range(len(folds))
+            to_means(
+                logits[f : f + 1],
+                data.centre[f],
+                data.scale[f],
+                data.blocks,
+                self._nelson_aalen(data, train[f, 0].numpy(), f),
+            )
+            for f in range(len(folds))
         ]
+
+    @staticmethod
+    def _nelson_aalen(data: Targets, train: np.ndarray, fold: int) -> np.ndarray:
+        """Return cumulative hazards of the training records, all alike (Breslow's estimator at log-hazard 0)."""
+        signed, counted = data.y[fold].numpy(), data.known.numpy() * train[:, None]
+        return fold_hazards(np.zeros_like(signed), signed, counted, data.blocks)
 
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Repeat the training answer for every record."""
@@ -103,7 +117,7 @@ class SingleExpert(_OnHeads):
 
 
 class Stacking(_OnHeads):
-    """Ridge, logistic or multinomial regression over the experts' out-of-sample logits (Wolpert 1992).
+    """Ridge, logistic, multinomial or Cox regression over the experts' out-of-sample logits (Wolpert 1992).
 
     All columns of a task's logits of all experts are read; an absent expert's are 0, with an indicator. The penalty is
     chosen on held-out records as the probe's is.
@@ -138,6 +152,11 @@ class Stacking(_OnHeads):
             self.temperature_ = fit_temperatures(logits, data.y, known, blocks)
             self.intercept_ = torch.zeros_like(self.temperature_)
         self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
+        logits = (logits + self.intercept_[:, None]) / self.temperature_[:, None]
+        self.hazards_ = [
+            fold_hazards(x.numpy(), y.numpy(), k.numpy(), blocks)
+            for x, y, k in zip(logits, data.y, known, strict=True)
+        ]
 
     def _targets(self, given: Given, n: int) -> Targets:
         """Read the targets as the heads did; refuses other records than those of a given fit."""
@@ -165,11 +184,11 @@ class Stacking(_OnHeads):
             z = torch.from_numpy(rotations[fold].transform(self._inputs(outputs, present, block.columns)[0].numpy()))
             parts.append(z @ weights[fold, : z.shape[1]] + weights[fold, -1])
         logits = ((torch.cat(parts, 1) + self.intercept_[fold]) / self.temperature_[fold]).numpy()
-        return to_means(logits, model.target_centre, model.target_scale, blocks)
+        return to_means(logits, model.target_centre, model.target_scale, blocks, self._hazards(fold))
 
 
 class Concatenated(Reference):
-    """Ridge, logistic or multinomial regression on all experts' standardised features side by side."""
+    """Ridge, logistic, multinomial or Cox regression on all experts' standardised features side by side."""
 
     def __init__(self, *, layer_mix: str = "embedding+ppa", on_unusable: str = "error", seed: int = 42) -> None:
         self.layer_mix = layer_mix

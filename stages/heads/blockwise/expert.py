@@ -180,7 +180,7 @@ def _solve(work: Pass, labels: Labels, whitening: Whitening, strengths: Tensor) 
     penalty = (strengths * whitening.length.cpu()[:, None, None])[:, None].expand(-1, n_models, -1, -1)
     of_fold = zip(labels.weight, labels.train[:, 0], strict=True)
     largest = torch.stack([torch.where(train[:, None], w, 0).amax(0) for w, train in of_fold]).clamp_min(1e-6)
-    curvature = curvature_bounds(labels.blocks) * largest * labels.train[:, 0].sum(1)[:, None]
+    curvature = curvature_bounds(labels.blocks) * largest * _counts(labels)
     member = torch.nn.functional.one_hot(work.groups).float()
     still = ((frozen.float() @ member) > 0)[:, :, None].expand(-1, -1, n_strengths, -1).flatten(1, 2)
     curvature = curvature[:, None].expand(-1, n_models * n_strengths, -1).flatten(1).to(device)
@@ -191,6 +191,15 @@ def _solve(work: Pass, labels: Labels, whitening: Whitening, strengths: Tensor) 
     scaled[:, -1] = start / scaling.intercept[:, 0]
     limit = TOLERANCE * max(1.0, labels.y.shape[1] / 1000)
     return minimise(work, scaling, penalty, scaled, work.groups, still.to(device), limit)
+
+
+def _counts(labels: Labels) -> Tensor:
+    """How many records a column's curvature is a sum over, [F, C]: training ones or, of Cox's, those with the event."""
+    counts = labels.train[:, 0].sum(1)[:, None].expand(-1, labels.y.shape[2]).float()
+    for block in (b for b in labels.blocks if b.task.kind == "survival"):
+        came = (labels.y[..., block.start] > 0) & (labels.weight[..., block.start] > 0) & labels.train[:, 0]
+        counts = counts.index_copy(1, torch.tensor([block.start]), came.sum(1, keepdim=True).clamp_min(1).float())
+    return counts
 
 
 def _low_rank(

@@ -102,7 +102,7 @@ def _step(adapters: WideAdapters, labels: Labels, rows: Tensor, block: RecordBlo
     logits = adapters.maps()(block).view(weight.shape)
     with torch.enable_grad():
         logits.requires_grad_()
-        loss, w = task_losses(logits, y, weight, labels.blocks, huber=huber)
+        loss, w = task_losses(logits, y, weight, labels.blocks, huber=huber, axis=0)
         total = ((loss * w).sum(0) / w.sum(0).clamp_min(1e-9)).sum()
         (gradient,) = torch.autograd.grad(total, logits)
     adapters.set_gradients(block, gradient.flatten(2))

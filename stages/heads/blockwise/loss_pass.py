@@ -2,10 +2,15 @@
 
 Lives here: `Labels` (targets of a block), the pass. Not here: the solver (`descent`), stochastic training
 (`blockwise.lora`).
+
+Cox's gradient depends on who is at risk, that is on log-hazards of all records. A pass with survival tasks reads the
+records twice: for all log-hazards (one number a record, fold, model, penalty and task), then for the gradient.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +22,7 @@ from stages.heads.crossfit import Masks
 from stages.heads.in_memory.probe import problem_groups
 from stages.heads.targets.losses import residuals_
 from stages.heads.targets.tasks import Block as Columns
+from stages.heads.targets.tasks import layout
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,43 @@ class Pass:
     def __init__(self, blocks: Blocks, labels: Labels, n_strengths: int = 1, alone: RecordBlock | None = None) -> None:
         self.blocks, self.labels, self.n_strengths, self.alone = blocks, labels, n_strengths, alone
         self.groups = problem_groups(labels.blocks)
+        self.survival = [b for b in labels.blocks if b.task.kind == "survival"]
+        others = itertools.groupby(labels.blocks, lambda b: b.task.kind == "survival")
+        self.separable = [tuple(run) for is_survival, run in others if not is_survival]
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return gradients of the summed losses, [F, D, k] and [F, k]."""
         scale = self.blocks.scale
         maps, gradients = FoldMaps(scale, weight, bias), FoldGradients(scale, weight.shape[2])
-        n_folds, n_models = self.labels.train.shape[:2]
-        whole = slice(0, self.labels.y.shape[1])
-        for rows, block in self.blocks if self.alone is None else [(whole, self.alone)]:
+        of_survival = self._survival_residuals(maps)
+        for rows, block in self._records():
             y, w = self.labels.of(rows, scale.device)
-            logits = maps(block).view(len(block), n_folds, n_models, self.n_strengths, -1)
-            residuals_(logits, y[:, :, :, None], self.labels.blocks)
-            gradients.add(block, logits.mul_(w[:, :, :, None]).view(len(block), n_folds, -1))
+            logits = self._logits(maps, block)
+            for columns in self.separable:
+                inside = layout([b.task for b in columns])
+                c = slice(columns[0].start, columns[-1].stop)
+                residuals_(logits[..., c], y[:, :, :, None][..., c], inside)
+            for number, columns in enumerate(self.survival):
+                logits[..., columns.start] = of_survival[number][rows]
+            gradients.add(block, logits.mul_(w[:, :, :, None]).flatten(2))
         return gradients.result()
+
+    def _records(self) -> Iterable[tuple[slice | Tensor, RecordBlock]]:
+        return self.blocks if self.alone is None else [(slice(0, self.labels.y.shape[1]), self.alone)]
+
+    def _logits(self, maps: FoldMaps, block: RecordBlock) -> Tensor:
+        """[b, F, M, S, C]."""
+        return maps(block).view(len(block), *self.labels.train.shape[:2], self.n_strengths, -1)
+
+    def _survival_residuals(self, maps: FoldMaps) -> list[Tensor]:
+        """Gradients by the log-hazards of each survival task, [n, F, M, S]."""
+        if not self.survival:
+            return []
+        columns, inside = [b.start for b in self.survival], layout([b.task for b in self.survival])
+        logits = torch.cat([self._logits(maps, block)[..., columns] for _, block in self._records()])
+        of = self.labels
+        labels = Labels(of.y[..., columns], of.weight[..., columns], of.train, inside)
+        y, w = labels.of(slice(0, of.y.shape[1]), logits.device)
+        for f in range(logits.shape[1]):  # one by one: running sums are in double precision
+            residuals_(logits[:, f], y[:, f, :, None], inside, w[:, f, :, None], axis=0)
+        return list(logits.unbind(-1))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.heads.targets.losses import column_losses, residuals_
+from stages.heads.targets.losses import column_losses, slopes
 from stages.heads.targets.tasks import Block
 
 Shares = list[list[tuple[float, ...]]]
@@ -75,7 +75,7 @@ def _candidate_loss(
     joined = at_its_best(joined, y, weight, blocks)
     parts = []
     for block in blocks:
-        loss = column_losses(joined, y, block, huber=True) * weight[..., block.columns]
+        loss = column_losses(joined, y, block, huber=True, weight=weight) * weight[..., block.columns]
         parts.append(loss.mean(-1) if block.task.kind == "multilabel" else loss.sum(-1))
     return torch.stack(parts, -1)
 
@@ -83,7 +83,7 @@ def _candidate_loss(
 def equal_classes(y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor:
     """Weigh the labels [F, n, C] so that both classes of a column count alike; a column of one class counts nothing.
 
-    Regression and multinomial tasks keep their weights.
+    Regression, survival and multinomial tasks keep their weights.
     """
     out = weight.clone()
     for block in blocks:
@@ -106,17 +106,15 @@ def at_its_best(logits: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, 
     logits = logits - torch.where(regression, 0.0, centre)
     slope, intercept = torch.ones(len(logits), 1, logits.shape[-1]), torch.zeros(len(logits), 1, logits.shape[-1])
 
-    def slopes() -> tuple[Tensor, Tensor]:
-        residual = logits * slope + intercept
-        residuals_(residual, y, blocks)
-        p = (residual + y).clamp(0, 1)
-        return weight * residual, weight * torch.where(regression, 1.0, p * (1 - p))
+    def weighted() -> tuple[Tensor, Tensor]:
+        first, second = slopes(logits * slope + intercept, y, blocks, weight)
+        return weight * first, weight * second
 
     for _ in range(STEPS):
-        first, second = slopes()
+        first, second = weighted()
         step = first.sum(1, keepdim=True) / (second.sum(1, keepdim=True) + PRIOR_RECORDS)
         intercept = intercept - step.clamp(-1, 1)
-        first, second = slopes()
+        first, second = weighted()
         step = ((first * logits).sum(1, keepdim=True) @ member) / (
             (second * logits**2).sum(1, keepdim=True) @ member + 1e-6
         )

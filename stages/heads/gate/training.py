@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.heads.adamw import AdamW
 from stages.heads.crossfit import Masks, paired_gain
 from stages.heads.gate.weights import FoldGate, gate_scores, mask_softmax, masked_scores, mix
-from stages.heads.targets.losses import HUBER_DELTA, column_losses, residuals_, task_losses
+from stages.heads.targets.losses import HUBER_DELTA, column_losses, slopes, task_losses
 from stages.heads.targets.tasks import Block
 
 ONE_HOT = 8.0
@@ -189,14 +189,17 @@ class _ConstantProblem:
         """Mean loss of a record under equal weights, [F, M, 1]: what a record of the prior counts."""
         alive = self.present[..., None]
         equal = (self.outputs * alive).sum(2) / alive.sum(1).clamp_min(1)
-        loss = column_losses(equal, self.y, self.block, huber=self.huber)[:, None] * self.weight
+        weight = self.weight
+        loss = column_losses(equal[:, None], self.y[:, None], self.block, huber=self.huber, weight=weight) * weight
         return (loss.sum((2, 3)) / self.weight.sum((2, 3)).clamp_min(1e-9))[..., None]
 
     def step(self, a: Tensor) -> Tensor:
         """Return the step [F, M, E] from log-weights of the same shape."""
         w = mask_softmax(a[:, :, None], self.present)
         mixed = torch.einsum("fmne,fnec->fmnc", w, self.outputs)
-        residual, curvature = _slopes(mixed, self.y[:, None], self.block, self.huber)
+        residual, curvature = slopes(mixed, self.y[:, None], (self.block,), self.weight)
+        if self.huber and self.block.task.kind == "regression":
+            residual = residual.clamp(-HUBER_DELTA, HUBER_DELTA)
         # of the mixture by each log-weight
         along = w[..., None] * (self.outputs[:, None] - mixed[:, :, :, None])
         gradient = torch.einsum("fmnc,fmnec->fme", residual * self.weight, along) + self.prior * a
@@ -204,16 +207,6 @@ class _ConstantProblem:
         hessian = torch.einsum("fmnec,fmngc->fmeg", scaled, along)
         damped = hessian + self.prior[..., None] * torch.eye(a.shape[-1]).to(a)
         return torch.linalg.solve(damped, gradient[..., None])[..., 0]
-
-
-def _slopes(logits: Tensor, y: Tensor, block: Block, huber: bool) -> tuple[Tensor, Tensor]:
-    """First and (diagonal) second derivative of one task's column losses; the block starts at column 0."""
-    residual = logits.clone()
-    residuals_(residual, y, (block,))
-    if block.task.kind == "regression":
-        return residual.clamp(-HUBER_DELTA, HUBER_DELTA) if huber else residual, torch.ones_like(residual)
-    p = residual + y
-    return residual, p * (1 - p)
 
 
 def _constant_start(

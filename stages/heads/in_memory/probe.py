@@ -1,4 +1,4 @@
-"""The preview probe: ridge, logistic and multinomial regression for all folds, tasks and strengths in one computation.
+"""The preview probe: ridge, logistic, multinomial and Cox regression for all folds, tasks and strengths at once.
 
 Lives here: the rotation of features to principal axes, and the convex solver on them. Not here: standardisation
 (`inputs.scaler`), the choice among strengths (`in_memory.expert`).
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.descent import minimise
-from stages.heads.targets.losses import activate, curvature_bounds, residuals_
+from stages.heads.targets.losses import residuals_, slopes
 from stages.heads.targets.tasks import Block, layout, n_columns
 
 FULL_RANK, MAX_RANK = 768, 1536
@@ -138,6 +138,8 @@ def prior_logits(problem: Problem) -> Tensor:
     out = torch.zeros_like(mean)
     for block in problem.blocks:
         c = block.columns
+        if block.task.kind == "survival":
+            continue  # Cox's model has no intercept
         if block.task.kind == "regression":
             out[..., c] = mean[..., c] / weight[..., c].clamp_min(1e-9)
         elif block.task.kind == "multiclass":
@@ -241,9 +243,9 @@ class FoldSolver:
 
     def _curvature(self, start: Tensor, columns: Tensor, blocks: tuple[Block, ...]) -> Tensor:
         """Second derivatives of the summed losses along every coordinate, at weights `start` [r + 1, C]."""
-        p = activate(torch.addmm(start[-1], self.z, start[:-1]), blocks)
-        curve = torch.where(curvature_bounds(blocks) == 1, 1.0, (p * (1 - p)).clamp_min(CURVATURE_FLOOR))
-        return self.square.T @ (curve * self.weight[:, columns] * self.train[:, :1])
+        weight = self.weight[:, columns] * self.train[:, :1]
+        _, curve = slopes(torch.addmm(start[-1], self.z, start[:-1]), self.y[:, columns], blocks, weight)
+        return self.square.T @ (curve.clamp_min(CURVATURE_FLOOR) * weight)
 
 
 def _but_last(n: int) -> Tensor:
@@ -273,7 +275,7 @@ class _FoldLoss:
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.addmm(bias, self.z, weight[0]).view(self.weight.shape)
-        residuals_(logits, self.y, self.blocks)
+        residuals_(logits, self.y, self.blocks, self.weight, axis=0)
         flat = logits.mul_(self.weight).flatten(1)
         return (self.z.T @ flat)[None], flat.sum(0)[None]
 
@@ -288,16 +290,18 @@ def problem_groups(blocks: tuple[Block, ...]) -> Tensor:
 
 
 def frozen_columns(problem: Problem) -> Tensor:
-    """Find, bool [F, M, C], the columns of which the training rows hold no label, or one class only."""
+    """Find, bool [F, M, C], the columns of which the training rows hold no label, one class only, or no event."""
     seen = positive = torch.zeros(())
     for train, w, y in _label_chunks(problem):
         seen = seen + torch.einsum("fmn,fnc->fmc", train, (w > 0).float())
-        positive = positive + torch.einsum("fmn,fnc->fmc", train, (w > 0) * y)
+        positive = positive + torch.einsum("fmn,fnc->fmc", train, (w > 0) * y.clamp_min(0))
     out = seen == 0
     for block in problem.blocks:
         if block.task.kind in ("binary", "multilabel"):
             c = block.columns
             out[..., c] |= (positive[..., c] == 0) | (positive[..., c] == seen[..., c])
+        elif block.task.kind == "survival":
+            out[..., block.columns] |= positive[..., block.columns] == 0
     return out
 
 

@@ -81,7 +81,8 @@ class EnecgHeads:
         started = perf_counter()
         self.experts_ = _ordered(embeddings)
         self.from_embedding_ = tuple(name for name in self.experts_ if name not in outputs)
-        self.skipped_ = {t.name: "EnECG as published has no multilabel task" for t in tasks if t.kind == "multilabel"}
+        absent = ("multilabel", "survival")
+        self.skipped_ = {t.name: f"EnECG as published has no {t.kind} task" for t in tasks if t.kind in absent}
         self.tasks_ = tuple(t for t in tasks if t.name not in self.skipped_)
         self.models_: dict[str, list[EnECG]] = {t.name: [] for t in self.tasks_}
         self.scalers_: list[dict[str, RobustScaler]] = []

@@ -68,6 +68,7 @@ class ProbeHeads(Reference):
             self.experts_[name] = self._fit_expert(x, train * seen, judged * seen)
         trained = [head for _, heads, _ in self.experts_.values() for head in heads[0]]
         self.n_trainable_ = sum(p.numel() for head in trained for p in head.parameters())
+        self._fit_hazards(given, data, judged.numpy())
 
     def _fit_expert(
         self, x: np.ndarray, train: Tensor, judged: Tensor
@@ -121,7 +122,7 @@ class ProbeHeads(Reference):
             z = torch.from_numpy(scalers[fold].transform(mix_layers(name, value, FEATURES, None)))
             logits.append((_logits(heads[fold], z) / temperature[fold]).numpy())
             present.append(value.present.astype(np.float32))
-        return average_experts(logits, present, self.data_, fold)
+        return average_experts(logits, present, self.data_, fold, self._hazards(fold))
 
 
 @torch.no_grad()

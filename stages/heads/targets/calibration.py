@@ -33,7 +33,7 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
     Returns
     -------
     [F, C]: one per class (multilabel; 1 where it has no positive), one per task repeated over its columns (binary,
-        multiclass), 1 (regression).
+        multiclass; survival, where 1 / T is the slope of the log-hazards), 1 (regression).
     """
     out = torch.ones(logits.shape[0], logits.shape[2])
     for block in blocks:
@@ -41,7 +41,7 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
             continue
         totals = []
         for log_t in LOG_TEMPERATURES:
-            loss = column_losses(logits * torch.exp(-log_t), y, block) * known[..., block.columns]
+            loss = column_losses(logits * torch.exp(-log_t), y, block, weight=known) * known[..., block.columns]
             totals.append(loss.sum(1))
         total = torch.stack(totals)
         prior = 0.5 * (LOG_TEMPERATURES / PRIOR_SD) ** 2

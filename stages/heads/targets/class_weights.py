@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.heads.expert_head import ExpertHead
 from stages.heads.targets.calibration import PRIOR_SD
-from stages.heads.targets.losses import column_losses
+from stages.heads.targets.losses import LINEAR, column_losses
 from stages.heads.targets.tasks import Block
 
 BIAS_SD = 1.0
@@ -40,7 +40,7 @@ def weight_shift(y: Tensor, weight: Tensor, blocks: tuple[Block, ...]) -> Tensor
         c = block.columns
         if block.task.kind == "multiclass":
             out[:, c] = torch.where(up[:, c] > 0, up[:, c].clamp_min(1e-9).log(), 0.0)
-        elif block.task.kind != "regression":
+        elif block.task.kind not in LINEAR:
             both = (up[:, c] > 0) & (down[:, c] > 0)
             ratio = up[:, c].clamp_min(1e-9).log() - down[:, c].clamp_min(1e-9).log()
             out[:, c] = torch.where(both, ratio, 0.0)
@@ -62,11 +62,11 @@ def fit_intercepts(
     Returns
     -------
     T, b : [F, C]
-        T is one per class (multilabel) or task (binary, multiclass); 1 and 0 for regression.
+        T is one per class (multilabel) or task (binary, multiclass); 1 and 0 for regression and survival.
     """
     temperature, intercept = torch.ones_like(shift), torch.zeros_like(shift)
     for block in blocks:
-        if block.task.kind != "regression":
+        if block.task.kind not in LINEAR:
             c = block.columns
             alone = replace(block, start=0, stop=block.stop - block.start)
             temperature[:, c], intercept[:, c] = _fit_task(logits[..., c], y[..., c], known[..., c], shift[:, c], alone)

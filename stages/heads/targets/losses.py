@@ -1,56 +1,103 @@
 """Losses over stacked task columns, with missing labels masked: value per record, and gradient with respect to logits.
 
-Lives here: squared, Huber, binary and multinomial cross-entropy, class-balance weights. Not here: what minimises them
-(`in_memory.probe`, `in_memory.lora`, `gate`).
+Lives here: squared, Huber, binary and multinomial cross-entropy, class-balance weights; Cox's partial likelihood is
+called from here. Not here: its arithmetic (`survival.partial_likelihood`), what minimises losses (`in_memory.probe`,
+`in_memory.lora`, `gate`).
 
 Every function takes logits [..., C], whose last axis is laid out by `tasks.layout`, and broadcasts the leading axes.
+A survival task's loss depends on who is at risk: the records along `axis` whose weight is above 0.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.heads.survival.partial_likelihood import terms_along
 from stages.heads.targets.tasks import Block
 
+LINEAR = ("regression", "survival")
+"""Kinds whose logit is the answer itself: no class is weighed, no probability calibrated."""
 HUBER_DELTA = 1.345
 """95 % efficiency at the normal distribution (Huber 1981), in units of the standardised target."""
 
 
 def activate(logits: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Turn logits into means: identity (regression), sigmoid (binary, multilabel), softmax (multiclass)."""
+    """Turn logits into means: identity (regression, survival), sigmoid (binary, multilabel), softmax (multiclass)."""
     parts = []
     for block in blocks:
         part = logits[..., block.columns]
         if block.task.kind == "multiclass":
             part = part.softmax(-1)
-        elif block.task.kind != "regression":
+        elif block.task.kind not in LINEAR:
             part = part.sigmoid()
         parts.append(part)
     return torch.cat(parts, -1)
 
 
-def residuals_(logits: Tensor, y: Tensor, blocks: tuple[Block, ...]) -> None:
+def residuals_(
+    logits: Tensor, y: Tensor, blocks: tuple[Block, ...], weight: Tensor | None = None, axis: int = -2
+) -> None:
     """Turn logits [..., C], in place, into the gradient of the column losses there (squared error for regression)."""
     for block in blocks:
-        part = logits[..., block.columns]
+        c = block.columns
+        part = logits[..., c]
+        if block.task.kind == "survival":
+            at_risk = None if weight is None else weight[..., c]
+            part.copy_(terms_along(part, y[..., c], at_risk, axis).slopes()[0].movedim(-1, axis))
+            continue
         if block.task.kind == "multiclass":
             part.copy_(part.softmax(-1))
         elif block.task.kind != "regression":
             part.sigmoid_()
-    logits.sub_(y)
+        part.sub_(y[..., c])
+
+
+def slopes(
+    logits: Tensor, y: Tensor, blocks: tuple[Block, ...], weight: Tensor, axis: int = -2
+) -> tuple[Tensor, Tensor]:
+    """First and (diagonal) second derivative of the column losses by the logits, [..., C], of unit weight."""
+    first, second = [], []
+    for block in blocks:
+        c = block.columns
+        part, target = logits[..., c], y[..., c]
+        if block.task.kind == "survival":
+            one, two = (x.movedim(-1, axis) for x in terms_along(part, target, weight[..., c], axis).slopes())
+        else:
+            mean = activate(part, (replace(block, start=0, stop=block.stop - block.start),))
+            one = mean - target
+            two = torch.ones_like(one) if block.task.kind == "regression" else (mean * (1 - mean)).expand_as(one)
+        first.append(one)
+        second.append(two)
+    return torch.cat(first, -1), torch.cat(second, -1)
 
 
 def curvature_bounds(blocks: tuple[Block, ...]) -> Tensor:
-    """Upper bound of each column's second derivative, [C]: 1 squared, 1/4 logistic, 1/2 softmax (Boehning 1992)."""
-    bound = {"regression": 1.0, "binary": 0.25, "multilabel": 0.25, "multiclass": 0.5}
+    """Upper bound of each column's second derivative, [C]: 1 squared, 1/4 logistic, 1/2 softmax (Boehning 1992).
+
+    Cox's has none for a record; its sum over all is at most the number of events, so that 1 is safe at the start.
+    """
+    bound = {"regression": 1.0, "binary": 0.25, "multilabel": 0.25, "multiclass": 0.5, "survival": 1.0}
     return torch.cat([torch.full((b.stop - b.start,), bound[b.task.kind]) for b in blocks])
 
 
-def column_losses(logits: Tensor, y: Tensor, block: Block, *, huber: bool = False) -> Tensor:
-    """Loss of one task per record and column; multinomial loss stands in column 0 of its block, zeros elsewhere."""
+def column_losses(
+    logits: Tensor, y: Tensor, block: Block, *, huber: bool = False, weight: Tensor | None = None, axis: int = -2
+) -> Tensor:
+    """Loss of one task per record and column; multinomial loss stands in column 0 of its block, zeros elsewhere.
+
+    Parameters
+    ----------
+    weight
+        [..., C]; read of survival tasks alone. None: all records are at risk.
+    """
     part, target = logits[..., block.columns], y[..., block.columns]
+    if block.task.kind == "survival":
+        at_risk = None if weight is None else weight[..., block.columns]
+        return terms_along(part, target, at_risk, axis).losses().movedim(-1, axis)
     if block.task.kind == "regression":
         if huber:
             part, target = torch.broadcast_tensors(part, target)
@@ -63,7 +110,7 @@ def column_losses(logits: Tensor, y: Tensor, block: Block, *, huber: bool = Fals
 
 
 def task_losses(
-    logits: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...], *, huber: bool = False
+    logits: Tensor, y: Tensor, weight: Tensor, blocks: tuple[Block, ...], *, huber: bool = False, axis: int = -2
 ) -> tuple[Tensor, Tensor]:
     """Loss and weight of every record and task.
 
@@ -80,7 +127,7 @@ def task_losses(
     """
     losses, weights = [], []
     for block in blocks:
-        loss = column_losses(logits, y, block, huber=huber)
+        loss = column_losses(logits, y, block, huber=huber, weight=weight, axis=axis)
         w = weight[..., block.columns]
         if block.task.kind == "multiclass":
             loss, w = loss[..., :1], w[..., :1]
@@ -106,7 +153,7 @@ def balance_weights(y: Tensor, known: Tensor, train: Tensor, blocks: tuple[Block
     """
     out = known.clone()
     for block in blocks:
-        if block.task.kind == "regression":
+        if block.task.kind in LINEAR:
             continue
         t, k = y[:, block.columns], known[:, block.columns]
         kt = k * train[:, None]

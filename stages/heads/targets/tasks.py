@@ -1,4 +1,4 @@
-"""What a task is, and how targets of four kinds become one matrix of output columns with a mask.
+"""What a task is, and how targets of five kinds become one matrix of output columns with a mask.
 
 Lives here: `TaskSpec`, the check of a user's targets, the column layout that every head shares. Not here: losses
 (`targets.losses`), which task columns exist in a cohort (the caller knows).
@@ -6,6 +6,7 @@ Lives here: `TaskSpec`, the check of a user's targets, the column layout that ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -14,7 +15,9 @@ import numpy as np
 
 from cache.errors import InputError, UsageError
 
-Kind = Literal["regression", "binary", "multiclass", "multilabel"]
+Kind = Literal["regression", "binary", "multiclass", "multilabel", "survival"]
+FEWEST_EVENTS = 10
+"""Among a fold's training labels of a survival task; of fewer a log-hazard is guessed."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,21 @@ class TaskSpec:
     name
         As in the targets' dict.
     kind
-        "regression" (float), "binary" (0, 1), "multiclass" (index into `classes`), "multilabel" (0/1 per class).
+        "regression" (float), "binary" (0, 1), "multiclass" (index into `classes`), "multilabel" (0/1 per class),
+        "survival" (time of the event, or minus the time of censoring: `cache.follow_up`).
     classes
         Names: two for binary (negative, positive; may be empty), one per class otherwise; empty for regression.
     unit
-        Of a regression target, such as "ms" or "years".
+        Of a regression target, such as "ms" or "years", or of a survival target's times.
+    horizons
+        Times, ascending, until which a survival task's probabilities are predicted.
     """
 
     name: str
     kind: Kind
     classes: tuple[str, ...] = ()
     unit: str = ""
+    horizons: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -44,6 +51,10 @@ class TaskSpec:
         object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
         if self.kind in ("multiclass", "multilabel") and not self.classes:
             raise UsageError(f"task '{self.name}': a {self.kind} task needs the names of its classes")
+        object.__setattr__(self, "horizons", tuple(float(h) for h in self.horizons))
+        ascending = all(a < b for a, b in itertools.pairwise((0.0, *self.horizons)))
+        if self.kind == "survival" and not (self.horizons and ascending):
+            raise UsageError(f"task '{self.name}': a survival task needs horizons above 0, ascending")
 
     @property
     def n_outputs(self) -> int:
@@ -51,8 +62,9 @@ class TaskSpec:
         return len(self.classes) if self.kind in ("multiclass", "multilabel") else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict that `TaskSpec(**d)` reads."""
-        return {**asdict(self), "classes": list(self.classes)}
+        """Return a JSON-ready dict that `TaskSpec(**d)` reads; horizons only where there are some."""
+        content = {**asdict(self), "classes": list(self.classes), "horizons": list(self.horizons)}
+        return {key: value for key, value in content.items() if key != "horizons" or value}
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,8 @@ def n_columns(blocks: tuple[Block, ...]) -> int:
 def infer_tasks(targets: Mapping[str, Any]) -> tuple[TaskSpec, ...]:
     """Guess each task's kind from its array: 2-D is multilabel, strings multiclass, {0, 1} binary, floats regression.
 
-    Whole numbers from 0 with three to twenty different values count as class indices; give `tasks` where that is wrong.
+    Whole numbers from 0 with three to twenty different values count as class indices; give `tasks` where that is wrong,
+    and for survival targets, which look like a regression's.
     """
     return tuple(_infer(name, np.asarray(values)) for name, values in targets.items())
 
@@ -116,7 +129,7 @@ def encode(task: TaskSpec, values: Any, n_records: int) -> tuple[np.ndarray, np.
     ----------
     values
         [n] (regression: NaN missing; binary: 0, 1, NaN or -1 missing; multiclass: index or class name, NaN, -1 or
-        None missing) or [n, classes] of 0, 1, NaN (multilabel).
+        None missing) or [n, classes] of 0, 1, NaN (multilabel). Survival: signed times [n], NaN missing.
 
     Returns
     -------
@@ -135,8 +148,11 @@ def encode(task: TaskSpec, values: Any, n_records: int) -> tuple[np.ndarray, np.
     if task.kind == "multiclass":
         return _encode_classes(task, array)
     array = array.astype(np.float64).reshape(n_records, -1)
-    known = np.isfinite(array) if task.kind == "regression" else np.isfinite(array) & (array != -1)
-    if task.kind != "regression":
+    is_value = task.kind in ("regression", "survival")
+    known = np.isfinite(array) if is_value else np.isfinite(array) & (array != -1)
+    if task.kind == "survival" and (array == 0).any():
+        raise InputError(f"task '{task.name}': a time of 0; times must be above 0 (minus where censored)")
+    if not is_value:
         wrong = array[known & (array != 0) & (array != 1)]
         if wrong.size:
             raise InputError(f"task '{task.name}': label {wrong[0]:g} is neither 0, 1 nor missing")
@@ -184,6 +200,9 @@ def unusable(task: TaskSpec, y: np.ndarray, known: np.ndarray) -> str | None:
     if task.kind == "regression":
         values = y[known[:, 0] > 0, 0]
         return None if np.ptp(values) > 0 else f"every training label is {values[0]:g}"
+    if task.kind == "survival":
+        n_events = int(((y > 0) & (known > 0)).sum())
+        return None if n_events >= FEWEST_EVENTS else f"{n_events} events in training; {FEWEST_EVENTS} are needed"
     positives, seen = (y * known).sum(0), known.sum(0)
     if task.kind == "multiclass":
         if np.count_nonzero(positives) >= 2:
