@@ -17,8 +17,8 @@ from cache.errors import InputError, MissingFileError, StoreError
 from cache.files import replacing
 from cache.fingerprint import text_digest
 
-Kind = Literal["regression", "binary", "multiclass", "multilabel"]
-KINDS: tuple[Kind, ...] = ("regression", "binary", "multiclass", "multilabel")
+Kind = Literal["regression", "binary", "multiclass", "multilabel", "survival"]
+KINDS: tuple[Kind, ...] = ("regression", "binary", "multiclass", "multilabel", "survival")
 SPLITS = ("train", "val", "test")
 ROW_GROUP_RECORDS = 65_536
 """What who reads only some rows holds in memory."""
@@ -48,9 +48,12 @@ class Target:
     Attributes
     ----------
     kind
-        regression (float), binary (0/1), multiclass (index into `classes`) or multilabel (list of classes).
+        regression (float), binary (0/1), multiclass (index into `classes`), multilabel (list of classes) or survival
+        (float: the time of the event, or minus the time of censoring; `cache.follow_up`).
     unit
-        Of a regression target.
+        Of a regression target, or of a survival target's times.
+    horizons
+        Times, ascending, until which probabilities of a survival target are predicted.
     """
 
     name: str
@@ -58,20 +61,29 @@ class Target:
     unit: str = ""
     classes: tuple[str, ...] = ()
     description: str = ""
+    horizons: tuple[float, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Names of what is predicted, where that is more than one number: classes, or log-hazard and probabilities."""
+        if self.kind == "survival":
+            return ("log_hazard", *(f"survival_{horizon:g}" for horizon in self.horizons))
+        return self.classes if self.kind in ("multiclass", "multilabel") else ()
 
     def arrow_type(self) -> pa.DataType:
         """Return the column type that holds this kind."""
-        types = {"regression": pa.float64(), "binary": pa.int8(), "multiclass": pa.int16()}
+        types = {k: pa.float64() for k in ("regression", "survival")} | {"binary": pa.int8(), "multiclass": pa.int16()}
         return types.get(self.kind) or pa.list_(pa.string())
 
     def metadata(self) -> dict[str, str]:
         """Return what is stored in the column's field metadata."""
-        return {
+        stored = {
             "kind": self.kind,
             "unit": self.unit,
             "classes": json.dumps(self.classes),
             "description": self.description,
         }
+        return stored | ({"horizons": json.dumps(self.horizons)} if self.horizons else {})
 
 
 def _schema(targets: Sequence[Target], extra: dict[str, pa.DataType]) -> pa.Schema:
@@ -155,8 +167,8 @@ def _target_of(column: pa.Field) -> Target | None:
     stored = {k.decode(): v.decode() for k, v in (column.metadata or {}).items()}
     if stored.get("kind") not in KINDS:
         return None
-    classes = tuple(json.loads(stored.pop("classes")))
-    return Target(name=column.name, classes=classes, **stored)
+    classes, horizons = (tuple(json.loads(stored.pop(name, "[]"))) for name in ("classes", "horizons"))
+    return Target(name=column.name, classes=classes, horizons=horizons, **stored)
 
 
 def records_digest(record_ids: Sequence[str]) -> str:
@@ -169,8 +181,8 @@ def target_array(frame: pd.DataFrame, target: Target) -> np.ndarray:
 
     Returns
     -------
-    float64 [n] for regression and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64 [n, classes]
-    of 0, 1 or NaN for multilabel.
+    float64 [n] for regression, survival and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64
+    [n, classes] of 0, 1 or NaN for multilabel.
     """
     if target.name not in frame:
         raise InputError(f"records.parquet has no column '{target.name}'; it has the targets: {_names(frame)}")

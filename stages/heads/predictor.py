@@ -125,12 +125,10 @@ class FittedHeads(Estimator):
             raise InputError(f"expert '{name}': {x.shape[1]} features, but this fit was made on {wanted}")
 
     def _means(self, logits: list[np.ndarray], fold: int | None, source: int = 0) -> Predictions:
-        """Average the folds' values and probabilities; `source`: 0 the mixture, e + 1 expert e (of baseline hazards)."""
+        """Average the folds' values and probabilities; `source` of baseline hazards: 0 the mixture, e + 1 expert e."""
         models = self._fitted() if fold is None else [self._fitted()[fold]]
         per_fold = [
-            to_means(
-                x, m.target_centre, m.target_scale, self.blocks_, None if m.hazards is None else m.hazards[source]
-            )
+            to_means(x, m.target_centre, m.target_scale, self.blocks_, None if m.hazards is None else m.hazards[source])
             for x, m in zip(logits, models, strict=True)
         ]
         return {name: np.mean([p[name] for p in per_fold], axis=0) for name in per_fold[0]}

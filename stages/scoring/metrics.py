@@ -19,6 +19,7 @@ from scipy import sparse
 from cache.records import Kind, Target
 from stages.scoring.predictions import PredictionBlock
 from stages.scoring.ranking import Ranking, ratio
+from stages.scoring.survival.scorer import SurvivalScorer
 
 ECE_BINS = 15
 THRESHOLD = 0.5
@@ -55,6 +56,16 @@ METRICS: dict[str, Metric] = {
     "mse": Metric("MSE", False, meaning="mean squared error, in the squared unit"),
     "r2": Metric("R²", True, meaning="share of the variance that is explained; below 0 is worse than the mean"),
     "pearson": Metric("Pearson r", True, meaning="linear correlation of predicted and true values"),
+    "c_harrell": Metric("Harrell's C", True, meaning="chance that who has the event earlier was given the higher risk"),
+    "c_uno": Metric("Uno's C", True, meaning="the same until the last horizon, weighted so that censoring is undone"),
+    "auc_mean": Metric("mean AUC(t)", True, meaning="AUROC of event by a horizon against none by then, over horizons"),
+    "brier_integrated": Metric(
+        "integrated Brier", False, meaning="squared error of the probability of no event, between the horizons"
+    ),
+    "calibration_error": Metric(
+        "calibration error", False, meaning="gap of predicted and observed risk at the last horizon, in fifths"
+    ),
+    "auc": Metric("AUC(t)", True, meaning="AUROC of event by the horizon against none by then"),
 }
 
 METRICS_OF: dict[Kind, tuple[str, ...]] = {
@@ -68,12 +79,14 @@ METRICS_OF: dict[Kind, tuple[str, ...]] = {
         *("auprc_macro", "brier", "ece"),
     ),
     "multilabel": ("auroc_macro", "auprc_macro", "f1_macro", "brier", "ece"),
+    "survival": ("c_harrell", "c_uno", "auc_mean", "brier_integrated", "calibration_error"),
 }
 HEADLINE: dict[Kind, tuple[str, ...]] = {
     "regression": ("mae",),
     "binary": ("auroc",),
     "multiclass": ("auroc_macro", "accuracy"),
     "multilabel": ("auroc_macro",),
+    "survival": ("c_harrell",),
 }
 """The metrics a comparison is about; the first one names the best expert."""
 
@@ -89,7 +102,7 @@ class Scores:
     n_classes
         Macro metric -> number of classes for which it is defined, [resamples].
     per_class
-        "auroc" and "auprc" -> [classes, resamples]; empty for regression.
+        "auroc" and "auprc" -> [classes, resamples]; empty for regression; of survival, metrics of the horizons.
     """
 
     values: dict[str, np.ndarray]
@@ -108,7 +121,15 @@ def make_scorer(target: Target, block: PredictionBlock) -> Scorer:
     """Return the scorer of a task's kind for one method's predictions; unlabelled records do not count."""
     if target.kind == "regression":
         return _RegressionScorer(block.y_true, block.y_pred)
+    if target.kind == "survival":
+        scorer = SurvivalScorer(target, block.y_true, block.y_pred)
+        return lambda weights: _survival_scores(scorer, weights)
     return _ClassScorer(target.kind, block.y_true, block.y_pred)
+
+
+def _survival_scores(scorer: SurvivalScorer, weights: np.ndarray) -> Scores:
+    values, per_horizon = scorer(weights)
+    return Scores(values, per_class=per_horizon)
 
 
 def score(target: Target, block: PredictionBlock) -> Scores:

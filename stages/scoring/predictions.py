@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
+from cache.follow_up import status_at
 from cache.records import SPLITS, Target
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -29,12 +30,20 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "record_id": (_TEXT, "as in records.parquet"),
     "patient_id": (_TEXT, "the unit of the bootstrap"),
     "task": (_TEXT, "name of the target column"),
-    "class": (_TEXT, "null for regression and binary; else every class has a row of its own"),
+    "class": (_TEXT, "null for regression and binary; else every class, or answer of survival, has a row of its own"),
     "method": (_TEXT, "gate, expert:NAME, mean, concat, stacking, trivial, ..."),
     "split": (_TEXT, "train, val or test, seen from the fit that made the prediction"),
     "fold": (pa.int16(), "the fit that made the prediction: its held-out fold, 0 where there is one fit only"),
-    "y_true": (pa.float64(), "value in the task's unit, or 0/1 for the class; null where the label is missing"),
-    "y_pred": (pa.float32(), "value in the task's unit, or the probability of the class (binary: of class 1)"),
+    "y_true": (
+        pa.float64(),
+        "value in the task's unit, or 0/1 for the class; null where the label is missing; survival: the time (minus "
+        "where censored), or whether the event had not come by the horizon",
+    ),
+    "y_pred": (
+        pa.float32(),
+        "value in the task's unit, or the probability of the class (binary: of class 1); survival: the log-hazard, or "
+        "the probability that the event has not come by the horizon",
+    ),
 }
 _TASKS_KEY = b"ensemble.tasks"
 _ROWS_PER_GROUP = 1 << 20
@@ -52,9 +61,10 @@ class PredictionBlock:
         int [n].
     y_true
         float64 [n] for regression and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64
-        [n, classes] for multilabel (missing = NaN): the conventions of `cache.target_array`.
+        [n, classes] for multilabel (missing = NaN), float64 [n] signed times for survival: the conventions of
+        `cache.target_array`.
     y_pred
-        float32 [n], or [n, classes] for multiclass and multilabel.
+        float32 [n]; [n, classes] for multiclass and multilabel; [n, 1 + horizons] for survival: log-hazard first.
     """
 
     record_ids: np.ndarray
@@ -111,7 +121,7 @@ class PredictionWriter:
         y_true
             As `cache.target_array` gives it: missing is NaN, or -1 for multiclass.
         y_pred
-            [n], or [n, classes] for multiclass and multilabel. Leave a record out where a method has no prediction.
+            As in `PredictionBlock`. Leave a record out where a method has no prediction.
 
         Raises
         ------
@@ -127,15 +137,13 @@ class PredictionWriter:
         target = self._tasks[task]
         records, patients = np.asarray(record_ids, dtype=object), np.asarray(patient_ids, dtype=object)
         truth, predicted = _class_columns(target, np.asarray(y_true), np.asarray(y_pred))
-        what, wide = f"task '{task}', method '{method}'", target.kind in ("multiclass", "multilabel")
-        _check_shapes(what, (len(records), len(target.classes) if wide else 1), truth, predicted)
+        what, answers = f"task '{task}', method '{method}'", target.answers
+        _check_shapes(what, (len(records), len(answers) or 1), truth, predicted)
         _check_rows(what, records, patients, predicted)
         if len(records):
             labels = {"task": task, "method": method, "split": split, "fold": fold}
             self._sink.write_table(
-                _long_table(
-                    self._schema, labels, (records, patients), target.classes if wide else None, (truth, predicted)
-                ),
+                _long_table(self._schema, labels, (records, patients), answers or None, (truth, predicted)),
                 row_group_size=_ROWS_PER_GROUP,
             )
 
@@ -145,6 +153,8 @@ def _class_columns(target: Target, y_true: np.ndarray, y_pred: np.ndarray) -> tu
     truth = y_true.astype(np.float64)
     if target.kind == "multiclass":
         truth = np.where(truth[:, None] < 0, np.nan, truth[:, None] == np.arange(len(target.classes)))
+    if target.kind == "survival":
+        truth = np.column_stack([truth, status_at(truth, target.horizons)])
     predicted = y_pred.astype(np.float32)
     return truth if truth.ndim == 2 else truth[:, None], predicted if predicted.ndim == 2 else predicted[:, None]
 
@@ -244,7 +254,7 @@ class Predictions:
         if _TASKS_KEY not in self._metadata:
             raise StoreError(f"{path}: not a predictions table of this program; run `ensemble evaluate` to make one")
         stored = json.loads(self._metadata[_TASKS_KEY])
-        self.tasks = {name: Target(**fields | {"classes": tuple(fields["classes"])}) for name, fields in stored.items()}
+        self.tasks = {name: _target(fields) for name, fields in stored.items()}
 
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
@@ -276,6 +286,11 @@ def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
     return Predictions(path)
 
 
+def _target(fields: Mapping[str, Any]) -> Target:
+    listed = {name: tuple(fields.get(name, ())) for name in ("classes", "horizons")}
+    return Target(**{**fields, **listed})
+
+
 def _may_hold(group: pq.RowGroupMetaData, wanted: Mapping[str, str]) -> bool:
     """Whether a row group's statistics allow rows with the wanted texts; without statistics they do."""
     for k in range(group.num_columns):
@@ -301,9 +316,9 @@ def _block(target: Target, table: pa.Table) -> PredictionBlock:
     fold = table.column("fold").to_numpy().astype(np.int64)
     key = (coded["split"][0] * (int(fold.max(initial=0)) + 2) + fold + 1) * (len(coded["record_id"][1]) + 1)
     _, first, row = np.unique(key + coded["record_id"][0], return_index=True, return_inverse=True)
-    wide = target.kind in ("multiclass", "multilabel")
-    column = _class_positions(target, *coded["class"]) if wide else np.zeros(len(row), dtype=np.int64)
-    y_true = np.full((len(first), len(target.classes) if wide else 1), np.nan)
+    width = len(target.answers)
+    column = _class_positions(target, *coded["class"]) if width else np.zeros(len(row), dtype=np.int64)
+    y_true = np.full((len(first), width or 1), np.nan)
     y_pred = np.full(y_true.shape, np.nan, dtype=np.float32)
     y_true[row, column] = table.column("y_true").to_numpy()
     y_pred[row, column] = table.column("y_pred").to_numpy()
@@ -314,7 +329,7 @@ def _block(target: Target, table: pa.Table) -> PredictionBlock:
 
 
 def _class_positions(target: Target, codes: np.ndarray, names: np.ndarray) -> np.ndarray:
-    order = {name: k for k, name in enumerate(target.classes)}
+    order = {name: k for k, name in enumerate(target.answers)}
     positions = np.array([*(order.get(name, -1) for name in names), -1], dtype=np.int64)[codes]
     if (positions < 0).any():
         wrong = codes[positions < 0][0]
@@ -326,6 +341,8 @@ def _class_positions(target: Target, codes: np.ndarray, names: np.ndarray) -> np
 def _kind_arrays(target: Target, y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if target.kind == "multilabel":
         return y_true, y_pred
+    if target.kind == "survival":
+        return y_true[:, 0], y_pred
     if target.kind == "multiclass":
         missing = np.isnan(y_true).any(axis=1)
         return np.where(missing, -1, np.argmax(y_true, axis=1)), y_pred

@@ -25,6 +25,7 @@ from stages.scoring.comparison import Comparison, Draws, compare, judged_methods
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
 from stages.scoring.predictions import PredictionBlock, Predictions, has_label
 from stages.scoring.subgroups import subgroups
+from stages.scoring.survival.summary import events_of, horizons_of, thirds_of
 
 SCHEMA_VERSION = 1
 NOT_JUDGED = "no test record has a label and a prediction"
@@ -150,6 +151,9 @@ def _task(predictions: Predictions, compared: Comparison, records: pd.DataFrame 
     }
     if target.kind in ("multiclass", "multilabel"):
         found["per_class"] = {name: _per_class(compared, name) for name in compared.shown}
+    if target.kind == "survival":
+        found["horizons"] = horizons_of(target, main, compared.samples)
+        found["thirds"] = thirds_of(target, main)
     if len(np.unique(main.fold)) > 1:
         found["folds"] = {name: _folds(target, block) for name, block in compared.blocks.items()}
     if records is not None:
@@ -198,7 +202,9 @@ def _counts(predictions: Predictions, compared: Comparison, records: pd.DataFram
     if records is not None and target.name in records:
         usable = has_label(target_array(records, target)) & (records["status"] != "bad").to_numpy()
         found |= {split: int((usable & (records["split"] == split)).sum()) for split in ("train", "val")}
-    if target.kind != "regression":
+    if target.kind == "survival":
+        found["events"] = events_of(test)
+    elif target.kind != "regression":
         found["positives"] = _positives(target, test)
     return found
 

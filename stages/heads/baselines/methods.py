@@ -154,8 +154,7 @@ class Stacking(_OnHeads):
         self.n_trainable_ = sum(w[0].numel() for w in self.weights_)
         logits = (logits + self.intercept_[:, None]) / self.temperature_[:, None]
         self.hazards_ = [
-            fold_hazards(x.numpy(), y.numpy(), k.numpy(), blocks)
-            for x, y, k in zip(logits, data.y, known, strict=True)
+            fold_hazards(x.numpy(), y.numpy(), k.numpy(), blocks) for x, y, k in zip(logits, data.y, known, strict=True)
         ]
 
     def _targets(self, given: Given, n: int) -> Targets:

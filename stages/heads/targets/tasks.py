@@ -205,9 +205,7 @@ def unusable(task: TaskSpec, y: np.ndarray, known: np.ndarray) -> str | None:
         return None if n_events >= FEWEST_EVENTS else f"{n_events} events in training; {FEWEST_EVENTS} are needed"
     positives, seen = (y * known).sum(0), known.sum(0)
     if task.kind == "multiclass":
-        if np.count_nonzero(positives) >= 2:
-            return None
-        return f"every training label is '{task.classes[int(np.argmax(positives))]}'"
-    if np.any((positives > 0) & (positives < seen)):
-        return None
-    return "the training labels hold one class only"
+        one = f"every training label is '{task.classes[int(np.argmax(positives))]}'"
+        return None if np.count_nonzero(positives) >= 2 else one
+    both = np.any((positives > 0) & (positives < seen))
+    return None if both else "the training labels hold one class only"
