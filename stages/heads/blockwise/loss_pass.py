@@ -87,8 +87,8 @@ class Pass:
                 inside = layout([b.task for b in columns])
                 c = slice(columns[0].start, columns[-1].stop)
                 residuals_(logits[..., c], y[:, :, :, None][..., c], inside)
-            for number, columns in enumerate(self.survival):
-                logits[..., columns.start] = of_survival[number][rows]
+            for number, of_task in enumerate(self.survival):
+                logits[..., of_task.start] = of_survival[number][rows]
             gradients.add(block, logits.mul_(w[:, :, :, None]).flatten(2))
         return gradients.result()
 
