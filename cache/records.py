@@ -18,6 +18,8 @@ from cache.files import replacing
 from cache.fingerprint import text_digest
 
 Kind = Literal["regression", "binary", "multiclass", "multilabel", "survival"]
+CellKind = Literal["regression", "binary", "multiclass", "multilabel"]
+"""What one cell of a table of labels can be; a survival target needs two, a time and an event."""
 KINDS: tuple[Kind, ...] = ("regression", "binary", "multiclass", "multilabel", "survival")
 SPLITS = ("train", "val", "test")
 ROW_GROUP_RECORDS = 65_536

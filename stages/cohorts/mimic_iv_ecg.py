@@ -1,23 +1,26 @@
-"""MIMIC-IV-ECG (Gow et al., PhysioNet 1.0) with the five labels of EnECG (docs/cohorts.md says how each is made).
+"""MIMIC-IV-ECG (Gow et al., PhysioNet 1.0): EnECG's five labels, and mortality (docs/cohorts.md says how each is made).
 
-age, gender and flag need the tables of MIMIC-IV's `hosp` module; without them these labels are null. Potassium is in
-mimic_labels/potassium.py, the report classes in mimic_labels/reports.py.
+age, gender, flag and mortality need the tables of MIMIC-IV's `hosp` module; without them these labels are null.
+Potassium is in mimic_labels/potassium.py, the report classes in mimic_labels/reports.py, deaths in
+mimic_labels/mortality.py.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cache.errors import MissingFileError
 from cache.records import Target
 from stages.cohorts._registry import register
 from stages.cohorts.contract import Cohort, Entries, Options, check_not_empty
 from stages.cohorts.mimic_labels import icd, reports
+from stages.cohorts.mimic_labels.mortality import last_discharges, mortality
+from stages.cohorts.mimic_labels.mortality import target as mortality_target
 from stages.cohorts.mimic_labels.potassium import nearest_flag, read_results, seconds
 from stages.readers.prefixes import relocated
 from stages.readers.tables import find_table, numbers, read_table
@@ -40,7 +43,7 @@ Lists = Literal["all_diag_all", "all_diag_hosp", "hosp_diag_hosp", "ed_diag_hosp
 
 
 class MimicOptions(Options):
-    """Where the hosp tables lie, how near a potassium must be, and which discharge diagnoses are labels.
+    """Where the hosp tables lie, how near a potassium must be, until when deaths are predicted, which diagnoses count.
 
     Attributes
     ----------
@@ -48,6 +51,8 @@ class MimicOptions(Options):
         MIMIC-IV-ECG-Ext-ICD's table or its folder; None: no target `icd`.
     icd_column, icd_digits, icd_least
         Which of its lists, how many characters of a code, and how many records a code must have.
+    mortality_days
+        Horizons of the target `mortality`, ascending; deaths are known for a year after the last discharge.
     """
 
     icd: str | None = None
@@ -59,6 +64,14 @@ class MimicOptions(Options):
     hosp: str | None = None
     potassium_hours_before: float = Field(4.0, ge=0, le=24 * 366)
     potassium_hours_after: float = Field(1.0, ge=0, le=24 * 366)
+    mortality_days: tuple[Annotated[float, Field(gt=0, le=3650)], ...] = Field((30.0, 180.0, 365.0), min_length=1)
+
+    @field_validator("mortality_days")
+    @classmethod
+    def _ascending(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if list(given) != sorted(set(given)):
+            raise ValueError(f"mortality_days {list(given)} must ascend")
+        return given
 
 
 @register("mimic-iv-ecg")
@@ -66,7 +79,13 @@ class MimicIvEcg(Cohort):
     """MIMIC-IV-ECG in its own layout; MIMIC-IV's hosp tables in hosp/ or ../hosp, or named by the option `hosp`."""
 
     title = "MIMIC-IV-ECG (record_list.csv, machine_measurements.csv, files/)"
-    manifests = ("record_list.csv", "machine_measurements.csv", "hosp/patients.csv.gz", "hosp/labevents.csv.gz")
+    manifests = (
+        "record_list.csv",
+        "machine_measurements.csv",
+        "hosp/patients.csv.gz",
+        "hosp/labevents.csv.gz",
+        "hosp/admissions.csv.gz",
+    )
     licence = "ODbL (ECGs); PhysioNet credentialed licence (MIMIC-IV hosp)"
     options_type = MimicOptions
     options: MimicOptions
@@ -82,9 +101,10 @@ class MimicIvEcg(Cohort):
         subject, (time_s, timed) = numbers(listed["subject_id"]), seconds(listed["ecg_time"])
         if not timed.all():
             notes.append(f"ecg_time: {int((~timed).sum())} cannot be read; age and flag are null there")
-        self._add_patients(frame, _year(time_s, timed), notes)
+        died = self._add_patients(frame, _year(time_s, timed), notes)
         self._add_potassium(frame, subject, time_s, timed, notes)
-        return Entries(frame, [*TARGETS, *self._diagnoses(frame, notes)], notes)
+        deaths = self._add_mortality(frame, time_s, timed, died, notes)
+        return Entries(frame, [*TARGETS, *deaths, *self._diagnoses(frame, notes)], notes)
 
     def _diagnoses(self, frame: pd.DataFrame, notes: list[str]) -> list[Target]:
         asked = self.options
@@ -123,14 +143,16 @@ class MimicIvEcg(Cohort):
             raise MissingFileError(f"{named} is not a folder; option 'hosp' must name MIMIC-IV's hosp folder")
         return find_table(folders, name)
 
-    def _add_patients(self, frame: pd.DataFrame, year: np.ndarray, notes: list[str]) -> None:
+    def _add_patients(self, frame: pd.DataFrame, year: np.ndarray, notes: list[str]) -> pd.Series | None:
+        """Add age and gender; returns the days of death, None where the table does not say them."""
         frame["age"], frame["gender"] = np.nan, np.nan
         path = self._hosp("patients.csv")
         if path is None:
             notes.append("age, gender: null, there is no patients.csv(.gz) in hosp/; name it by the option 'hosp'")
-            return
+            return None
         known = set(frame["patient_id"].dropna())
         columns = ["subject_id", "gender", "anchor_age", "anchor_year"]
+        columns += ["dod"] if self._hosp("admissions.csv") else []
         table, more = read_table(path, columns, lambda b: b["subject_id"].isin(known))
         notes += more
         table = _firsts(table, "subject_id", path, notes).reindex(frame["patient_id"])
@@ -140,6 +162,21 @@ class MimicIvEcg(Cohort):
         impossible = int(((age < 0) | (age > 130)).sum())
         notes += _counted("age", {"no patient or time": int(np.isnan(age).sum()), "outside 0-130": impossible})
         notes += _counted("gender", {"no M or F": int(frame["gender"].isna().sum())})
+        return pd.to_datetime(table["dod"], errors="coerce").reset_index(drop=True) if "dod" in table else None
+
+    def _add_mortality(
+        self, frame: pd.DataFrame, time_s: np.ndarray, timed: np.ndarray, died: pd.Series | None, notes: list[str]
+    ) -> list[Target]:
+        """Add the time to death; no target where there is no table of admissions: who lived until when is not known."""
+        path = self._hosp("admissions.csv")
+        if died is None or path is None:
+            notes.append("mortality: left out, there is no admissions.csv(.gz) beside patients.csv(.gz) in hosp/")
+            return []
+        left = last_discharges(path, set(frame["patient_id"].dropna()), notes)
+        discharged = frame["patient_id"].map(left).astype("datetime64[ns]")
+        frame["mortality"], reasons = mortality(time_s, timed, died, discharged)
+        notes += _counted("mortality", reasons)
+        return [mortality_target(self.options.mortality_days)]
 
     def _add_potassium(
         self, frame: pd.DataFrame, subject: np.ndarray, time_s: np.ndarray, timed: np.ndarray, notes: list[str]

@@ -39,9 +39,9 @@ COLLECTIONS = {
     "mimic-iv-ecg": Collection("mimic-iv-ecg/1.0", "MIMIC-IV-ECG", "ODbL 1.0"),
     "mimic-iv-hosp": Collection(
         "mimiciv/3.1",
-        "MIMIC-IV: patients and labevents, for age, gender and flag of MIMIC-IV-ECG",
+        "MIMIC-IV: patients, labevents, admissions: age, gender, flag and mortality of MIMIC-IV-ECG",
         _PHYSIONET_CREDENTIALED,
-        only=("hosp/patients.csv.gz", "hosp/labevents.csv.gz"),
+        only=("hosp/patients.csv.gz", "hosp/labevents.csv.gz", "hosp/admissions.csv.gz"),
         credentialed=True,
         list_file=f"hosp/{SUMS}",  # its folder is that of MIMIC-IV-ECG, which has a list of its own
     ),

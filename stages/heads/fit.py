@@ -277,6 +277,7 @@ def fit_all(
         gate_masks.judged,
         (judging.centre, judging.scale),
         None if groups is None else groups[judges],
+        [None if model.hazards is None else model.hazards[0] for model in models],
     )
     return Fitted(models, heads, gate, joined, found, held_out, seconds)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from cache.follow_up import times_and_events
 from cache.records import Target
 from stages.ingest.record_table import Rows
 
@@ -29,6 +31,9 @@ def _content(known: pd.Series, target: Target) -> str:
     if target.kind == "regression":
         unit = f" {target.unit}" if target.unit else ""
         return f"{known.min():.6g} to {known.max():.6g}{unit}, median {known.median():.6g}"
+    if target.kind == "survival":
+        times, events = times_and_events(known.to_numpy())
+        return f"{int(events.sum())} events, median follow-up {np.median(times):.4g} {target.unit}".rstrip()
     if target.kind == "multilabel":
         counts = known.explode().value_counts()
     else:

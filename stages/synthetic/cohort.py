@@ -6,18 +6,19 @@ Not here: files (write_mimic.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any, TypeVar
 
 import numpy as np
 
-from stages.synthetic import noise
+from stages.synthetic import mortality, noise
 from stages.synthetic.beats import SyntheticBeats, draw_beats, mean_rr_ms
 from stages.synthetic.heart import heart_vector, lead_fields, project, twelve_leads
 from stages.synthetic.labels import BLOCK_RECORDS, Measurements, Report, draw_reports, report_lines
 from stages.synthetic.labs import LabDraws, draw_times, lab_rows
 from stages.synthetic.machine import measure
+from stages.synthetic.mortality import Stays, covariates, draw_stays
 from stages.synthetic.patients import Patients, Schedule, Traits, draw_people, draw_traits
 from stages.synthetic.physiology import State, draw_potassium, draw_state
 from stages.synthetic.variety import STREAM, vary_cart, vary_state, vary_waves
@@ -43,6 +44,7 @@ class PatientBlock:
 
     people: Patients
     schedule: Schedule
+    stays: Stays
     study_id: np.ndarray
     state: State
     traits: Traits  # [record]
@@ -54,6 +56,11 @@ class PatientBlock:
     seed: int
     number: int
     variety: float
+
+    @property
+    def first_record(self) -> int:
+        """Number, in the cohort, of the block's first record."""
+        return self.number * BLOCK_RECORDS
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,17 @@ def draw_block(seed: int, number: int, defect_rate: float = 0.0, variety: float 
     years = (schedule.time.astype("datetime64[Y]").astype(int) + 1970) - people.anchor_year[patient]
     potassium = draw_potassium(rng, patient)
     state = draw_state(rng, schedule.report, people.age_years[patient] + years, traits, potassium)
+    known = covariates(people.age_years[patient] + years, schedule.report, potassium)
+    stays = draw_stays(np.random.default_rng([seed, number, mortality.STREAM]), patient, schedule.time, known)
     draws = draw_times(rng, potassium)
     cart = noise.draw_cart(rng, schedule.report == Report.DATA_QUALITY)
     if variety:
         other = np.random.default_rng([seed, number, STREAM])
         state, cart = vary_state(other, state, variety), vary_cart(other, cart, variety)
     return PatientBlock(
-        people=people,
+        people=replace(people, death=stays.death),
         schedule=schedule,
+        stays=stays,
         study_id=_study_ids(seed, number),
         state=state,
         traits=traits,

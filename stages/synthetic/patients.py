@@ -47,7 +47,7 @@ class Patients:
     anchor_age: np.ndarray  # as published: whole years, 91 for everybody over 89
     anchor_year: np.ndarray
     anchor_group: np.ndarray
-    death: np.ndarray  # datetime64[D], NaT while alive
+    death: np.ndarray  # datetime64[D], NaT while alive; mortality.py says who dies
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def draw_people(rng: np.random.Generator, reports: np.ndarray, block: int) -> tu
     people = _draw_patients(rng, report[first], block)
     time = _draw_times(rng, patient, first, people.anchor_year)
     order = np.lexsort((time, patient))
-    death = _draw_deaths(rng, np.maximum.reduceat(time, first))
-    return _with_death(people, death), Schedule(patient[order], report[order], time[order])
+    _skip_deaths(rng, n_patients)
+    return people, Schedule(patient[order], report[order], time[order])
 
 
 def _deal(rng: np.random.Generator, reports: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +129,6 @@ def _draw_patients(rng: np.random.Generator, first_report: np.ndarray, block: in
     )
 
 
-def _with_death(people: Patients, death: np.ndarray) -> Patients:
-    return Patients(**{**vars(people), "death": death})
-
-
 def _draw_times(
     rng: np.random.Generator, patient: np.ndarray, first: np.ndarray, anchor_year: np.ndarray
 ) -> np.ndarray:
@@ -146,10 +142,10 @@ def _draw_times(
     return start[patient] + (elapsed * 1440).astype("timedelta64[m]")
 
 
-def _draw_deaths(rng: np.random.Generator, last_time: np.ndarray) -> np.ndarray:
-    days = rng.exponential(500, len(last_time)).astype(int) + 1
-    death = last_time.astype("datetime64[D]") + days.astype("timedelta64[D]")
-    return np.where((rng.random(len(last_time)) < 0.25) & (days < 365), death, np.datetime64("NaT"))
+def _skip_deaths(rng: np.random.Generator, n_patients: int) -> None:
+    """Draw the numbers that decided about deaths before they followed a hazard: what comes after stays as it was."""
+    rng.exponential(500, n_patients)
+    rng.random(n_patients)
 
 
 def draw_traits(rng: np.random.Generator, male: np.ndarray) -> Traits:

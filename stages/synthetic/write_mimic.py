@@ -20,6 +20,7 @@ from stages.synthetic.cohort import Chunk, Defect, PatientBlock
 from stages.synthetic.heart import LEADS, N_SAMPLES, RATE_HZ
 from stages.synthetic.labels import N_REPORT_LINES
 from stages.synthetic.labs import COLUMNS as LAB_COLUMNS
+from stages.synthetic.mortality import ADMISSION_COLUMNS, admission_rows
 from stages.synthetic.patients import ANCHOR_GROUPS
 
 RECORD_COLUMNS = ["subject_id", "study_id", "file_name", "ecg_time", "path"]
@@ -35,6 +36,7 @@ MACHINE_COLUMNS = [
     *MEASURED,
 ]
 PATIENT_COLUMNS = ["subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod"]
+_FIRST_STAY = 20_000_000
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
@@ -53,6 +55,7 @@ class MimicWriter:
         self._machine = self._table(self._folder / "machine_measurements.csv", MACHINE_COLUMNS)
         self._patients = self._table(hosp / "patients.csv.gz", PATIENT_COLUMNS)
         self._labs = self._table(hosp / "labevents.csv.gz", LAB_COLUMNS)
+        self._stays = self._table(hosp / "admissions.csv.gz", ADMISSION_COLUMNS)
         self._names = self._files.enter_context((self._folder / "RECORDS").open("w", encoding="ascii", newline="\n"))
         return self
 
@@ -68,7 +71,7 @@ class MimicWriter:
         return writer
 
     def add_tables(self, block: PatientBlock, n_records: int) -> None:
-        """Write the patients and laboratory rows of the block's first `n_records` records."""
+        """Write the patients, laboratory rows and hospital stays of the block's first `n_records` records."""
         people = block.people
         shown = int(block.schedule.patient[n_records - 1]) + 1
         for i in range(shown):
@@ -85,6 +88,8 @@ class MimicWriter:
             )
         last = int(people.subject_id[shown - 1])
         self._labs.writerows(row for row in block.labs if int(row[1]) <= last)
+        stays = admission_rows(block.stays, block.schedule.patient, people.subject_id, _FIRST_STAY + block.first_record)
+        self._stays.writerows(row for row in stays if int(row[0]) <= last)
 
     def add_signals(self, block: PatientBlock, chunk: Chunk) -> None:
         """Write the records of one chunk and their rows in the lists."""

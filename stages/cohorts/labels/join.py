@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from cache.errors import InputError, UsageError
-from cache.records import BASE_COLUMNS, Kind, Target
+from cache.records import BASE_COLUMNS, CellKind, Target
 from stages.cohorts.contract import Entries
 from stages.cohorts.labels.cell_lists import read_lists
+from stages.cohorts.labels.follow_up import add_follow_up
 from stages.cohorts.labels.keys import KeyMatcher, is_index, key_candidates
 from stages.cohorts.labels.kinds import Column, as_numbers, infer
 from stages.cohorts.labels.long_table import widened
@@ -59,7 +60,7 @@ def add_labels(
     def label_cells(name: str) -> pd.Series:
         return cells_of(table[name], rows, records, path, notes, findings=options.kinds.get(name) == "multilabel")
 
-    targets = []
+    targets = add_follow_up(frame, table, label_cells, path, options, notes)
     for name in _target_columns(table, path, patient, options, notes):
         target = _add_target(frame, label_cells(name), name, path, options, notes)
         targets += [] if target is None else [target]
@@ -105,7 +106,7 @@ def _folds(column: pd.Series, path: Path, name: str | None) -> np.ndarray:
 def _target_columns(
     table: pd.DataFrame, path: Path, patient: str | None, options: LabelOptions, notes: list[str]
 ) -> list[str]:
-    taken = {options.id, patient, options.fold}
+    taken = {options.id, patient, options.fold, *(c for f in options.survival.values() for c in (f.time, f.event))}
     named = options.targets
     names = named if named is not None else [c for c in table if c not in taken and not is_index(str(c))]
     for name in [*names, *options.kinds, *options.separators]:
@@ -153,7 +154,9 @@ def _column(cells: pd.Series, name: str, options: LabelOptions) -> Column:
     return Column(column.cells, given, column.notes)
 
 
-def _as_target(frame: pd.DataFrame, cells: pd.Series, name: str, kind: Kind, path: Path, notes: list[str]) -> Target:
+def _as_target(
+    frame: pd.DataFrame, cells: pd.Series, name: str, kind: CellKind, path: Path, notes: list[str]
+) -> Target:
     if kind == "regression":
         frame[name] = numbers(cells)
         if np.isnan(frame[name]).all():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from cache.records import Kind
+from cache.records import CellKind
 from stages.cohorts.labels.table import SEPARATOR
 from stages.readers.tables.numbers import are_ambiguous, has_decimal_commas, numbers, with_points
 
@@ -57,7 +57,7 @@ class Column:
     """
 
     cells: pd.Series
-    kind: Kind | None = None
+    kind: CellKind | None = None
     notes: tuple[str, ...] = ()
     reason: str = ""
 

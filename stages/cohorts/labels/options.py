@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cache.records import Kind
+from cache.records import CellKind
 from stages.cohorts.contract import Options
+
+
+class FollowUp(BaseModel):
+    """Columns of one survival target.
+
+    Attributes
+    ----------
+    time
+        Column with the time of the event or of the end of the observation, above 0.
+    event
+        Column that says 1 where the event came, 0 where the observation ended without it.
+    unit
+        Of the times.
+    horizons
+        Times until which probabilities are predicted; None: the quartiles of the times at which the event came.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    time: str
+    event: str
+    unit: str = "days"
+    horizons: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(None, min_length=1)
+
+    @field_validator("horizons")
+    @classmethod
+    def _ascending(cls, given: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if given is not None and list(given) != sorted(set(given)):
+            raise ValueError(f"horizons {given} must ascend")
+        return given
 
 
 class LabelOptions(Options):
@@ -21,6 +51,8 @@ class LabelOptions(Options):
         Columns that are labels; None: all others.
     kinds
         Column -> kind, whatever its cells look like.
+    survival
+        Name of a target -> its columns of time and event, which are then no labels of their own.
     separators
         Column -> what parts several findings in one of its cells, beside `;`.
     label_names, label_values
@@ -38,7 +70,8 @@ class LabelOptions(Options):
     patient: str | None = None
     fold: str | None = None
     targets: list[str] | None = None
-    kinds: dict[str, Kind] = Field(default_factory=dict)
+    kinds: dict[str, CellKind] = Field(default_factory=dict)
+    survival: dict[str, FollowUp] = Field(default_factory=dict)
     separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     label_names: str | None = None
     label_values: str | None = None

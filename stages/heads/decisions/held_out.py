@@ -22,10 +22,10 @@ class HeldOutTask:
     Attributes
     ----------
     y_true
-        float64 [n] (regression, binary; missing NaN), int64 [n] (multiclass; missing -1), float64 [n, classes]
-        (multilabel).
+        float64 [n] (regression, binary, survival's signed times; missing NaN), int64 [n] (multiclass; missing -1),
+        float64 [n, classes] (multilabel).
     y_pred
-        [n], or [n, classes] of multiclass and multilabel.
+        [n], or [n, classes] of multiclass and multilabel; [n, 1 + horizons] of survival.
     groups
         [n] patients; without patients each record has a group of its own.
     """
@@ -82,6 +82,7 @@ def held_out_answers(
     judged: Tensor,
     target_scale: tuple[np.ndarray, np.ndarray],
     groups: np.ndarray | None,
+    hazards: list[np.ndarray | None],
 ) -> HeldOut:
     """Put a fit's out-of-sample logits into the tasks' units.
 
@@ -95,13 +96,15 @@ def held_out_answers(
         [F, R], above 0 where they are out of sample.
     target_scale
         Centre and scale [F, C] of regression targets.
+    hazards
+        Per fold [T, horizons], of survival tasks.
     """
     centre, scale = target_scale
     folds = range(len(mixed))
     y, known = labels[0][0].numpy(), labels[1].numpy() > 0
     return HeldOut(
         {b.task.name: _truth(b.task, y[:, b.columns], known[:, b.columns], centre[0], scale[0], b) for b in blocks},
-        [to_means(mixed[f].numpy(), centre[f], scale[f], blocks) for f in folds],
+        [to_means(mixed[f].numpy(), centre[f], scale[f], blocks, hazards[f]) for f in folds],
         judged.numpy() > 0,
         np.arange(len(y)) if groups is None else np.asarray(groups),
     )
