@@ -56,23 +56,25 @@ def explain_settings(
         return {source: said[task] for source, said in answers(recorded, heads, experts, identities, running).items()}
 
     column, label = _column(target, label, ask, ecg.signals_mv)
-    scale = target.unit or "value" if target.kind == "regression" else "log odds"
+    scale = SCALES.get(target.kind, "log odds") or target.unit or "value"
     return ExplainSettings(ecg.signals_mv, ecg.rate_hz, _on_scale(ask, column, scale), ecg.name, task, label, scale)
 
 
 def _check_class(target: Any, label: str | None) -> None:
-    if label is not None and (target.kind == "regression" or label not in target.classes):
-        known = ", ".join(target.classes) if target.kind != "regression" else "none: it is a value"
+    if label is not None and label not in target.classes:
+        known = ", ".join(target.classes) or "none: it is a value"
         raise UsageError(f"--class {label}: task {target.name} has no such class; its classes: {known}")
 
 
+SCALES = {"regression": "", "survival": "log hazard"}
+"""Kinds whose answers are explained as they are, and in what; empty: in the task's unit."""
 Ask = Callable[[Sequence[np.ndarray]], Mapping[str, np.ndarray]]
 
 
 def _column(target: Any, label: str | None, ask: Ask, signals_mv: np.ndarray) -> tuple[int | None, str]:
     """Return the column of the answer and the class's name; None for a value, -1 for the first class of two."""
-    if target.kind == "regression":
-        return None, ""
+    if target.kind in SCALES:
+        return 0 if target.kind == "survival" else None, ""
     if target.kind == "binary":
         negative = label is not None and label == target.classes[0]
         return (-1 if negative else 0), label or (target.classes[1] if target.classes else "1")

@@ -30,6 +30,9 @@ def _in_words(found: dict[str, Any]) -> str:
     if found["kind"] == "regression":
         percent = 100 * found.get("coverage", 0.9)
         return f"{found['value']:.1f} {found['unit']} ({percent:g} %: {found['low']:.1f} to {found['high']:.1f})"
+    if found["kind"] == "survival":
+        chances = (f"{horizon} {found['unit']} {chance:.2f}".strip() for horizon, chance in found["survival"].items())
+        return f"free of it until {', '.join(chances)} (log-hazard {found['log_hazard']:+.2f})"
     if found["kind"] == "binary":
         words = f"{found['positive']}: {found['probability']:.2f}"
         return words + _beside(found.get("above"), found.get("threshold")) + _doubt(found)

@@ -70,6 +70,11 @@ class LabelledCohort:
         if task_name not in targets:
             raise UsageError(f"--task {task_name}: records.parquet has the targets {', '.join(targets) or 'none'}")
         target = targets[task_name]
+        if target.kind == "survival":
+            raise UsageError(
+                f"--task {task_name}: posttrain cannot learn a time to an event, whose loss needs everybody at risk at "
+                "once and not a batch; post-train on another task, `ensemble fit-heads` learns this one"
+            )
         task = TaskSpec(target.name, target.kind, target.classes, target.unit)
         y, known = encode(task, target_array(records, target), len(records))
         parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]

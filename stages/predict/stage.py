@@ -174,6 +174,9 @@ def _fill(
                 facts |= {"value": float(value), "low": low, "high": high, "unit": task.unit}
             elif task.kind == "binary":
                 facts |= {"probability": float(value), "positive": task.classes[1] if task.classes else "1"}
+            elif task.kind == "survival":
+                alive = zip((f"{horizon:g}" for horizon in task.horizons), map(float, value[1:]), strict=True)
+                facts |= {"log_hazard": float(value[0]), "survival": dict(alive), "unit": task.unit}
             else:
                 facts["probabilities"] = dict(zip(task.classes, map(float, value), strict=True))
             prediction.tasks[task.name] = facts | heads.decisions_.of(task, value)

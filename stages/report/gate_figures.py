@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cache.records import Target
+from stages.report.survival.section import gate_groups
 from stages.report.svg import Axes
 from stages.scoring.metrics import METRICS
 from stages.scoring.predictions import PredictionBlock
@@ -61,6 +62,8 @@ def weights_by_class(target: Target, block: PredictionBlock, table: pd.DataFrame
 
 def _groups(target: Target, block: PredictionBlock) -> list[tuple[str, np.ndarray]]:
     y = block.y_true
+    if target.kind == "survival":
+        return gate_groups(block)
     if target.kind == "regression":
         edges = np.quantile(y, [0, 0.25, 0.5, 0.75, 1])
         quarter = np.searchsorted(edges[1:-1], y, side="right")

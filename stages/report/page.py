@@ -16,6 +16,7 @@ from cache.records import Target
 from stages.plots.thumbnail import grid_symbol
 from stages.report import figures, gate_figures, tables, training_figures
 from stages.report.glossary import TERMS, method_meaning, method_title
+from stages.report.survival import section
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
 from stages.scoring.curves import class_columns
 from stages.scoring.metrics import METRICS
@@ -31,6 +32,7 @@ _KINDS = {
     "binary": "one of two classes",
     "multiclass": "one of several classes",
     "multilabel": "any of several findings",
+    "survival": "the time to an event",
 }
 
 
@@ -115,6 +117,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "methods_figure": Markup(_methods_figure(name, metrics, titles)),
         "table": tables.metrics_rows(metrics, name, facts),
         "folds": tables.fold_rows(metrics, name, facts),
+        "horizons": section.horizon_table(found, titles),
         "pictures": [(caption, Markup(svg)) for caption, svg in _pictures(target, blocks, series)],
         "panels": _panels(target, blocks, series),
         "classes": Markup(_classes_figure(name, found, series)),
@@ -140,10 +143,11 @@ def _about(target: Target, n: Json, values: Json, *, rotated: bool) -> str:
     defined = values.get("auroc_macro", {}).get("n_classes", len(target.classes))
     if defined < len(target.classes):
         missing += f" AUROC is defined for {defined} of {len(target.classes)} classes."
+    events = section.about(n) if target.kind == "survival" else ""
     described = f"{target.description[0].upper()}{target.description[1:]}. " if target.description else ""
     return (
         f"{described}Predicts {_KINDS[target.kind]}{unit}. "
-        f"{train}{n['test']:,} labelled test records of {n['patients_test']:,} patients.{folds}{missing}"
+        f"{train}{n['test']:,} labelled test records of {n['patients_test']:,} patients.{events}{folds}{missing}"
     )
 
 
@@ -151,6 +155,8 @@ def _curves_note(target: Target) -> str:
     """Return how the curves are to be read; nothing for a regression."""
     if target.kind == "regression":
         return ""
+    if target.kind == "survival":
+        return section.NOTE
     whose = {"binary": "", "multiclass": " (of the most probable class)", "multilabel": " (over all classes)"}[
         target.kind
     ]
@@ -174,6 +180,8 @@ def _methods_figure(name: str, metrics: Json, titles: dict[str, str]) -> str:
 
 def _pictures(target: Target, blocks: dict[str, PredictionBlock], series: dict[str, str]) -> list[tuple[str, str]]:
     main = next(iter(series))
+    if target.kind == "survival":
+        return section.pictures(target, blocks, series)
     if target.kind == "regression":
         return [
             ("Predicted against true values", figures.predicted_figure(target, blocks[main])),
@@ -247,6 +255,8 @@ def _gate(target: Target, block: PredictionBlock, weights: pd.DataFrame | None) 
 def _group_words(target: Target) -> str:
     if target.kind == "regression":
         return "true value, in quarters"
+    if target.kind == "survival":
+        return "what was observed"
     shortened = len(target.classes) > gate_figures.MAX_GROUPS
     return f"true class, the {gate_figures.MAX_GROUPS} most frequent" if shortened else "true class"
 

@@ -26,8 +26,9 @@ from stages.scoring.curves import (
     spread_rows,
 )
 from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.survival.curves import horizon_calibration, risk_thirds
 
-FOLDERS = ("calibration", "confusion", "learning_curve", "methods", "pr", "predicted_vs_true", "roc")
+FOLDERS = ("calibration", "confusion", "kaplan_meier", "learning_curve", "methods", "pr", "predicted_vs_true", "roc")
 MAX_SCATTER = 2000
 MAX_CONFUSION = 5000
 
@@ -91,6 +92,8 @@ def _pictures(target: Target, block: PredictionBlock) -> dict[str, pd.DataFrame]
     if target.kind == "regression":
         rows = spread_rows(len(block), MAX_SCATTER)
         return {"predicted_vs_true": pd.DataFrame({"true": block.y_true[rows], "predicted": block.y_pred[rows]})}
+    if target.kind == "survival":
+        return _of_survival(target, block)
     curves = class_columns(target, block)
     found = {
         "roc": _curve([c for _, y, p in curves if (c := roc(y, p))], "fpr", "tpr"),
@@ -100,6 +103,16 @@ def _pictures(target: Target, block: PredictionBlock) -> dict[str, pd.DataFrame]
     if target.kind == "multiclass":
         found["confusion"] = _confusion(target, block)
     return found
+
+
+def _of_survival(target: Target, block: PredictionBlock) -> dict[str, pd.DataFrame]:
+    curves = [
+        pd.DataFrame({"time": group.time, "free_of_event": group.alive, "group": group.name})
+        for group in risk_thirds(target, block)
+    ]
+    found = horizon_calibration(target, block, len(target.horizons) - 1)
+    calibration = pd.DataFrame({"stated": found.predicted, "observed": found.observed, "n": found.n})
+    return {"kaplan_meier": pd.concat(curves), "calibration": calibration}
 
 
 def _curve(curves: list[Any], x: str, y: str) -> pd.DataFrame:

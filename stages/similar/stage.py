@@ -89,6 +89,8 @@ def _label(target: Target, value: Any) -> Any:
         return None if value is None else list(value)
     if pd.isna(value):
         return None
+    if target.kind == "survival":
+        return f"{value:.4g} {target.unit}" if value > 0 else f"> {-value:.4g} {target.unit}"
     if target.kind == "regression" or not target.classes:
         return float(value)
     return target.classes[int(value)]
