@@ -67,9 +67,9 @@ class EfronTerms:
         self.dtype = logits.dtype
         self.sorted = _Order.of(times, logits)
         eta = logits.double().gather(-1, self.sorted.order)
-        here = (counted > 0).expand_as(logits).gather(-1, self.sorted.order)
-        self.event = (self.sorted.events & here).double()
-        shown = torch.where(here, eta, -torch.inf)
+        is_counted = (counted > 0).expand_as(logits).gather(-1, self.sorted.order)
+        self.event = (self.sorted.events & is_counted).double()
+        shown = torch.where(is_counted, eta, -torch.inf)
         self.top = shown.detach().amax(-1, keepdim=True).nan_to_num(0.0, 0.0, 0.0)
         self.eta, self.risk = eta, (shown - self.top).exp()
         at_risk = self.risk.cumsum(-1).gather(-1, self.sorted.last)
