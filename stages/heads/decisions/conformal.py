@@ -101,8 +101,11 @@ class Conformal:
 
     @classmethod
     def choose(cls, held_out: HeldOut, tasks: Sequence[TaskSpec], settings: ConformalSection) -> Self:
-        """Choose the limits of every task; a regression whose patients are too few for an interval has none."""
-        found = {task.name: _choose(held_out, task, settings) for task in tasks}
+        """Choose the limits of every task; a regression whose patients are too few for an interval has none.
+
+        Nor has a survival task: whether a set or an interval held the time of a censored record is not known.
+        """
+        found = {task.name: _choose(held_out, task, settings) for task in tasks if task.kind != "survival"}
         kept = {
             name: limits
             for name, limits in found.items()
