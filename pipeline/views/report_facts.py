@@ -44,6 +44,7 @@ def report_paths(study: Study) -> ReportPaths:
         study.plots,
         study.evaluate_costs,
         study.signals,
+        study.decisions,
     )
 
 

@@ -45,6 +45,10 @@ TERMS: tuple[tuple[str, str], ...] = (
     ("better, worse, no clear difference", "The difference to the best single expert, taken on the same redrawn "
      "patients. It counts as better or worse only when its 95 % interval leaves zero out. The best single expert is "
      "chosen on these very test records, which favours it."),
+    ("threshold", "The probability from which on a class counts as present. PPV and NPV: how often an alarm, or its "
+     "absence, is right; LR+ and LR\N{MINUS SIGN}: how much either changes the odds of the class."),
+    ("net benefit", "What acting from a threshold probability on is worth, in true alarms per record, when a false "
+     "alarm weighs as the threshold says: at 20 % four false alarms cost what one true alarm brings."),
     ("gate weight", "How much an expert's answer counts for one record; a record's weights add up to one."),
     ("calibration", "Of the records given 70 %, seven in ten should be positive: dots on the diagonal. Dots below it "
      "mean that the model is too sure."),

@@ -88,6 +88,8 @@ class ReportPaths:
         Folder that `dvc plots` reads.
     signals
         signals.zarr, of which the cases are drawn.
+    decisions
+        decisions.json: thresholds, decision curves, conformal coverage.
     """
 
     records: Path
@@ -100,6 +102,7 @@ class ReportPaths:
     plots: Path | None = None
     evaluate_costs: Path | None = None
     signals: Location | None = None
+    decisions: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,13 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     evaluation, fit, run_costs = (
         read_facts(path) for path in (paths.evaluation, paths.fit_costs, paths.evaluate_costs)
     )
+    decisions = read_facts(paths.decisions)
+    if decisions and paths.decisions is not None:
+        require_pair(decisions, paths.decisions, paths.predictions)
     facts = {
         **settings.model_dump(exclude={"cases"}),
         "methods": method_costs(evaluation.get("parameters", {}), run_costs, fit),
+        "decisions": decisions.get("tasks", {}),
         "versions": evaluation.get("versions", {}),
         "learning_curve": evaluation.get("learning_curve", {}),
         "missing_points": evaluation.get("missing_points", {}),
