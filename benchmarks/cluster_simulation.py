@@ -2,8 +2,8 @@
 
     python benchmarks/cluster_simulation.py [--records N] [--workers N ...] [--rate RECORDS_PER_S]
 
-What is simulated is `ensemble embed` on a bucket: workers that start, claim shards by leases, compute, write, die and come
-back. Three ways of finding the next shard are put beside the ideal (records / rate / workers, nothing else):
+What is simulated is `ensemble embed` on a bucket: workers that start, claim shards by leases, compute, write, die and
+come back. Three ways of finding the next shard are put beside the ideal (records / rate / workers, nothing else):
 
     in order    every worker walks the same list from its beginning, as one process in a folder does
     shuffled    every worker walks a list of its own order and asks anew after `MISSES` shards in a row that others have
@@ -55,6 +55,7 @@ class World:
     dollars_an_hour: float = 2.0
     dollars_a_request: float = 5e-6
     scheduler_s: float = 0.001
+    """A task of Dask's; measured, see docs/scaling.md."""
 
 
 @dataclass
@@ -76,8 +77,6 @@ class Cluster:
         self.random = random.Random(self.seed)
         self.n_shards = -(-self.world.records // self.shard_records)
         self.free = list(range(self.n_shards))
-        self.place = {shard: shard for shard in self.free}
-        """Where a free shard stands in `free`."""
         self.held: dict[int, tuple[int, float]] = {}
         self.dead: list[tuple[float, int]] = []
         """Shards whose worker died, and when their leases end."""
@@ -114,56 +113,39 @@ class Cluster:
 
     def _next(self, now: float, worker: int, _: float) -> None:
         while self.dead and self.dead[0][0] <= now:
-            self._give_back(heapq.heappop(self.dead)[1])
+            self.free.append(heapq.heappop(self.dead)[1])
         if not self.free:
             if self.held or self.dead:
                 self._at(self._ask(now, 1 + self.n_shards // 1000) + 2.0, worker, "next")
             return
         ready = now + self.world.scheduler_s if self.way == "scheduler" else self._ask(now, self._looks(worker))
-        shard = self._pick()
-        done = self._ask(ready + self.shard_records / self.world.rate, REQUESTS_TO_WRITE)
-        # the network goes on while the last shard is written and the next one is claimed
-        written = max(done, ready + self.shard_records * BYTES_OF_A_RECORD / CLIENT_BYTES_A_S)
-        self.held[worker] = (shard, ready)
-        self._at(written, worker, "writes")
+        self.held[worker] = (self.free.pop(), ready)
+        self._at(ready + self.shard_records / self.world.rate, worker, "computes")
+
+    def _computes(self, now: float, worker: int, _: float) -> None:
+        sent = now + self.shard_records * BYTES_OF_A_RECORD / CLIENT_BYTES_A_S
+        self._at(max(self._ask(now, REQUESTS_TO_WRITE), sent), worker, "writes")
 
     def _looks(self, worker: int) -> int:
-        """Requests until a shard is ours: a look and a claim at each that others have on the way, two of our own."""
+        """Count requests until a shard is ours: a look and a claim at each of the others' on the way, two of ours."""
         if self.way == "in order":
             self.taken += 1
             others, self.passed[worker] = self.taken - self.passed[worker] - 1, self.taken
             return 2 * others + 2
-        share_free = len(self.free) / self.n_shards
         misses = 0
-        listing = 0
-        while self.random.random() > max(share_free, 1 - self._stale(worker)):
+        while misses < MISSES and self.random.random() < self._stale(worker):
             misses += 1
-            if misses % MISSES == 0:
-                listing += 1 + self.n_shards // 1000
-                self.passed[worker] = self.n_done
-                break
-        return 2 * misses + 2 + listing
+        if misses < MISSES:
+            return 2 * misses + 2
+        self.passed[worker] = self.n_done
+        return 2 * misses + 2 + 1 + self.n_shards // 1000
 
     def _stale(self, worker: int) -> float:
         """Share of a worker's list that others have taken since it was made."""
         since = self.n_done + len(self.held) - self.passed[worker]
         return min(1.0, since / max(1, self.n_shards - self.passed[worker]))
 
-    def _pick(self) -> int:
-        at = 0 if self.way == "in order" else self.random.randrange(len(self.free))
-        last = self.free[-1]
-        shard, self.free[at] = self.free[at], last
-        self.place[last] = at
-        self.free.pop()
-        return shard
-
-    def _give_back(self, shard: int) -> None:
-        self.place[shard] = len(self.free)
-        self.free.append(shard)
-
     def _writes(self, now: float, worker: int, _: float) -> None:
-        if worker not in self.held:
-            return  # it died before
         del self.held[worker]
         self.n_done += 1
         self.ended_at = now
@@ -183,19 +165,31 @@ class Cluster:
         self._at(back + self._life(), worker, "dies")
 
 
-HEAD = f"{'workers':>7}  {'shard':>6}  {'way':<10} {'hours':>7} {'of ideal':>8} {'requests':>12} {'deaths':>7} {'repeated':>9} {'$ GPUs':>8} {'$ requests':>10}"
+COLUMNS = ("workers", "shard", "way", "hours", "of ideal", "requests", "deaths", "repeated", "$ GPUs", "$ requests")
 
 
-def row(world: World, shard_records: int, way: str) -> str:
+def row(world: World, shard_records: int, way: str) -> tuple[str, ...]:
     """Simulate one setting."""
     cluster = Cluster(world, shard_records, way)
     seconds = cluster.run()
-    ideal = world.records / world.rate / world.workers
+    ideal_s = world.records / world.rate / world.workers
     return (
-        f"{world.workers:>7}  {shard_records:>6}  {way:<10} {seconds / 3600:>7.2f} {seconds / ideal:>8.2f} "
-        f"{cluster.requests:>12,} {cluster.deaths:>7} {cluster.repeated / world.records:>9.2%} "
-        f"{seconds / 3600 * world.workers * world.dollars_an_hour:>8,.0f} {cluster.requests * world.dollars_a_request:>10,.0f}"
+        f"{world.workers}",
+        f"{shard_records}",
+        way,
+        f"{seconds / 3600:.2f}",
+        f"{seconds / ideal_s:.2f}",
+        f"{cluster.requests:,}",
+        f"{cluster.deaths}",
+        f"{cluster.repeated / world.records:.2%}",
+        f"{seconds / 3600 * world.workers * world.dollars_an_hour:,.0f}",
+        f"{cluster.requests * world.dollars_a_request:,.0f}",
     )
+
+
+def line(cells: Sequence[str]) -> str:
+    """Put cells under their heads."""
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, (7, 6, 9, 7, 8, 12, 6, 8, 8, 10), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -204,12 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--records", type=int, default=100_000_000)
     parser.add_argument("--workers", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--shards", type=int, nargs="+", default=[1024, 8192], help="records a shard")
-    parser.add_argument("--rate", type=float, default=275.0, help="records a second and worker (ECG-FM, A100: published)")
+    parser.add_argument(
+        "--rate", type=float, default=275.0, help="records a second and worker (ECG-FM, A100: published)"
+    )
     parser.add_argument("--latency-ms", type=float, default=25.0, help="of one request")
     parser.add_argument("--hours-between-deaths", type=float, default=8.0, help="of one worker")
     options = parser.parse_args(arguments)
-    print(f"{options.records:,} records at {options.rate:g}/s a worker, one expert of {BYTES_OF_A_RECORD:,} bytes a record")
-    print(HEAD)
+    print(f"{options.records:,} records at {options.rate:g}/s a worker, {BYTES_OF_A_RECORD:,} bytes a record")
+    print(line(COLUMNS))
     for workers in options.workers:
         world = World(
             options.records,
@@ -220,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for shard_records in options.shards:
             for way in ("in order", "shuffled", "scheduler"):
-                print(row(world, shard_records, way), flush=True)
+                print(line(row(world, shard_records, way)), flush=True)
 
 
 if __name__ == "__main__":

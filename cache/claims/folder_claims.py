@@ -36,6 +36,8 @@ class Claims:
 
     pause_s = 0.5
     """Seconds between two looks at claims of others."""
+    apart = False
+    """Whether processes had better look for shards in different places, since each look costs requests."""
 
     def __init__(self, store: Path, state_folder: Path) -> None:
         name = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:16]

@@ -85,6 +85,7 @@ class Leases:
 
     pause_s = 2.0
     """Seconds between two looks at claims of others: each look is some requests."""
+    apart = True
 
     def __init__(self, store: ObjectPath) -> None:
         self._store, self._folder = store, store.parent / ".claims" / store.name

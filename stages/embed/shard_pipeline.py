@@ -34,6 +34,8 @@ from stages.experts.run import (
     run_expert,
 )
 
+MISSES = 16
+"""Shards in a row that others have, on object storage: then the list is too old, and a new one is asked for."""
 PREFETCHED_BATCHES = 2
 SHARDS_AT_ONCE = 2
 """The shard that is computed, and the next one, of which the first batches are prepared."""
@@ -131,16 +133,27 @@ class Line:
 
     def _parts(self, pending: list[int], held: _Held) -> Iterator[_Part]:
         """Give the batches of each shard that is ours; claims it when its first batch is asked for."""
+        misses = 0
         for shard in pending:
-            if self.store.complete(shard) or not held.take(shard):
+            if not self._ours(shard, held):
+                misses += 1
+                if misses == MISSES and self.claims.apart:
+                    return
                 continue
-            if self.store.complete(shard):  # meanwhile, by whoever had claimed it
-                held.give_back(shard)
-                continue
+            misses = 0
             n = size_of(self.store.rows_of(shard))
             for offset in range(0, n, self.batch_size):
                 n_rows = min(self.batch_size, n - offset)
                 yield _Part(shard, offset, n_rows, offset + n_rows == n)
+
+    def _ours(self, shard: int, held: _Held) -> bool:
+        """Claim a shard, unless others have it or have written it."""
+        if self.store.complete(shard) or not held.take(shard):
+            return False
+        if self.store.complete(shard):  # meanwhile, by whoever had claimed it
+            held.give_back(shard)
+            return False
+        return True
 
     def _read_ahead(self, parts: Iterator[_Part], reader: ThreadPoolExecutor) -> Iterator[_Batch]:
         waiting: deque[tuple[_Part, Future[_Batch]]] = deque()

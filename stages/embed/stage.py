@@ -175,7 +175,7 @@ class Embedder:
         with closing(claims_on(self.paths.store, self.paths.state)) as claims, torch_threads(self.settings.threads):
             store, summary.fresh_because = self._store(claims)
             line = None
-            while pending := store.pending(shards):
+            while pending := _in_turn(store.pending(shards), claims):
                 line = line or Line(
                     self.expert, self.settings, self.records, self.signals, store, claims, summary, progress
                 )
@@ -260,6 +260,15 @@ class Embedder:
             shard_records=self.settings.shard_records,
             views=view_shapes(spec, self.settings.views),
         )
+
+
+def _in_turn(pending: list[int], claims: AnyClaims) -> list[int]:
+    """Return pending shards in the order of trying them.
+
+    On this machine in that of the records. On object storage each process has its own, since a look at a shard that
+    another one has costs two requests, and hundreds that walk the same list meet at every shard.
+    """
+    return random.sample(pending, len(pending)) if claims.apart else pending
 
 
 def _count(store: EmbeddingStore, shards: Sequence[int]) -> int:
