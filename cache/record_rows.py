@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -22,7 +22,7 @@ from cache.errors import MissingFileError, StoreError
 from cache.fingerprint import text_digest
 from cache.records import BASE_COLUMNS, ROWS_KEY
 
-_COLUMNS = ["record_id", "status", "reason"]
+_COLUMNS = ("record_id", "status", "reason")
 _BATCH_ROWS = 65_536
 
 
@@ -35,7 +35,14 @@ class Row:
 
 
 class RecordRows:
-    """The rows of records.parquet, with one of its row groups (65,536 rows of three columns) in memory.
+    """The rows of records.parquet, with one of its row groups (65,536 rows of a few columns) in memory.
+
+    Parameters
+    ----------
+    columns
+        What is held of a row; `read` needs the three of the default.
+    optional
+        Columns that a table need not have; null where it has none.
 
     Raises
     ------
@@ -43,16 +50,19 @@ class RecordRows:
         As `open_records`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, columns: Sequence[str] = _COLUMNS, optional: Sequence[str] = ()) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
         with self._open() as file:
-            absent = [name for name in BASE_COLUMNS if name not in file.schema_arrow.names]
+            names = set(file.schema_arrow.names)
+            absent = [name for name in (*BASE_COLUMNS, *columns) if name not in names]
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         if absent:
             raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._columns = [*columns, *(name for name in optional if name in names)]
+        self._lacking = [name for name in optional if name not in names]
         self._held: tuple[int, pa.Table] | None = None
 
     def __len__(self) -> int:
@@ -81,20 +91,27 @@ class RecordRows:
 
     def read(self, rows: slice) -> list[Row]:
         """Read contiguous rows."""
+        found = self.take(rows)
+        return list(map(_row, *(found[name] for name in _COLUMNS)))
+
+    def take(self, rows: slice) -> dict[str, list[Any]]:
+        """Read the columns of contiguous rows."""
         start, stop, _ = rows.indices(len(self))
-        found: list[Row] = []
+        found: dict[str, list[Any]] = {name: [] for name in self._columns}
+        n_rows = max(0, stop - start)
         while start < stop:
             group = int(np.searchsorted(self._starts, start, side="right")) - 1
             first, end = int(self._starts[group]), min(stop, int(self._starts[group + 1]))
             part = self._group(group).slice(start - first, end - start).to_pydict()
-            found += map(_row, *(part[name] for name in _COLUMNS))
+            for name, values in part.items():
+                found[name] += values
             start = end
-        return found
+        return found | {name: [None] * n_rows for name in self._lacking}
 
     def _group(self, group: int) -> pa.Table:
         if self._held is None or self._held[0] != group:
             with self._open() as file:
-                self._held = group, file.read_row_group(group, columns=_COLUMNS)
+                self._held = group, file.read_row_group(group, columns=self._columns)
         return self._held[1]
 
     @contextlib.contextmanager

@@ -171,14 +171,14 @@ def embed_records(expert: Expert, records: Sequence[Signal], settings: RunSettin
     (2, 202)
     """
     settings = settings or RunSettings()
-    result, names = _empty(expert, len(records), settings), [f"record {k}" for k in range(len(records))]
+    result, names = empty_result(expert, len(records), settings), [f"record {k}" for k in range(len(records))]
     faults = Faults(expert.spec.name, min(SAME_FAULTS, len(records)))
     with torch_threads(settings.threads):
         for group in grouped(records):
             prepared = prepare_group(expert, group, faults, names, result.reasons)
             if prepared is not None:
                 vectors = run_expert(expert, prepared.x, settings.batch_size, settings.views, prepared.record_s)
-                _put(result, prepared.positions, vectors, expert.spec.nan_features)
+                put_vectors(result, prepared.positions, vectors, expert.spec.nan_features)
     return result
 
 
@@ -358,7 +358,8 @@ def _joined(parts: list[Vectors], n_records: int) -> Vectors:
     return joined
 
 
-def _empty(expert: Expert, n: int, settings: RunSettings) -> Embedded:
+def empty_result(expert: Expert, n: int, settings: RunSettings) -> Embedded:
+    """Return room for the vectors of `n` records, none of which has one yet."""
     spec, dtype = expert.spec, np.dtype(settings.dtype or expert.spec.store_dtype)
     layers = np.full((n, len(spec.layer_names), max(spec.layer_dims)), np.nan, dtype)
     output = np.full((n, spec.output_dim), np.nan, dtype) if spec.output_dim else None
@@ -366,7 +367,7 @@ def _empty(expert: Expert, n: int, settings: RunSettings) -> Embedded:
     return Embedded(layers, np.full((n, spec.embedding_dim), np.nan, dtype), output, views)
 
 
-def _put(result: Embedded, positions: np.ndarray, vectors: Vectors, nan_features: bool) -> None:
+def put_vectors(result: Embedded, positions: np.ndarray, vectors: Vectors, nan_features: bool) -> None:
     """Round vectors to the dtype asked for, as a store does."""
     failed = vectors.failed(nan_features)
     result.reasons.update(dict.fromkeys(positions[failed].tolist(), NOT_FINITE))

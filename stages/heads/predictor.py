@@ -7,6 +7,7 @@ files (`persist`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, pars
 from stages.heads.inputs.lazy_rows import READ_ROWS
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.targets.tasks import Block
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an ensemble says of some records: `predict_proba`, `predict_interval` and `gate_weights` of one pass."""
+
+    means: Predictions
+    intervals: Predictions
+    gate_weights: Predictions
 
 
 class FittedHeads(Estimator):
@@ -170,7 +180,9 @@ class FittedHeads(Estimator):
         The latter lie between the quantiles of out-of-sample residuals.
         """
         means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
-        models = self._fitted() if fold is None else [self._fitted()[fold]]
+        return self._intervals(means, self._fitted() if fold is None else [self._fitted()[fold]])
+
+    def _intervals(self, means: Predictions, models: list[FoldModel]) -> Predictions:
         width = np.mean([m.interval for m in models], axis=0)
         found = {}
         for block in self.blocks_:
@@ -179,6 +191,14 @@ class FittedHeads(Estimator):
                 conformal = self.decisions_.conformal.interval(block.task.name, value, fold)
                 found[block.task.name] = value[:, None] + width[:, block.start] if conformal is None else conformal
         return found
+
+    def answers(self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None) -> Answers:
+        """Return what `predict_proba`, `predict_interval` and `gate_weights` do, in a third of their time."""
+        outputs = self._outputs(features, gate_signal, None)
+        means = self._means([o.mixed for o in outputs], None)
+        weights = np.mean([o.weights for o in outputs], axis=0)
+        by_task = {task.name: weights[:, t] for t, task in enumerate(self.tasks_)}
+        return Answers(means, self._intervals(means, self._fitted()), by_task)
 
     def expert_predictions(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None

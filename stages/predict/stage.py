@@ -1,62 +1,104 @@
-"""Stage `predict`: what a saved fit says of new ECGs, with the gate's weights and what to beware of."""
+"""Stage `predict`: what a saved fit says of new ECGs, with the gate's weights and what to beware of.
+
+`run` writes Parquet files, by any number of processes; `stream` gives objects, some at a time; `predict` and `answers`
+take ECGs that are in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache.errors import FingerprintError, InputError, MissingFileError
-from stages.experts.run import RunSettings, Signal, embed_records
+from stages.experts.run import RunSettings, torch_threads
 from stages.heads import EnsembleHeads
-from stages.learning.data import layer_parts
-from stages.learning.gate_signal import gate_signal, leads_of, reads_signal
+from stages.predict.ahead import prepared_ahead
+from stages.predict.answering import Answerer, predictions_of
+from stages.predict.batches import ListedFiles, RecordBatch, RecordSource, StudyRecords, add_signals, row_options
+from stages.predict.inputs import RowList, listed
+from stages.predict.parts import FilePredictor, Progress
 from stages.predict.settings import Prediction, PredictPaths, PredictSettings, PredictSummary
-from stages.readers.at_500_hz import all_at_500_hz
-from stages.readers.files import Recorded, read_ecg
-from stages.readers.rows import RowOptions
+from stages.readers.files import Recorded
 
 if TYPE_CHECKING:
     from stages.experts import Expert
 
 
-Progress = Callable[[list[Prediction]], None]
-"""Called with the predictions of some records, as soon as they are there."""
-
-
 def run(settings: PredictSettings, paths: PredictPaths, progress: Progress | None = None) -> PredictSummary:
-    """Predict records, some at a time. A record that cannot be read is named in the summary and stops none.
+    """Predict records into `paths.out` and the files beside it, in this process.
+
+    Memory does not grow with the number of records. A killed run goes on with the part where it stopped; several
+    processes may run at once, and the files are the same bytes. `FilePredictor` has the steps one by one.
+
+    Parameters
+    ----------
+    progress
+        Called with the number of records just predicted.
 
     Raises
     ------
+    UsageError
+        `paths.out` is no Parquet file, or one that is no output of `predict`.
     MissingFileError
-        No fit.
+        No fit, or no record.
     FingerprintError
         An expert is not the one that the heads were fitted on.
     """
-    heads, summary = EnsembleHeads.load(paths.heads), PredictSummary()
-    options, step = row_options(heads), settings.records_at_once
-    for start in range(0, len(paths.records), step):
-        recorded = []
-        for path in paths.records[start : start + step]:
-            try:
-                recorded.append(read_ecg(path, options, follow_links=settings.follow_links))
-            except (InputError, MissingFileError) as error:
-                summary.unreadable.append(str(error))
-        if recorded:
-            found = predict(recorded, heads, settings.experts, settings.identities, settings.running)
-            summary.n_predicted += len(found)
-            if progress is not None:
-                progress(found)
+    started = time.perf_counter()
+    predictor = FilePredictor(settings, paths)
+    predictor.prepare()
+    n_computed = predictor.run(progress=progress)
+    summary = predictor.finish()
+    summary.n_computed, summary.seconds = n_computed, time.perf_counter() - started
     return summary
 
 
-def row_options(heads: EnsembleHeads) -> RowOptions:
-    """Return how the rows were made that a fit learnt from."""
-    kept = heads.provenance_.get("rows") or {}
-    return RowOptions.from_json({**kept, "pace_spikes": False})
+def stream(
+    settings: PredictSettings, paths: PredictPaths, summary: PredictSummary, notes: list[str] | None = None
+) -> Iterator[list[Prediction]]:
+    """Give the predictions of all records in their order, some at a time.
+
+    Parameters
+    ----------
+    summary
+        Is filled meanwhile; `unreadable` has a line for every record that cannot be read.
+    notes
+        Gets a line for what was left out of folders.
+    """
+    heads, notes = EnsembleHeads.load(paths.heads), [] if notes is None else notes
+    source: RecordSource
+    if paths.study is not None:
+        source = StudyRecords(paths.study, heads, [*settings.experts])
+    else:
+        rows = list(listed(paths.records, follow_links=settings.follow_links, notes=notes))
+        source = ListedFiles(RowList(rows), heads, row_options(heads), follow_links=settings.follow_links)
+    notes += source.notes
+    summary.n_records, step = len(source), settings.records_at_once
+    answerer = _answerer(settings, heads, source)
+    wanted = ((None, slice(start, min(start + step, len(source)))) for start in range(0, len(source), step))
+    with torch_threads((settings.running or RunSettings()).threads):
+        for _, prepared in prepared_ahead(source, answerer, wanted):
+            answers = answerer.answer(prepared)
+            summary.unreadable += prepared.batch.unreadable.values()
+            summary.n_unreadable = len(summary.unreadable)
+            found = predictions_of(prepared.batch, heads, answers)
+            summary.n_predicted += len(found)
+            summary.n_computed += len(found)
+            if found:
+                yield found
+
+
+def _answerer(settings: PredictSettings, heads: EnsembleHeads, source: RecordSource) -> Answerer:
+    return Answerer(
+        heads,
+        settings.experts,
+        settings.identities,
+        settings.running,
+        cached=source.cached_experts,
+        n_records=len(source),
+    )
 
 
 def predict(
@@ -82,9 +124,10 @@ def predict(
     FingerprintError
         An expert is not the one that the heads were fitted on (other weights, version, preprocessing or precision).
     """
-    found = [Prediction(record.name, warnings=list(record.warnings)) for record in records]
-    _fill(found, heads, *_inputs(records, heads, experts, identities, settings, found))
-    return found
+    batch, answerer = _in_memory(records, heads), Answerer(heads, experts, identities, settings, n_records=len(records))
+    with torch_threads((settings or RunSettings()).threads):
+        answers = answerer.answer(answerer.prepare(batch))
+    return predictions_of(batch, heads, answers)
 
 
 def answers(
@@ -98,86 +141,17 @@ def answers(
 
     Parameters and errors are those of `predict`; NaN where nobody answers.
     """
-    found = [Prediction(record.name) for record in records]
-    features, signal = _inputs(records, heads, experts, identities, settings, found)
-    alone = heads.expert_predictions(features, gate_signal=signal)
+    batch, answerer = _in_memory(records, heads), Answerer(heads, experts, identities, settings, n_records=len(records))
+    with torch_threads((settings or RunSettings()).threads):
+        features = answerer.features(answerer.prepare(batch))
+    alone = heads.expert_predictions(features, gate_signal=batch.signal)
     return {
-        "gate": dict(heads.predict_proba(features, gate_signal=signal)),
+        "gate": dict(heads.predict_proba(features, gate_signal=batch.signal)),
         **{f"expert:{name}": dict(alone[name]) for name in features},
     }
 
 
-def _inputs(
-    records: Sequence[Recorded],
-    heads: EnsembleHeads,
-    experts: Mapping[str, Expert],
-    identities: Mapping[str, str],
-    settings: RunSettings | None,
-    found: list[Prediction],
-) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
-    """Return the experts' features and what the gate sees of the signals; warnings go to `found`."""
-    _check_identities(heads, identities)
-    features, dtypes = {}, heads.provenance_.get("dtypes", {})
-    for name in heads.experts_:
-        if name in experts:
-            views = tuple(heads.provenance_.get("views", {}).get(name, ()))
-            rounded = replace(settings or RunSettings(), dtype=dtypes.get(name), views=views)
-            features[name] = _features(name, experts[name], records, rounded, found)
-    if not features:
-        raise InputError(f"none of the fit's experts is here: {', '.join(heads.experts_)}")
-    for name in heads.experts_:
-        if name not in features:
-            for prediction in found:
-                prediction.warnings.append(f"expert {name} is absent")
-    signal = None
-    if reads_signal(heads):
-        signal = gate_signal(all_at_500_hz([(r.signals_mv, r.rate_hz) for r in records]), leads_of(heads))
-    return features, signal
-
-
-def _check_identities(heads: EnsembleHeads, identities: Mapping[str, str]) -> None:
-    for name, digest in heads.provenance_["identities"].items():
-        if identities.get(name, digest) != digest:
-            raise FingerprintError(
-                f"expert '{name}' is not the one that heads/ was fitted on (weights, version, preprocessing or "
-                f"precision differ); run `ensemble embed --expert {name}` and `ensemble fit-heads` again"
-            )
-
-
-def _features(
-    name: str, expert: Expert, records: Sequence[Recorded], settings: RunSettings, found: list[Prediction]
-) -> dict[str, np.ndarray]:
-    """Embed the records as `embed` does, so that one ECG predicts as it would in a cohort."""
-    embedded = embed_records(expert, [Signal(record.signals_mv, record.rate_hz) for record in records], settings)
-    for row, reason in embedded.reasons.items():
-        found[row].warnings.append(f"expert {name} gave nothing: {reason}")
-    spec = expert.spec
-    parts = layer_parts(embedded.embedding, spec.layer_names, spec.layer_dims, lambda: embedded.layers)
-    return parts | embedded.views
-
-
-def _fill(
-    found: list[Prediction], heads: EnsembleHeads, features: dict[str, dict[str, np.ndarray]], signal: np.ndarray | None
-) -> None:
-    means = heads.predict_proba(features, gate_signal=signal)
-    intervals = heads.predict_interval(features, gate_signal=signal)
-    weights = heads.gate_weights(features, gate_signal=signal)
-    for row, prediction in enumerate(found):
-        for task in heads.tasks_:
-            value = np.asarray(means[task.name][row], dtype=np.float64)
-            if not np.isfinite(value).all():
-                prediction.warnings.append(f"task {task.name}: no expert has a vector for this record")
-                continue
-            facts: dict[str, Any] = {"kind": task.kind}
-            if task.kind == "regression":
-                low, high = (float(x) for x in intervals[task.name][row])
-                facts |= {"value": float(value), "low": low, "high": high, "unit": task.unit}
-            elif task.kind == "binary":
-                facts |= {"probability": float(value), "positive": task.classes[1] if task.classes else "1"}
-            elif task.kind == "survival":
-                alive = zip((f"{horizon:g}" for horizon in task.horizons), map(float, value[1:]), strict=True)
-                facts |= {"log_hazard": float(value[0]), "survival": dict(alive), "unit": task.unit}
-            else:
-                facts["probabilities"] = dict(zip(task.classes, map(float, value), strict=True))
-            prediction.tasks[task.name] = facts | heads.decisions_.of(task, value)
-            prediction.gate[task.name] = dict(zip(heads.experts_, map(float, weights[task.name][row]), strict=True))
+def _in_memory(records: Sequence[Recorded], heads: EnsembleHeads) -> RecordBatch:
+    batch = RecordBatch([one.name for one in records], [None] * len(records), [list(one.warnings) for one in records])
+    add_signals(batch, dict(enumerate(records)), heads)
+    return batch

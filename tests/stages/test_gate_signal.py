@@ -67,7 +67,12 @@ def test_the_chosen_leads_are_those_of_fit_evaluation_and_prediction(toy_study, 
     np.testing.assert_allclose(scale.mean, seen[train].reshape(train.sum(), -1).mean(0), rtol=1e-5, atol=1e-6)
     settings = embed_settings(Study(), "ecgfm")
     given = []
-    monkeypatch.setattr("stages.predict.stage._fill", lambda found, heads, features, signal: given.append(signal))
+    whole = EnsembleHeads.answers
+    monkeypatch.setattr(
+        EnsembleHeads,
+        "answers",
+        lambda *a, gate_signal: given.append(gate_signal) or whole(*a, gate_signal=gate_signal),
+    )
     record = Recorded("new", signals[7], 500.0)
     told = predict([record], heads, {"ecgfm": load_for(settings)}, {"ecgfm": expert_identity(describe(settings))})
     assert [type(one) for one in told] == [Prediction]

@@ -8,9 +8,11 @@ from cache import open_embeddings, open_records, open_signals
 from cache.errors import InputError, MissingFileError, UsageError
 from stages.experts.run import RunSettings, set_precision
 from stages.heads import EnsembleHeads
+from stages.heads.decisions.answers import Decisions
 from stages.learning.data import expert_parts
-from stages.predict import Prediction, row_options
-from stages.predict.stage import _features
+from stages.predict import row_options
+from stages.predict.answering import Answerer
+from stages.predict.stage import _in_memory
 from stages.readers.files import find_ecgs, read_ecg
 from stages.readers.rows import RowOptions
 from tests.integration.end_to_end import Case, embedded, ingested, small_and_saved, write_case
@@ -32,6 +34,14 @@ def test_a_fit_remembers_how_its_rows_were_made():
     assert row_options(heads) == RowOptions()
 
 
+def fit_of(expert):
+    """What of a fit embedding needs."""
+    heads = EnsembleHeads()
+    heads.decisions_ = Decisions()
+    heads.experts_, heads.provenance_ = (expert,), {"identities": {}, "dtypes": {expert: "float16"}}
+    return heads
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_predict_computes_the_stored_vectors_to_the_last_bit(tmp_path, precision):
     study = ingested(tmp_path, CASES, 10.0, derive_leads=True)
@@ -48,13 +58,15 @@ def test_predict_computes_the_stored_vectors_to_the_last_bit(tmp_path, precision
         stored = expert_parts(open_embeddings(tmp_path / "embeddings" / f"{name}.zarr"))
         set_precision(expert, precision)
         for row, record in enumerate(recorded):
-            found = [Prediction(record.name)]
-            parts = _features(name, expert, [record], RunSettings(dtype="float16"), found)
+            batch = _in_memory([record._replace(warnings=())], heads := fit_of(name))
+            answerer = Answerer(heads, {name: expert}, {}, RunSettings())
+            parts = answerer.features(answerer.prepare(batch))[name]
             assert parts.keys() == stored.keys()
             for part, values in parts.items():
                 np.testing.assert_array_equal(values[0], stored[part][row], err_msg=f"{name} {part} {study.cases[row]}")
-            refused = [w for w in found[0].warnings if w.startswith(f"expert {name} gave nothing: expert ")]
-            assert len(refused) == len(found[0].warnings) == np.isnan(stored["embedding"][row]).all()
+            [warnings] = batch.warnings
+            refused = [w for w in warnings if w.startswith(f"expert {name} gave nothing: expert ")]
+            assert len(refused) == len(warnings) == np.isnan(stored["embedding"][row]).all()
 
 
 def test_warnings_say_what_is_wrong_with_a_record(tmp_path):

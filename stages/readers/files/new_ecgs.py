@@ -74,6 +74,12 @@ def find_ecgs(paths: Sequence[str | Path], *, follow_links: bool = False, notes:
     return found
 
 
+def without_parts(names: Sequence[str]) -> list[Path]:
+    """Return paths without the data files of WFDB records whose headers are among them: those are the records."""
+    paths, known = [Path(name) for name in names], set(names)
+    return [path for path in paths if path.suffix == HEADER or str(_header_of(path)) not in known]
+
+
 def _header_of(path: Path) -> Path:
     stem = path.with_suffix("") if path.suffix in SUFFIXES else path
     return stem.with_name(stem.name + HEADER)
