@@ -180,9 +180,10 @@ class FittedHeads(Estimator):
         The latter lie between the quantiles of out-of-sample residuals.
         """
         means = self.predict_proba(features, gate_signal=gate_signal, fold=fold)
-        return self._intervals(means, self._fitted() if fold is None else [self._fitted()[fold]])
+        return self._intervals(means, fold)
 
-    def _intervals(self, means: Predictions, models: list[FoldModel]) -> Predictions:
+    def _intervals(self, means: Predictions, fold: int | None) -> Predictions:
+        models = self._fitted() if fold is None else [self._fitted()[fold]]
         width = np.mean([m.interval for m in models], axis=0)
         found = {}
         for block in self.blocks_:
@@ -198,7 +199,7 @@ class FittedHeads(Estimator):
         means = self._means([o.mixed for o in outputs], None)
         weights = np.mean([o.weights for o in outputs], axis=0)
         by_task = {task.name: weights[:, t] for t, task in enumerate(self.tasks_)}
-        return Answers(means, self._intervals(means, self._fitted()), by_task)
+        return Answers(means, self._intervals(means, None), by_task)
 
     def expert_predictions(
         self, features: Mapping[str, Any], *, gate_signal: np.ndarray | None = None, fold: int | None = None
