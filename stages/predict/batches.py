@@ -7,7 +7,7 @@ says of a batch (answering.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,8 @@ from stages.readers.files import Recorded, quality_warnings, read_ecg
 from stages.readers.rows import RowOptions
 
 Features = dict[str, np.ndarray]
+COMPARED = ("derive_leads", "seconds", "amplitude")
+"""How rows were made, where another way gives other answers."""
 NO_SIGNAL = np.empty((len(LEADS), 0), dtype=np.float32)
 
 
@@ -245,11 +247,14 @@ class StudyRecords:
 
 def _otherwise_made(rows: Mapping[str, Any], of_fit: Mapping[str, Any]) -> list[str]:
     """Say where a study's rows were made in another way than those that a fit learnt from."""
-    named = ("derive_leads", "seconds")
-    differing = [name for name in named if name in rows and name in of_fit and rows[name] != of_fit[name]]
+    if not rows or not of_fit:
+        return []
+    usual = asdict(RowOptions())
+    pairs = {name: [made.get(name, usual[name]) for made in (rows, of_fit)] for name in COMPARED}
     return [
-        f"the study was ingested with {name}: {rows[name]}, the fit learnt from rows with {name}: {of_fit[name]}"
-        for name in differing
+        f"the study was ingested with {name}: {as_made}, the fit learnt from rows with {name}: {in_fit}"
+        for name, (as_made, in_fit) in pairs.items()
+        if as_made != in_fit
     ]
 
 
