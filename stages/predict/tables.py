@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import StoreError, UsageError
 from cache.files import replacing, staged
+from cache.records import Target
 from stages.heads import EnsembleHeads
 from stages.heads.predictor import Answers
 from stages.heads.targets.tasks import TaskSpec
@@ -31,9 +32,15 @@ COLUMNS: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "record_id": (_TEXT, "as the manifest or the study says; else the path that was named or found"),
         "patient_id": (_TEXT, "as the manifest or the study says; else null"),
         "task": (_TEXT, "as in predictions.parquet"),
-        "class": (_TEXT, "null for regression and binary; else every class has a row of its own"),
+        "class": (
+            _TEXT,
+            "null for regression and binary; else every class, or answer of survival, has a row of its own",
+        ),
         "method": (_TEXT, "gate"),
-        "y_pred": (pa.float32(), "value in the task's unit, or the probability of the class (binary: of class 1)"),
+        "y_pred": (
+            pa.float32(),
+            "value in the task's unit, or the probability (binary: of class 1); survival: as in predictions.parquet",
+        ),
         "low": (pa.float32(), "lower end of the interval of a value; null for classes"),
         "high": (pa.float32(), "upper end"),
         "above_threshold": (pa.bool_(), "whether the probability reaches the fit's operating point; null without one"),
@@ -84,12 +91,13 @@ def part_tables(batches: Sequence[Answered], heads: EnsembleHeads) -> PartTables
         known = np.flatnonzero(known_rows(means))
         ids = _chosen(names, known)
         wide, of_patients = means.ndim == 2, _chosen(patients, known)
-        beside = _decided(heads, task, means[known])
+        target = Target(task.name, task.kind, task.unit, task.classes, horizons=task.horizons)
+        names_of_columns, beside = target.answers, _decided(heads, task, means[known])
         if task.kind == "regression":
             ends = np.concatenate([answers.intervals[task.name] for _, answers in batches])[known]
             beside |= {"low": ends[:, :1], "high": ends[:, 1:]}
         for number, values in enumerate(means[known].reshape(len(known), -1).T):
-            labels = {"task": task.name, "class": task.classes[number] if wide else None, "method": METHOD}
+            labels = {"task": task.name, "class": names_of_columns[number] if wide else None, "method": METHOD}
             found = {"record_id": ids, "patient_id": of_patients, **labels, "y_pred": values}
             found |= {name: columns[:, number] for name, columns in beside.items()}
             predictions.append(_table("predictions", len(known), found))
@@ -103,7 +111,7 @@ def part_tables(batches: Sequence[Answered], heads: EnsembleHeads) -> PartTables
 def _decided(heads: EnsembleHeads, task: TaskSpec, means: np.ndarray) -> dict[str, np.ndarray]:
     """Return the columns that thresholds and conformal sets give, each [n, classes]; what a fit does not hold, not."""
     found: dict[str, np.ndarray] = {}
-    above = None if task.kind == "regression" else heads.decisions_.points.above(task.name, means)
+    above = None if task.kind in ("regression", "survival") else heads.decisions_.points.above(task.name, means)
     if above is not None:
         found["above_threshold"] = above.reshape(len(means), -1)
     members = heads.decisions_.conformal.sets(task.name, means)
@@ -228,7 +236,7 @@ class _Sink:
 
 def merge(parts: Iterable[Path], out: Path, heads: EnsembleHeads, *, fit: str, identity: str) -> None:
     """Write the files of all parts, in their order; they appear together, the predictions last."""
-    tasks = {task.name: {"kind": task.kind, "unit": task.unit, "classes": list(task.classes)} for task in heads.tasks_}
+    tasks = {task.name: task.to_dict() for task in heads.tasks_}
     metadata = {
         TASKS_KEY: json.dumps(tasks).encode(),
         FIT_KEY: fit.encode(),

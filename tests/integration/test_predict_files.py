@@ -123,7 +123,7 @@ def test_a_study_gives_what_the_heads_say_of_its_cached_vectors(made, tmp_path, 
         ["r0003", "r0003: truncated"]
     ]
     described = json.loads(pq.read_schema(out).metadata[b"ensemble.tasks"])
-    assert described["age"] == {"kind": "regression", "unit": "years", "classes": []}
+    assert described["age"] == {"name": "age", "kind": "regression", "unit": "years", "classes": []}
     assert not list(tmp_path.glob(".*")), "what was unfinished is gone"
 
 

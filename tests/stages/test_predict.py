@@ -12,10 +12,13 @@ from stages.heads.decisions.answers import Decisions
 from stages.learning.data import expert_parts
 from stages.predict import row_options
 from stages.predict.answering import Answerer
+from stages.predict.batches import RecordBatch
 from stages.predict.stage import _in_memory
+from stages.predict.tables import part_tables, read_part, write_part
 from stages.readers.files import find_ecgs, read_ecg
 from stages.readers.rows import RowOptions
 from tests.integration.end_to_end import Case, embedded, ingested, small_and_saved, write_case
+from tests.stages import heads_study
 
 CASES = [
     Case(500, 10.0, "eight leads"),
@@ -186,3 +189,50 @@ def test_predict_goes_past_unreadable_records_and_follows_links_where_asked(ense
     assert ensemble("predict", str(linked), "--json", "--no-follow-links").stdout == alone.stdout
     refused = ensemble("predict", str(linked), "--batch-size", "none")
     assert (refused.returncode, "--batch-size none" in refused.stderr) == (2, True)
+
+
+def test_a_part_says_of_every_kind_of_task_what_the_heads_say(tmp_path):
+    heads, features, _, _ = heads_study.fitted_study()
+    heads.decisions_ = Decisions.choose(heads.held_out_, heads.tasks_)
+    batches = []
+    for rows in (np.arange(0, 5), np.arange(5, 8)):
+        given, signal = heads_study.arguments(features, rows)
+        given["wide"][:, :] = np.where(rows[:, None] == 2, np.nan, given["wide"])
+        given["layered"] = {name: np.array(part, dtype=float) for name, part in given["layered"].items()}
+        for part in given["layered"].values():
+            part[rows == 2] = np.nan
+        batch = RecordBatch([f"r{row}" for row in rows], [None] * len(rows), [[] for _ in rows])
+        batches.append((batch, heads.answers(given, gate_signal=signal)))
+    batches[0][0].unreadable[2] = "lost"
+    batches[1][0].warnings[1] += ["flat leads: I", "short"]
+    write_part(part_tables(batches, heads), tmp_path / "part")
+    predictions, weights, warnings = (table.to_pandas() for table in read_part(tmp_path / "part"))
+    means = {name: np.concatenate([a.means[name] for _, a in batches]) for name in ("rr", "sex", "report", "super")}
+    kept = np.arange(8) != 2
+    for task in heads.tasks_:
+        of_task = predictions[predictions["task"] == task.name]
+        for number, label in enumerate(task.classes if task.kind in ("multiclass", "multilabel") else [None]):
+            rows = of_task[of_task["class"].isna() if label is None else of_task["class"] == label]
+            assert rows["record_id"].tolist() == [f"r{k}" for k in range(8) if k != 2]
+            expected = means[task.name].reshape(8, -1)[kept, number]
+            np.testing.assert_array_equal(rows["y_pred"], expected.astype(np.float32))
+            for (_, row), value in zip(rows.iterrows(), means[task.name][kept], strict=True):
+                said = heads.decisions_.of(task, value)
+                if task.kind == "regression":
+                    assert (row["low"], row["high"]) == pytest.approx((said["low"], said["high"]))
+                elif task.kind == "multiclass":
+                    assert (row["in_set"], row["uncertain"]) == (label in said["set"], said["uncertain"])
+                elif task.kind == "multilabel":
+                    assert row["above_threshold"] == said["above"][label]
+                    assert (row["in_set"], row["uncertain"]) == (
+                        "present" in said["sets"][label],
+                        label in said["uncertain"],
+                    )
+    gate = weights.groupby(["record_id", "task"], observed=True)["weight"].sum()
+    assert len(gate) == 7 * 4
+    np.testing.assert_allclose(gate, 1, rtol=1e-5)
+    assert warnings.to_numpy().tolist() == [
+        ["r2", "unreadable", "lost"],
+        ["r6", "warning", "flat leads: I"],
+        ["r6", "warning", "short"],
+    ]
