@@ -39,8 +39,6 @@ def case_groups(
     found = {}
     for task in metrics["tasks"]:
         target, methods = predictions.tasks[task], list(metrics["tasks"][task]["methods"])
-        if target.kind == "survival":
-            continue  # of a censored record nobody knows whether the answer was right
         block = labelled_test_block(predictions, task, main_method(methods))
         names = [name for name in methods if name.startswith(EXPERT_PREFIX)] if target.kind == "regression" else []
         experts = [labelled_test_block(predictions, task, name) for name in names]

@@ -33,7 +33,7 @@ class Cases(NamedTuple):
 
 
 def choose(target: Target, block: PredictionBlock, experts: list[PredictionBlock], count: int) -> Cases:
-    """Choose at most `count` records of each kind.
+    """Choose at most `count` records of each kind; none of a survival task.
 
     Parameters
     ----------
@@ -42,6 +42,9 @@ def choose(target: Target, block: PredictionBlock, experts: list[PredictionBlock
     experts
         What each single expert says of the same task; used for a regression alone.
     """
+    if target.kind == "survival":
+        # of a censored record nobody knows whether the answer was right
+        return Cases(_NONE, _NONE, _NONE, _NONE)
     if target.kind == "regression":
         error = np.abs(block.y_pred.astype(np.float64) - block.y_true)
         return Cases(_lowest(error, count), _lowest(-error, count), _lowest(-_spread(block, experts), count), _NONE)
