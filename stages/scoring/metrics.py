@@ -65,7 +65,6 @@ METRICS: dict[str, Metric] = {
     "calibration_error": Metric(
         "calibration error", False, meaning="gap of predicted and observed risk at the last horizon, in fifths"
     ),
-    "auc": Metric("AUC(t)", True, meaning="AUROC of event by the horizon against none by then"),
 }
 
 METRICS_OF: dict[Kind, tuple[str, ...]] = {

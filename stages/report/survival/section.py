@@ -12,12 +12,12 @@ import numpy as np
 from cache.follow_up import times_and_events
 from cache.records import Target
 from stages.report.survival.figures import calibration_figure, kaplan_meier_figure
-from stages.scoring.metrics import METRICS
 from stages.scoring.predictions import PredictionBlock
 from stages.scoring.survival.scorer import AT_HORIZONS
 from stages.scoring.table import DASH, number
 
 Json = dict[str, Any]
+TITLES = {"auc": "AUC", "brier": "Brier", "calibration_error": "calibration error"}
 NOTE = (
     "Thirds are those of the predicted risk at the last horizon; below the curves stands who is still under "
     "observation. Calibration is that of the first two methods, in fifths; observed risk is Kaplan-Meier's. No cases "
@@ -47,7 +47,7 @@ def horizon_table(found: Json, titles: dict[str, str]) -> Json | None:
     if "horizons" not in found:
         return None
     return {
-        "columns": [METRICS[name].title for name in AT_HORIZONS],
+        "columns": [TITLES[name] for name in AT_HORIZONS],
         "rows": [
             {
                 "horizon": f"{part['horizon']:g} {found['unit']}",
