@@ -12,8 +12,9 @@ from pipeline.views.explanations import _check_class, _column, _on_scale
 from pipeline.views.predictions import prediction_table
 from stages.heads import EnsembleHeads
 from stages.posttrain.cohort import LabelledCohort
-from stages.predict.settings import Prediction
-from stages.predict.stage import _fill
+from stages.predict.answering import predictions_of
+from stages.predict.batches import RecordBatch
+from stages.predict.tables import part_tables
 from stages.report.page import render
 from stages.report.survival.figures import kaplan_meier_figure
 from stages.scoring.cases import choose
@@ -109,13 +110,18 @@ def heads():
 
 def test_predict_says_log_hazard_and_survival(heads):
     fit, made = heads
-    found = [Prediction("ecg")]
-    _fill(found, fit, {name: x[:1] for name, x in made.features.items()}, None)
+    batch = RecordBatch(names=["ecg", "other"], patients=["p", "q"], warnings=[[], []])
+    answers = fit.answers({name: x[:2] for name, x in made.features.items()})
+    found = predictions_of(batch, fit, answers)
+    rows = part_tables([(batch, answers)], fit).predictions.to_pandas()
     facts, expected = found[0].tasks["death"], fit.predict_proba(made.features)["death"][0]
     assert facts["kind"] == "survival"
     assert facts["unit"] == "days"
     assert facts["log_hazard"] == pytest.approx(expected[0])
     assert facts["survival"] == pytest.approx(dict(zip(("30", "180", "365"), expected[1:], strict=True)))
+    first = rows[rows["record_id"] == "ecg"]
+    assert first["class"].tolist() == ["log_hazard", "survival_30", "survival_180", "survival_365"]
+    np.testing.assert_allclose(first["y_pred"], expected, rtol=1e-6)
     table = prediction_table(found[0])
     cell = next(iter(table.columns[1].cells))
     assert cell.startswith(f"free of it until 30 days {expected[1]:.2f}, 180 days")
