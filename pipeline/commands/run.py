@@ -272,10 +272,11 @@ def evaluate(
 def report(
     show: Annotated[bool, typer.Option("--show", help="Only print the metrics and where the report lies.")] = False,
     wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
+    tables: Annotated[Path | None, typer.Option(help="Folder for the tables as CSV and LaTeX; tables/.")] = None,
 ) -> None:
-    """Write report.html and the plots for DVC.
+    """Write report.html, its tables as CSV and LaTeX, and the plots for DVC.
 
-    Example: `ensemble report`
+    Example: `ensemble report --tables ../manuscript/tables`
     """
     from pipeline.views.report_facts import report_paths, report_settings
     from stages.report import run
@@ -287,7 +288,7 @@ def report(
         require_pair(metrics, study.metrics, study.predictions)
         _print_metrics(metrics, wide)
     else:
-        run(report_settings(study), report_paths(study))
+        run(report_settings(study), report_paths(study, tables))
     typer.echo(f"report: {study.report.resolve()}")
 
 

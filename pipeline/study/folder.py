@@ -106,6 +106,11 @@ class Study:
         return self.folder / "plots"
 
     @property
+    def tables(self) -> Path:
+        """Folder of the report's tables as CSV and LaTeX."""
+        return self.folder / "tables"
+
+    @property
     def report(self) -> Path:
         """report.html."""
         return self.folder / "report.html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -31,8 +32,8 @@ def report_settings(study: Study) -> ReportSettings:
     )
 
 
-def report_paths(study: Study) -> ReportPaths:
-    """Return where the report of a study reads and writes."""
+def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
+    """Return where the report of a study reads and writes; `tables`: where, if not in the study."""
     return ReportPaths(
         study.records,
         study.metrics,
@@ -45,6 +46,8 @@ def report_paths(study: Study) -> ReportPaths:
         study.evaluate_costs,
         study.signals,
         study.decisions,
+        study.heads / "config.json",
+        study.tables if tables is None else tables,
     )
 
 

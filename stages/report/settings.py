@@ -90,6 +90,10 @@ class ReportPaths:
         signals.zarr, of which the cases are drawn.
     decisions
         decisions.json: thresholds, decision curves, conformal coverage.
+    fit
+        config.json of the fit, for the checklist.
+    tables
+        Folder of the tables as CSV and LaTeX.
     """
 
     records: Path
@@ -103,6 +107,8 @@ class ReportPaths:
     evaluate_costs: Path | None = None
     signals: Location | None = None
     decisions: Path | None = None
+    fit: Path | None = None
+    tables: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from cache.records import open_records
 from cache.signals import open_signals
 from stages.report.cases import case_groups
 from stages.report.costs import method_costs
+from stages.report.journal.files import write_tables
+from stages.report.journal.section import journal_section, journal_tables, run_facts
 from stages.report.page import render
 from stages.report.settings import ReportPaths, ReportSettings, ReportSummary
 from stages.scoring.gate_weights import open_gate_weights
@@ -63,7 +65,12 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
+    of_run = run_facts(metrics, records, read_facts(paths.fit), facts)
+    tables = journal_tables(of_run)
+    facts["journal"] = journal_section(of_run, tables)
     write_text(paths.report, render(metrics, predictions, weights, records, facts))
+    if paths.tables:
+        write_tables(tables, paths.tables)
     plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
     return ReportSummary(paths.report, tuple(plots), metrics)
 

@@ -1,0 +1,193 @@
+"""What a journal asks for: counts again by pandas alone, tables, a checklist without guesses."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cache.records import open_records, write_records
+from stages.evaluate.decisions import judge_decisions
+from stages.heads.decisions.answers import Decisions
+from stages.report import ReportPaths, ReportSettings, run
+from stages.report.journal.checklist import AUTHORS, FILLED, tripod_checklist
+from stages.report.journal.files import JournalTable, latex_text, write_tables
+from stages.report.journal.flow import participant_flow
+from stages.report.journal.section import run_facts
+from stages.scoring.comparison import Draws
+from stages.scoring.predictions import open_predictions
+from stages.scoring.summary import read_metrics, summarise, write_metrics
+from tests.stages.synthetic_predictions import TARGETS, write_study
+from tests.stages.test_decisions import decisions  # noqa: F401 - a fixture
+
+SECTIONS = {
+    **{
+        "3": "abc",
+        "5": "ab",
+        "6": "abc",
+        "8": "abc",
+        "9": "abc",
+        "12": "abcdefg",
+        "18": "abcdef",
+        "20": "abc",
+        "23": "ab",
+    },
+    "27": "abc",
+}
+ITEMS = [f"{k}{letter}" for k in range(1, 28) for letter in SECTIONS.get(str(k), ("",))]
+FIT = {
+    "params": {"layer_mix": "embedding+ppa", "lora": True, "rank": 8, "strengths": [1, 2, 3], "gate_input": "none"},
+    "experts": ["rocket"],
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, decisions: Decisions) -> Path:  # noqa: F811
+    """A study of two sources, whose split stands in the table: all predictions are of the test split's records."""
+    folder = tmp_path_factory.mktemp("study")
+    records = write_study(folder, n=300, folds=1)
+    number = records["record_id"].str[3:].astype(int)
+    patient = records["patient_id"].str[3:].astype(int)
+    records["source"] = ["north" if k % 3 else "south" for k in patient]
+    records["split"] = ["train" if k % 5 < 3 else "val" if k % 5 == 3 else "test" for k in patient]
+    records.loc[number == 7, ["status", "reason"]] = ["bad", "no such file"]
+    write_records(folder / "records.parquet", records, list(TARGETS.values()))
+    predictions = open_predictions(folder / "predictions.parquet")
+    write_metrics(folder / "metrics.json", summarise(predictions, records, n_resamples=20), predictions.path)
+    write_metrics(
+        folder / "decisions.json", judge_decisions(predictions, decisions, records, Draws(20)), predictions.path
+    )
+    (folder / "config.json").write_text(json.dumps(FIT))
+    paths = (folder / name for name in ("records.parquet", "metrics.json", "predictions.parquet", "report.html"))
+    more = {"decisions": folder / "decisions.json", "fit": folder / "config.json", "tables": folder / "tables"}
+    run(ReportSettings(commands=("dvc repro   # as params.yaml says",)), ReportPaths(*paths, **more))
+    return folder
+
+
+def table(study: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(study / "tables" / f"{name}.csv", dtype=str, keep_default_na=False)
+
+
+def test_the_flow_is_counted_per_split_and_source(study):
+    flow = table(study, "flow").set_index(["split", "source"])
+    labels = table(study, "labels").set_index(["split", "source", "task"])
+    raw = pd.read_parquet(study / "records.parquet")
+    assert len(flow) == (1 + 3) * (1 + 2)
+    for (split, source), row in flow.iterrows():
+        part = raw[raw["split"].isin([split] if split != "all" else raw["split"])]
+        part = part[part["source"].isin([source] if source != "all" else part["source"])]
+        good = part[part["status"] == "ok"]
+        counts = [len(part), part["patient_id"].nunique(), (part["status"] == "bad").sum(), len(good)]
+        found = row[["records", "patients", "not readable", "readable"]].astype(int).tolist()
+        assert found == counts
+        for task in TARGETS:
+            labelled = labels.loc[(split, source, task)].astype(int).tolist()
+            assert labelled == [good[task].notna().sum(), good[task].isna().sum()], task
+
+
+def test_the_picture_of_the_flow_says_the_same_counts(study):
+    page = (study / "report.html").read_text(encoding="utf-8")
+    drawn = re.search(r'aria-label="Flow of participants">(.*?)</svg>', page)[1]
+    words = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
+    raw = pd.read_parquet(study / "records.parquet")
+    good = raw[raw["status"] == "ok"]
+    assert f"{len(raw)} records of {raw['patient_id'].nunique()} patients" in words
+    assert f"Not readable: {(raw['status'] == 'bad').sum()} records" in words
+    assert "no such file: 1" in words
+    test = good[good["split"] == "test"]
+    assert f"gender: {test['gender'].notna().sum()} labelled, {test['gender'].isna().sum()} not" in words
+    south = raw[raw["source"] == "south"]
+    assert f"south: {len(south)} records of {south['patient_id'].nunique()} patients" in words
+
+
+def test_characteristics_are_those_of_the_readable_records(study):
+    found = table(study, "characteristics").set_index("characteristic")
+    raw = pd.read_parquet(study / "records.parquet")
+    test = raw[(raw["status"] == "ok") & (raw["split"] == "test")]
+    assert found.loc["records", "test"] == str(len(test))
+    quartiles = test["age"].quantile([0.5, 0.25, 0.75])
+    assert found.loc["age, years, median (quartiles)", "test"] == "{:.1f} ({:.1f} to {:.1f})".format(*quartiles)
+    women = test["gender"].dropna()
+    assert found.loc["gender: female", "test"] == f"{int(women.sum())} ({100 * women.mean():.1f} %)"
+    known = test["superclass"].dropna()
+    n = sum("MI" in list(labels) for labels in known)
+    assert found.loc["superclass: MI", "test"] == f"{n} ({100 * n / len(known):.1f} %)"
+
+
+def test_performance_and_thresholds_are_those_of_the_outputs(study):
+    metrics = read_metrics(study / "metrics.json")
+    rows = table(study, "performance")
+    gate = rows[(rows["task"] == "gender") & (rows["method"] == "gate")].iloc[0]
+    value = metrics["tasks"]["gender"]["methods"]["gate"][metrics["tasks"]["gender"]["headline"][0]]
+    assert [gate[k] for k in ("value", "95 % low", "95 % high")] == [
+        f"{value[k]:.3f}" for k in ("value", "low", "high")
+    ]
+    judged = read_metrics(study / "decisions.json")["tasks"]["superclass"]["operating_points"]["classes"]["CD"]
+    points = table(study, "operating_points")
+    row = points[points["class"] == "CD"].iloc[0]
+    assert row["Sensitivity"].startswith(f"{judged['sensitivity']['value']:.3f} (")
+    assert row["positive"] == str(judged["positives"])
+    assert {"age", "gender", "report_label", "superclass"} == set(table(study, "coverage")["task"])
+
+
+def test_latex_has_as_many_cells_in_every_row(study):
+    files = sorted((study / "tables").glob("*.tex"))
+    assert [path.stem for path in files] == [path.stem for path in sorted((study / "tables").glob("*.csv"))]
+    assert len(files) == 7
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        head, body = re.search(r"\\begin\{tabular\}\{(.*)\}\n(.*)\\end\{tabular\}", text, re.S).groups()
+        columns = re.sub(r"p\{[^}]*\}", "p", head)
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+            assert len(rows) == len(list(csv.reader(file)))
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+            assert not re.search(r"(?<!\\)[%#_]", row)
+    assert latex_text(r"a_b & 50 % {x} $5 \n") == r"a\_b \& 50 \% \{x\} \$5 \textbackslash{}n"
+
+
+def test_tables_that_are_gone_are_removed(tmp_path):
+    one, two = (JournalTable(name, "", ["a"], [["1"]]) for name in ("one", "two"))
+    write_tables([one, two], tmp_path)
+    write_tables([one], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "one.tex"]
+
+
+def test_the_checklist_has_every_item_once_and_says_what_it_cannot_know(study):
+    rows = table(study, "tripod_ai")
+    assert rows["item"].tolist() == ITEMS
+    for _, row in rows.iterrows():
+        assert row["what the run says"] or row["what the authors add"], row["item"]
+        assert (row["answered"] == AUTHORS) == (row["what the run says"] == "")
+    answers = rows.set_index("item")["what the run says"]
+    raw = pd.read_parquet(study / "records.parquet")
+    assert f"All {len(raw)} records that were given; {(raw['status'] == 'bad').sum()} could not" in answers["6b"]
+    assert "rank 8" in answers["12c"]
+    assert "sensitivity, youden" in answers["15"]
+    assert "north" in answers["16"]
+    for item in ("3a", "17", "18a", "25", "26"):
+        assert answers[item] == ""
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert page.count("The run cannot know this.") == (rows["answered"] == AUTHORS).sum()
+
+
+def test_answers_follow_the_run(study):
+    records, metrics = open_records(study / "records.parquet"), read_metrics(study / "metrics.json")
+    found = {}
+    for balanced in (False, True):
+        fit = {**FIT, "params": {**FIT["params"], "balanced": balanced, "lora": not balanced}}
+        found[balanced] = {i.number: i for i in tripod_checklist(run_facts(metrics, records, fit, {}))}
+    assert found[False]["13"].answer.startswith("No reweighting")
+    assert found[True]["13"].answer.startswith("Classes weighted alike")
+    assert "no adapters" in found[True]["12c"].answer
+    assert "Thresholds" not in found[True]["15"].answer
+    assert found[True]["11"].status == FILLED
+    metrics["tasks"]["age"]["folds"] = {}
+    assert participant_flow(records, TARGETS, rotated=True).splits == ()
+    assert (
+        "each fold is tested by one fit"
+        in {i.number: i for i in tripod_checklist(run_facts(metrics, records, FIT, {}))}["12a"].answer
+    )
