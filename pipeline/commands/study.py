@@ -73,8 +73,11 @@ def download(
     base_url: Annotated[
         str, typer.Option(envvar="ENSEMBLE_PHYSIONET_URL", help="A mirror with PhysioNet's layout.")
     ] = "https://physionet.org/files",
+    figshare_url: Annotated[
+        str, typer.Option(envvar="ENSEMBLE_FIGSHARE_URL", help="figshare's API, for sph and chapman-csv.")
+    ] = "https://api.figshare.com/v2",
 ) -> None:
-    """Bring a published collection from PhysioNet, every file checked; goes on where it was stopped.
+    """Bring a published collection, every file checked; goes on where it was stopped.
 
     Who asks is taken from PHYSIONET_USERNAME and PHYSIONET_PASSWORD, or asked for where the collection needs it.
 
@@ -89,10 +92,12 @@ def download(
     folder = folder or Path("data", name)
     credentials = _credentials(collection is not None and collection.credentialed)
     with progress(f"download {name}", unit="files") as update:
-        settings = DownloadSettings(name, tuple(only or ()), base_url, workers, verify, credentials)
+        settings = DownloadSettings(name, tuple(only or ()), base_url, workers, verify, credentials, figshare_url)
         summary = run_download(settings, DownloadPaths(folder.expanduser()), update)
     megabytes = f"{summary.n_bytes / 1e6:.1f} MB"
     typer.echo(f"{summary.n_files} files ({megabytes}) taken, {summary.n_present} there already -> {folder}")
+    if collection is not None and collection.then:
+        typer.echo(f"next: {collection.then}")
 
 
 def _credentials(needed: bool) -> Credentials | None:

@@ -1,4 +1,4 @@
-"""Stage `download`: collections from PhysioNet, checked against their digests, resumable."""
+"""Stage `download`: published collections, checked against their digests, resumable."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
-"""Stage `download`: a published collection from PhysioNet into a folder, every file checked against its SHA-256.
+"""Stage `download`: a published collection into a folder, every file checked against its published digest.
 
-A file gets its name only once it is whole and its digest is the published one; until then it is NAME.partial, from
-which a later run goes on. Credentials are used for the requests and written nowhere. HTTP by requests. Not here: asking
-for a password (pipeline), reading the records (ingest).
+PhysioNet publishes SHA-256, figshare MD5. A file gets its name only once it is whole and its digest is the published
+one; until then it is NAME.partial, from which a later run goes on. Credentials are used for the requests and written
+nowhere. HTTP by requests. Not here: asking for a password (pipeline), reading the records (ingest).
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from cache.errors import DownloadError, EnsembleError, InputError, UsageError
+from cache.files import write_text
+from stages.download.figshare import files_of
 from stages.download.settings import (
     COLLECTIONS,
+    MD5_SUMS,
     SUMS,
     Collection,
     Credentials,
@@ -44,7 +47,9 @@ BLOCK_BYTES = 1 << 20
 USER_AGENT = "ecg-ensemble"
 AGENT_VARIABLE = "ENSEMBLE_USER_AGENT"
 """Our own name, or what a person puts in its place: PhysioNet takes passwords from programs it knows by name only."""
-_LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64})[ \t]+\*?(?P<path>\S[^\r\n]*)")
+_LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64}|[0-9a-f]{32})[ \t]+\*?(?P<path>\S[^\r\n]*)")
+_KINDS = {64: ("sha256", "SHA-256"), 32: ("md5", "MD5")}
+"""Digits of a digest -> what made it; figshare publishes MD5 only."""
 Progress = Callable[[int, int], None]
 
 
@@ -65,7 +70,9 @@ def run(settings: DownloadSettings, paths: DownloadPaths, progress: Progress | N
     """
     collection, folder = _checked(settings), paths.folder
     chosen = settings.only or collection.only
-    getter = _Getter(f"{settings.base_url.rstrip('/')}/{collection.folder}", folder, settings.credentials)
+    on_figshare = collection.figshare is not None
+    url = settings.figshare_url.rstrip("/") if on_figshare else f"{settings.base_url.rstrip('/')}/{collection.folder}"
+    getter = _Getter(url, folder, None if on_figshare else settings.credentials)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -73,7 +80,10 @@ def run(settings: DownloadSettings, paths: DownloadPaths, progress: Progress | N
     except OSError as error:
         raise DownloadError(f"{folder}: cannot be made ({error.strerror})") from error
     sums = folder / collection.list_file
-    getter.fetch_list(sums)
+    if collection.figshare is None:
+        getter.fetch_list(sums)
+    else:
+        _list_figshare(getter, collection.figshare, sums, secure=url.startswith("https:"))
     total = sum(1 for _ in _listed(sums, chosen))
     if not total:
         raise UsageError(
@@ -84,15 +94,26 @@ def run(settings: DownloadSettings, paths: DownloadPaths, progress: Progress | N
     return DownloadSummary(len(taken), total - len(taken), sum(taken))
 
 
+def _list_figshare(getter: _Getter, collection: int, sums: Path, *, secure: bool) -> None:
+    """Write the list of digests of a collection on figshare, and tell the getter where each file lies."""
+    files = files_of(collection, getter.fetch_json, secure=secure)
+    getter.urls = {file.name: file.url for file in files}
+    write_text(sums, "".join(f"{file.md5}  {file.name}\n" for file in files))
+
+
 def _checked(settings: DownloadSettings) -> Collection:
-    name, base_url = settings.collection, settings.base_url
+    name = settings.collection
     if name not in COLLECTIONS:
         raise UsageError(f"no collection '{name}'; there are: {', '.join(COLLECTIONS)}")
+    if COLLECTIONS[name].figshare is not None:
+        option, base_url = "--figshare-url", settings.figshare_url
+    else:
+        option, base_url = "--base-url", settings.base_url
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise UsageError("--base-url must be http(s)://HOST/PATH, without a user name in it")
+        raise UsageError(f"{option} must be http(s)://HOST/PATH, without a user name in it")
     open_line = parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1")
-    if settings.credentials is not None and open_line:
+    if settings.credentials is not None and open_line and option == "--base-url":
         raise UsageError(f"--base-url {base_url}: a password is sent by https only")
     return COLLECTIONS[name]
 
@@ -107,7 +128,7 @@ def _listed(sums: Path, only: tuple[str, ...]) -> Iterator[tuple[str, str]]:
                     raise InputError(f"{sums}: not a list of SHA-256 digests ({line.strip()[:60]!r}); remove it")
                 continue
             path = found["path"].removeprefix("./")
-            if path != SUMS and path.startswith(only or ""):
+            if path not in (SUMS, MD5_SUMS) and path.startswith(only or ""):
                 yield path, found["digest"].lower()
 
 
@@ -169,6 +190,8 @@ class _Getter:
     def __init__(self, url: str, folder: Path, credentials: Credentials | None) -> None:
         self._url, self._folder, self._credentials = url, folder, credentials
         self._local, self._stopped = threading.local(), threading.Event()
+        self.urls: Mapping[str, str] = {}
+        """Path -> where it lies, where that is not below the collection's own address."""
 
     def stop(self) -> None:
         """Let every thread end at its next block; what it has stays for the next run."""
@@ -177,7 +200,7 @@ class _Getter:
     def bring(self, path: str, digest: str, verify: bool) -> int:
         """Return the bytes taken, -1 where the file was there."""
         target = Path(inside(self._folder.resolve(), path))
-        if target.is_file() and not (verify and _digest(target) != digest):
+        if target.is_file() and not (verify and _digest(target, digest) != digest):
             return -1
         return self.fetch(path, digest)
 
@@ -188,9 +211,9 @@ class _Getter:
         def once(file: BinaryIO, partial: Path) -> None:
             self._append(path, file)
             file.flush()
-            if _digest(partial) != digest:
+            if _digest(partial, digest) != digest:
                 file.truncate(0)
-                raise _TryAgainError("what came does not have the published SHA-256")
+                raise _TryAgainError(f"what came does not have the published {_KINDS[len(digest)][1]}")
             partial.replace(target)
 
         self._insist(path, target, once)
@@ -237,6 +260,25 @@ class _Getter:
                 raise DownloadError(f"{partial}: cannot be written ({error.strerror})") from error
         raise DownloadError(f"{self._url}/{path}: {reason or 'stopped'}; run again to go on")
 
+    def fetch_json(self, path: str) -> Any:
+        """Fetch an answer of an API, and read its JSON."""
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            if attempt and self._stopped.wait(PAUSE_S * 2 ** (attempt - 1)):
+                break
+            try:
+                with self._session().get(f"{self._url}/{path}", timeout=TIMEOUT_S) as answer:
+                    self._check(answer, path)
+                    return answer.json()
+            except ValueError as error:
+                raise DownloadError(f"{self._url}/{path}: what the server sends is no JSON") from error
+            except (requests.RequestException, HTTPError, _TryAgainError) as error:
+                reason = _line(error)
+        raise DownloadError(f"{self._url}/{path}: {reason or 'stopped'}; run again to go on")
+
+    def _address(self, path: str) -> str:
+        return self.urls.get(path) or f"{self._url}/{quote(path)}"
+
     def _append(self, path: str, file: BinaryIO, headers: Mapping[str, str] = MappingProxyType({})) -> str | None:
         """Write what is missing of a file behind what is there; returns when it was last changed ("" = not said).
 
@@ -244,9 +286,7 @@ class _Getter:
         """
         start = file.seek(0, 2)
         headers = {**headers, "Range": f"bytes={start}-"} if start else dict(headers)
-        with self._session().get(
-            f"{self._url}/{quote(path)}", headers=headers, stream=True, timeout=TIMEOUT_S
-        ) as answer:
+        with self._session().get(self._address(path), headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
             if answer.status_code == 416:
                 return ""  # nothing is left to send; the digest says whether it is the file
             if answer.status_code == 304:
@@ -308,9 +348,10 @@ def _lock(file: BinaryIO, partial: Path) -> None:
         raise DownloadError(f"{partial}: another download is writing it; wait for it, or stop it") from None
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, like: str) -> str:
+    """Digest a file by the function that gave `like`."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, _KINDS[len(like)][0]).hexdigest()
 
 
 def _line(error: Exception) -> str:

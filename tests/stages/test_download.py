@@ -21,12 +21,13 @@ WHO = Credentials("an-owner", "a-secret-word")
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` of ludb/1.0.1; `faults` says what happens to the next answers about a path."""
+    """Serves `files` of `folder`, or by whole paths; `faults` says what happens to the next answers about a path."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = "ludb/1.0.1"
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = {}
         self.password: str | None = None
@@ -53,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def do_GET(self) -> None:
-        _, _, path = self.path.partition("/files/ludb/1.0.1/")
+        path = self.path.partition(f"/files/{self.server.folder}/")[2] or self.path
         wanted = self.headers.get("Range")
         self.server.asked.append((path, wanted))
         self.server.agents.add(self.headers.get("User-Agent", ""))
