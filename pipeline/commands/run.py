@@ -178,6 +178,8 @@ def fit_heads(
         {
             "preset": chosen,
             "folds": section.folds_for(chosen),
+            "operating_points": section.operating_points,
+            "conformal": section.conformal,
             "options": section.options,
             "tasks": _names(tasks) or (None if asked == "all" else asked),
             "seed": study.params.seed,
@@ -272,7 +274,7 @@ def evaluate(
 def report(
     show: Annotated[bool, typer.Option("--show", help="Only print the metrics and where the report lies.")] = False,
     wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
-    tables: Annotated[Path | None, typer.Option(help="Folder for the tables as CSV and LaTeX; tables/.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="A second folder for the tables as CSV and LaTeX.")] = None,
 ) -> None:
     """Write report.html, its tables as CSV and LaTeX, and the plots for DVC.
 

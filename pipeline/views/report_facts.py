@@ -33,7 +33,7 @@ def report_settings(study: Study) -> ReportSettings:
 
 
 def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
-    """Return where the report of a study reads and writes; `tables`: where, if not in the study."""
+    """Return where the report of a study reads and writes; `tables`: where else the tables go."""
     return ReportPaths(
         study.records,
         study.metrics,
@@ -47,7 +47,7 @@ def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
         study.signals,
         study.decisions,
         study.heads / "config.json",
-        study.tables if tables is None else tables,
+        (study.tables,) if tables is None else (study.tables, tables),
     )
 
 

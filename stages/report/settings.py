@@ -93,7 +93,7 @@ class ReportPaths:
     fit
         config.json of the fit, for the checklist.
     tables
-        Folder of the tables as CSV and LaTeX.
+        Folders of the tables as CSV and LaTeX.
     """
 
     records: Path
@@ -108,7 +108,7 @@ class ReportPaths:
     signals: Location | None = None
     decisions: Path | None = None
     fit: Path | None = None
-    tables: Path | None = None
+    tables: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     tables = journal_tables(of_run)
     facts["journal"] = journal_section(of_run, tables)
     write_text(paths.report, render(metrics, predictions, weights, records, facts))
-    if paths.tables:
-        write_tables(tables, paths.tables)
+    for folder in paths.tables:
+        write_tables(tables, folder)
     plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
     return ReportSummary(paths.report, tuple(plots), metrics)
 

@@ -61,7 +61,7 @@ def study(tmp_path_factory, decisions: Decisions) -> Path:  # noqa: F811
     )
     (folder / "config.json").write_text(json.dumps(FIT))
     paths = (folder / name for name in ("records.parquet", "metrics.json", "predictions.parquet", "report.html"))
-    more = {"decisions": folder / "decisions.json", "fit": folder / "config.json", "tables": folder / "tables"}
+    more = {"decisions": folder / "decisions.json", "fit": folder / "config.json", "tables": (folder / "tables",)}
     run(ReportSettings(commands=("dvc repro   # as params.yaml says",)), ReportPaths(*paths, **more))
     return folder
 
