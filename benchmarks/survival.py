@@ -93,7 +93,7 @@ def main() -> None:
         print(f"heads and gate, {'with' if lora else 'without'} LoRA: {taken:.1f} s")
     weights = np.random.default_rng(0).integers(0, 3, (n, 100)).astype(float)
     pairs = Pairs(signed, x[:, 0])
-    taken, _ = seconds(lambda: pairs(weights * (signed > 0)[:, None], weights))
+    taken, _ = seconds(lambda: pairs([weights * (signed > 0)[:, None]], weights))
     print(f"Harrell's C of 100 resamples: {taken:.2f} s")
 
 

@@ -5,7 +5,7 @@ Lives here: `Pairs`. Not here: which weights make Harrell's or Uno's C (`surviva
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +42,9 @@ class Pairs:
     Examples
     --------
     >>> pairs = Pairs(np.array([1.0, 2.0, -3.0]), np.array([0.9, -1.0, 0.2]))
-    >>> [float(x[0]) for x in pairs(np.array([[1.0], [1.0], [0.0]]), np.ones((3, 1)))]
-    [2.0, 3.0]
+    >>> [(wins, total)] = pairs([np.array([[1.0], [1.0], [0.0]])], np.ones((3, 1)))
+    >>> float(wins[0]), float(total[0])
+    (2.0, 3.0)
     """
 
     def __init__(self, signed: np.ndarray, score: np.ndarray) -> None:
@@ -58,28 +59,34 @@ class Pairs:
         _, place = np.unique(score, return_inverse=True)
         self._levels = list(_levels(events, place))
 
-    def __call__(self, of_events: np.ndarray, of_others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, of_events: Sequence[np.ndarray], of_others: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights of concordant pairs (of equal scores half) and of all pairs, [resamples] each.
 
         Parameters
         ----------
-        of_events, of_others
-            [n, resamples], float64: what a record counts as the earlier one, 0 without the event, and as the later one.
+        of_events
+            What a record counts as the earlier one, [n, resamples], float64, 0 without the event; several ways of
+            weighing events cost little more than one.
+        of_others
+            What it counts as the later one, [n, resamples].
         """
-        a, b = of_events[self._rank], of_others[self._rank]
-        wins = np.zeros(a.shape[1])
+        weighed, b = [a[self._rank] for a in of_events], of_others[self._rank]
+        wins = np.zeros((len(weighed), b.shape[1]))
         for level in self._levels:
             sums = _cumulated(b[level.order] * level.later[:, None])
-            low = sums[level.lower] - sums[level.start]
-            high = sums[level.upper] - sums[level.start]
-            wins += np.einsum("ij,ij->j", a[level.events], low + high) / 2
-        if len(a):
+            beaten = sums[level.lower]
+            beaten += sums[level.upper]
+            beaten -= 2 * sums[level.start]
+            wins += np.stack([np.einsum("ij,ij->j", a[level.events], beaten) for a in weighed]) / 2
+        if len(b):
             # equal time, score and event were counted as half a win, and are no pair
-            of_ties = [np.add.reduceat(x, self._tied_starts, axis=0) for x in (a, b, a * b)]
-            wins -= (of_ties[0] * of_ties[1] - of_ties[2]).sum(axis=0) / 4
+            others = np.add.reduceat(b, self._tied_starts, axis=0)
+            for number, a in enumerate(weighed):
+                tied, alone = (np.add.reduceat(x, self._tied_starts, axis=0) for x in (a, a * b))
+                wins[number] -= (tied * others - alone).sum(axis=0) / 4
         sums = _cumulated(b)
-        pairs = np.einsum("ij,ij->j", a, sums[-1] - sums[self._group_last + 1])
-        return wins, pairs
+        outlived = sums[-1] - sums[self._group_last + 1]
+        return [(won, np.einsum("ij,ij->j", a, outlived)) for won, a in zip(wins, weighed, strict=True)]
 
 
 def _ends(same: np.ndarray, n: int) -> np.ndarray:

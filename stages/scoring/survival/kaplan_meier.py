@@ -50,10 +50,13 @@ class KaplanMeier:
     def counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return who is at risk, has the event, and leaves at each of `times`, [t, resamples]."""
         weights = weights[self._order].astype(np.float64)
-        leaving = np.add.reduceat(weights, self._starts, axis=0)
-        events = np.add.reduceat(weights * self._events, self._starts, axis=0)
+        leaving, events = self._by_time(weights), self._by_time(weights * self._events)
         at_risk = np.cumsum(leaving[::-1], axis=0)[::-1]
         return at_risk, events, leaving
+
+    def _by_time(self, values: np.ndarray) -> np.ndarray:
+        """Sum sorted records [n, resamples] over equal times."""
+        return values if len(self._starts) == len(values) else np.add.reduceat(values, self._starts, axis=0)
 
     def before(self, curve: np.ndarray) -> np.ndarray:
         """Return the curve just before each record's own time, [n, resamples]."""

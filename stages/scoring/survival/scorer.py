@@ -56,9 +56,12 @@ class SurvivalScorer:
         before = self._censoring.before(free)
         per_horizon = [self._at(h, weights, free, before) for h in range(len(self._horizons))]
         found = {name: np.stack([values[name] for values in per_horizon]) for name in AT_HORIZONS}
+        harrell, uno = self._pairs(
+            [weights * self._events[:, None], weights * self._undoing_censoring(before)], weights
+        )
         return {
-            "c_harrell": self._harrell(weights),
-            "c_uno": self._uno(weights, before),
+            "c_harrell": ratio(*harrell),
+            "c_uno": ratio(*uno),
             "auc_mean": found["auc"].mean(axis=0),
             "brier_integrated": self._integrated(found["brier"]),
             "calibration_error": found["calibration_error"][-1],
@@ -69,14 +72,10 @@ class SurvivalScorer:
         names = ("c_harrell", "c_uno", "auc_mean", "brier_integrated", "calibration_error")
         return dict.fromkeys(names, nothing[0]), dict.fromkeys(AT_HORIZONS, nothing)
 
-    def _harrell(self, weights: np.ndarray) -> np.ndarray:
-        return ratio(*self._pairs(weights * self._events[:, None], weights))
-
-    def _uno(self, weights: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Uno et al. 2011, of events until the last horizon."""
+    def _undoing_censoring(self, before: np.ndarray) -> np.ndarray:
+        """Return Uno's weights of events until the last horizon (Uno et al. 2011), [n, resamples]."""
         counted = (self._events & (self._times <= self._horizons[-1]))[:, None]
-        inverse = np.divide(counted, before**2, out=np.zeros_like(before), where=counted & (before > 0))
-        return ratio(*self._pairs(weights * inverse, weights))
+        return np.divide(counted, before**2, out=np.zeros_like(before), where=counted & (before > 0))
 
     def _at(self, h: int, weights: np.ndarray, free: np.ndarray, before: np.ndarray) -> Arrays:
         """Return the metrics of one horizon, [resamples] each; NaN where nobody is observed beyond it."""
