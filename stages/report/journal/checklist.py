@@ -173,6 +173,8 @@ def _events(run: RunFacts) -> str:
         listed = f"{positives:,} positive" if isinstance(positives, int) else ""
         if isinstance(positives, dict) and len(positives) <= 8:
             listed = ", ".join(f"{label} {count:,}" for label, count in positives.items())
+        if "events" in n:
+            listed = f"{n['events']:,} events"
         learnt = (
             f"{n['train']:,} training, {n['val']:,} validation, " if n.get("train") and not run.flow.rotated else ""
         )
