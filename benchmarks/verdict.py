@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.records import open_records, target_array
+from cache.records import Target, open_records, target_array
 from cache.signals import open_signals
 from stages.experts import load_expert
 from stages.experts.run import Signal, embed_records
@@ -144,7 +144,7 @@ def embed(study: Path, name: str) -> None:
             part.with_suffix(".writing.npz").rename(part)
         with np.load(part) as stored:
             parts.append({key: stored[key] for key in ("embedding", "layers")})
-    whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+    whole: dict[str, Any] = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
     np.savez(final.with_suffix(".writing.npz"), **whole)
     final.with_suffix(".writing.npz").rename(final)
     print(f"{study.name}: {name} {whole['embedding'].shape}", flush=True)
@@ -227,7 +227,8 @@ def fit(study: Path, key: str, size: int | None, results: Path, n_rotations: int
     about = {"seconds": seconds, "tasks": {t.name: t.to_dict() for t in heads.tasks_}}
     results.mkdir(parents=True, exist_ok=True)
     truth = {f"{t.name}/truth": targets[t.name] for t in heads.tasks_}
-    np.savez(final.with_suffix(".writing.npz"), about=np.array(json.dumps(about)), patients=patients, **truth, **arrays)
+    kept: dict[str, Any] = {"about": np.array(json.dumps(about)), "patients": patients, **truth, **arrays}
+    np.savez(final.with_suffix(".writing.npz"), **kept)
     final.with_suffix(".writing.npz").rename(final)
     print(f"{final.stem}: processor seconds {seconds}", flush=True)
 
@@ -299,11 +300,12 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     rows = np.all([np.isfinite(p.reshape(len(p), -1)).all(1) for p in said.values()], axis=0)
     names = arrays["patients"][rows]
     index, n_patients = patient_index(names)
+    target = Target(task.name, task.kind, unit=task.unit, classes=task.classes)
     found: dict[str, Bootstrap] = {}
     for method in ("gate", *RIVALS):
         p = said[method]
         block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
-        found[method] = bootstrap(make_scorer(task, block), index, n_patients, resamples)
+        found[method] = bootstrap(make_scorer(target, block), index, n_patients, resamples)
     if not np.isfinite(found["gate"].values[metric]):
         return None
     differences = {}
@@ -311,7 +313,7 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
         d = paired_difference(found["gate"], found[rival], metric)
         bounds = (d.low, d.high) if sign > 0 else (-d.high, -d.low)
         differences[rival] = (sign * d.value, *bounds)
-    calibration = {
+    calibration: dict[str, dict[str, float]] = {
         name: {m: b.values[name] for m, b in found.items()} for name in ("ece", "brier") if name in found["gate"].values
     }
     values = {m: sign * b.values[metric] for m, b in found.items()}

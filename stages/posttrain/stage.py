@@ -31,10 +31,10 @@ from stages.training.distributed import Group, training_group
 from stages.training.inputs import input_identity
 from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks
+from stages.training.settings import settings_of_result
 from stages.training.versions import cohort_facts, write_version
 
 RESULTS_FILE = "results.json"
-SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
 
 
 Say = Callable[[int, int, float], None]
@@ -192,7 +192,7 @@ class _Run:
 
     def _identity(self, tuned: Tuned) -> str:
         asked = {k: v for k, v in asdict(self.s).items() if k not in ("weights", "seeds", "fractions", "loop")}
-        asked |= {"loop": {k: v for k, v in asdict(self.s.loop).items() if k not in SAME_RESULT}}
+        asked |= {"loop": settings_of_result(self.s.loop)}
         start = float(sum(p.detach().double().abs().sum() for p in tuned.parameters()))
         cohort = cohort_facts(self.data.records, self.data.rows[self.train], self.data.signals_digest)
         asked |= {"gradient_checkpointing": None, "seed": self.seed, "fraction": self.fraction}
@@ -215,7 +215,7 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
     expert = tuned.expert
     version = read_version(s.expert) if is_trained_version(s.expert) else None
     seen = data.rows[np.concatenate([run.train, run.val])]
-    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    loop = settings_of_result(s.loop)
     strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
     facts = {
         "made_by": "posttrain",

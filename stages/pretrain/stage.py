@@ -24,10 +24,9 @@ from stages.training.distributed import Group, training_group
 from stages.training.inputs import prepared_inputs, training_rows
 from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks, in_batches
-from stages.training.settings import History
+from stages.training.settings import History, settings_of_result
 from stages.training.versions import cohort_facts, write_version
 
-SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
 """Settings that a resumed run may change."""
 MAX_VALIDATION = 512
 
@@ -98,7 +97,7 @@ def _training(
 def _identity(
     s: PretrainSettings, objective: Objective, signals_digest: str, shape: tuple[int, ...], records: Any
 ) -> str:
-    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    loop = settings_of_result(s.loop)
     split = cohort_facts(records, training_rows(records), signals_digest)
     asked = {**asdict(s), "loop": loop, "gradient_checkpointing": None}
     return fingerprint({"asked": asked, "inputs": objective.identity, "cohort": split, "shape": list(shape)})
@@ -134,7 +133,7 @@ def _write(
     cls, variant = expert_class(s.expert)
     state = objective.state(trained)
     spec = cls.build(objective.config, state, variant=variant, preprocessing=objective.preprocessing).spec
-    loop = {key: value for key, value in asdict(s.loop).items() if key not in SAME_RESULT}
+    loop = settings_of_result(s.loop)
     facts = {
         "made_by": "pretrain",
         "parent": None,

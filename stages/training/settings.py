@@ -5,7 +5,7 @@ Light: imports neither arrays nor torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import Field
@@ -50,6 +50,19 @@ class LoopSettings:
     full."""
     device: str = "cpu"
     checkpoint_seconds: float = 60.0
+
+
+_SAME_RESULT = ("device", "micro_batch", "checkpoint_seconds")
+
+
+def settings_of_result(loop: LoopSettings) -> dict[str, Any]:
+    """Return the settings of the loop that change its numbers: a run goes on under others, and no version names them.
+
+    >>> settings = LoopSettings(1, 16, 1e-3, device="cuda")
+    >>> "device" in settings_of_result(settings), settings_of_result(settings)["batch_size"]
+    (False, 16)
+    """
+    return {name: value for name, value in asdict(loop).items() if name not in _SAME_RESULT}
 
 
 def loop_settings(section: TrainingSection, seed: int, device: str, **recipe: Any) -> LoopSettings:

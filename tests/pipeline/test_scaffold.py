@@ -1,5 +1,7 @@
+import importlib
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,18 @@ def test_dvc_watches_exactly_the_code_that_a_stage_runs(stage):
     run = code_that_runs(stage)
     assert not {file for file in run if file.name != "__init__.py" and not any(covers(w, file) for w in watched)}
     assert not {w for w in watched if not any(covers(w, file) for file in run)}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "embed", "fit-heads", "evaluate", "report"])
+def test_dvc_watches_the_signals_of_every_stage_that_is_given_them(tmp_path, ptbxl, stage):
+    """A gate reads the signal: with imported embeddings alone nothing else would tell that it has changed."""
+    settings = importlib.import_module(f"stages.{stage.replace('-', '_')}.settings")
+    [paths] = [cls for name, cls in vars(settings).items() if name.endswith("Paths")]
+    assert "signals" in {field.name for field in fields(paths)}
+    make_study(tmp_path / "study", "ptbxl", ptbxl)
+    for folder in (ROOT, tmp_path / "study"):
+        found = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"].get(stage, {})
+        assert "signals.zarr" in found.get("do", found).get("deps", ["signals.zarr"]), folder
 
 
 def test_a_study_inside_a_git_repository_is_a_project_of_its_own(tmp_path, ptbxl):
