@@ -42,6 +42,7 @@ def ingest(
     labels: Annotated[Path | None, typer.Option(help="Table of labels (sources files, wfdb, arrays).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N records.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:port.")] = None,
     append: Annotated[bool, typer.Option("--append", help="Add what is new; what is there stays as it is.")] = False,
     derive_leads: Annotated[
         bool | None,
@@ -73,13 +74,14 @@ def ingest(
         append=append,
     )
     settings = settings.model_copy(update={"path": str(study.folder / Path(settings.path).expanduser())})
-    with progress("ingest") as update:
-        summary = run(
-            settings,
-            IngestPaths(study.records, folder_of(study.signals)),
-            update,
-            machine=study.machine(workers=workers),
-        )
+    paths = IngestPaths(study.records, folder_of(study.signals))
+    with progress("ingest" if scheduler is None else f"ingest on {scheduler}") as update:
+        if scheduler is None:
+            summary = run(settings, paths, update, machine=study.machine(workers=workers))
+        else:
+            from pipeline.compute.ingestion import ingest_on_cluster
+
+            summary = ingest_on_cluster(settings, paths, scheduler, update)
     for note in summary.notes:
         typer.echo(note)
     typer.echo(f"{summary.n_records} records, {summary.n_bad} bad -> {study.records}, {study.signals}")

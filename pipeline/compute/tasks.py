@@ -46,7 +46,7 @@ def connected(scheduler: str) -> Iterator[Client]:
 
 
 def results(
-    client: Client, scheduler: str, function: Callable[..., Any], items: Sequence[int], unit: str, **given: Any
+    client: Client, scheduler: str, function: Callable[..., Any], items: Sequence[Any], unit: str, **given: Any
 ) -> Iterator[Any]:
     """Give what `function(item, **given)` returns for each item, as they are done.
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -20,6 +23,8 @@ from queue import SimpleQueue
 import numpy as np
 import pandas as pd
 
+from cache.claims import Claims
+from cache.errors import StoreError
 from cache.files import write_text
 from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signals
 from cache.storage.locations import folder_of
@@ -29,6 +34,8 @@ from stages.ingest.row_block import Judged, KeptRows, RowBlock, quality_columns
 from stages.readers.rows import QUALITY, RowOptions
 
 Progress = Callable[[int, int], None]
+IDENTITY, SHARDS = "identity", "shards"
+"""Names in the work folder: what the run reads, and the claims on its shards."""
 BLOCKS, SHARDS_AHEAD = 4, 2
 """Blocks that are being read or packed; shards that may wait for the disk."""
 
@@ -46,6 +53,8 @@ class Task:
     paths: tuple[str, ...]
     refused: dict[int, str]
     row_options: RowOptions
+    identity: str = ""
+    """Of the run that asked for it, see `work_claims`."""
 
     @property
     def n_records(self) -> int:
@@ -53,7 +62,9 @@ class Task:
         return self.n_kept + len(self.paths)
 
 
-def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, row_options: RowOptions) -> list[Task]:
+def pending_tasks(
+    cohort: Cohort, store: SignalStore, rows: Rows, work: Path, row_options: RowOptions, identity: str = ""
+) -> list[Task]:
     """Return the shards that are not complete."""
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
     paths, tasks = rows.frame["path"].tolist(), []
@@ -63,7 +74,8 @@ def pending_tasks(cohort: Cohort, store: SignalStore, rows: Rows, work: Path, ro
         if first < held.stop and not _done(store, work, shard):
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
             place = (cohort.name, str(cohort.folder), options, folder_of(store.path), shard, first - held.start)
-            tasks.append(Task(*place, paths=tuple(paths[first : held.stop]), refused=refused, row_options=row_options))
+            subset = tuple(paths[first : held.stop])
+            tasks.append(Task(*place, paths=subset, refused=refused, row_options=row_options, identity=identity))
     return tasks
 
 
@@ -102,6 +114,44 @@ def run(tasks: list[Task], work: Path, workers: int, n_records: int, progress: P
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def work_claims(signals: Path, work: Path) -> Claims:
+    """Return the claims of those who write shards of a store that one run owns, on whatever machines.
+
+    Each of them shares the whole, and claims its shard; the owner acquires the whole before it makes, replaces or ends
+    the store, so that no worker that was given up, and is not dead, writes into another run's. They lie in a file of
+    their own: a process that closes a file of claims gives back all that it has in it.
+    """
+    return Claims(signals.with_name(f"{signals.name}.{SHARDS}"), work)
+
+
+def do_task(task: Task, work: Path) -> int:
+    """Read one shard on behalf of the run that owns the store, and return how many records were read.
+
+    Raises
+    ------
+    StoreError
+        Another run owns the store by now.
+    """
+    with closing(work_claims(task.signals, work)) as claims:
+        claims.share()
+        if (found := identity_in(work)) != task.identity:
+            if found is None:
+                claims.remove()
+            raise StoreError(f"{task.signals}: the `ensemble ingest` that asked for this shard is over; run it again")
+        while True:
+            with claims.claim(task.shard) as ours:
+                if ours:
+                    _run_in_process([task], work, _silent)
+                    return len(task.paths)
+            time.sleep(claims.pause_s * random.uniform(0.5, 1.5))  # a worker that was given up is still at it
+
+
+def identity_in(work: Path) -> str | None:
+    """Return what the run in a work folder reads; None where there is none."""
+    file = work / IDENTITY
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 class _Report:

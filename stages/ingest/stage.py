@@ -6,7 +6,9 @@ the same bytes as one. Not here: what a source is (stages/cohorts), how a record
 
 from __future__ import annotations
 
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from cache.claims import Claims
@@ -20,7 +22,7 @@ from stages.cohorts import Cohort, Entries, open_cohort
 from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows
 from stages.ingest.settings import IngestPaths, IngestSettings
-from stages.ingest.shards import Progress, pending_tasks, quality_of_new
+from stages.ingest.shards import IDENTITY, Progress, Task, identity_in, pending_tasks, quality_of_new, work_claims
 from stages.ingest.shards import run as read_shards
 from stages.readers.files.patients import check_alike, hash_patients, patient_key
 from stages.readers.rows import RowOptions
@@ -54,6 +56,22 @@ def run(
     StoreError
         Another process is writing; with `append`, the stores that are there do not belong together.
     """
+    n_processes = reading_processes(machine)
+
+    def read(tasks: list[Task], work: Path, n_records: int, progress: Progress | None) -> None:
+        read_shards(tasks, work, n_processes, n_records, progress)
+
+    return run_by(read, settings, paths, progress)
+
+
+ReadShards = Callable[[list[Task], Path, int, Progress | None], None]
+"""Does tasks, whose files of quality go to a work folder, of so many records in all, and tells how far it is."""
+
+
+def run_by(
+    read: ReadShards, settings: IngestSettings, paths: IngestPaths, progress: Progress | None = None
+) -> IngestSummary:
+    """Do what `run` does, with shards that `read` lets others do: on a cluster by `shards.do_task`."""
     cohort = open_cohort(settings.source, settings.path, settings.options)
     if settings.append and not paths.signals.exists():
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
@@ -68,17 +86,30 @@ def run(
         rows = _rows(entries, settings, paths)
         del entries
         row_options = _row_options(settings, cohort)
-        store = _store(paths.signals, work, rows, _identity(cohort, rows, row_options))
-        tasks = pending_tasks(cohort, store, rows, work, row_options)
-        read_shards(tasks, work, reading_processes(machine), len(rows.frame), progress)
-        lengthen_signals(paths.signals)
-        add_quality(rows, quality_of_new(work, store, rows.n_kept))
-        write_tables(paths.records, rows, row_options)
-        for left in work.glob("*"):
-            if left.is_file():
-                left.unlink()
+        identity = _identity(cohort, rows, row_options)
+        with _owned(paths.signals, work):
+            store = _store(paths.signals, work, rows, identity)
+        tasks = pending_tasks(cohort, store, rows, work, row_options, identity)
+        read(tasks, work, len(rows.frame), progress)
+        with _owned(paths.signals, work) as of_workers:
+            lengthen_signals(paths.signals)
+            add_quality(rows, quality_of_new(work, store, rows.n_kept))
+            write_tables(paths.records, rows, row_options)
+            for left in work.glob("*"):
+                if left.is_file():
+                    left.unlink()
+            of_workers.remove()
         claims.remove()
     return summary_of(rows, cohort.hint)
+
+
+@contextmanager
+def _owned(signals: Path, work: Path) -> Iterator[Claims]:
+    """Have the store alone: workers of a run that was killed may still be at a shard of it."""
+    with closing(work_claims(signals, work)) as claims:
+        while not claims.try_acquire():
+            time.sleep(claims.pause_s)
+        yield claims
 
 
 def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Rows:
@@ -116,7 +147,7 @@ def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
     content = {
         "version": VERSION,
         "source": cohort.name,
-        "folder": str(cohort.folder),
+        "folder": str(Path(cohort.folder).absolute()),
         "options": cohort.options.model_dump(mode="json"),
         "rows": ids,
         "kept": rows.n_kept,
@@ -127,8 +158,8 @@ def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
 
 def _store(path: Path, work: Path, rows: Rows, identity: str) -> SignalStore:
     """Open the store where an interrupted run left it, or make it, or make it grow."""
-    identity_file = work / "identity"
-    if path.exists() and identity_file.is_file() and identity_file.read_text(encoding="utf-8") == identity:
+    identity_file = work / IDENTITY
+    if path.exists() and identity_in(work) == identity:
         return open_signals(path, mode="r+")
     interrupted = identity_file.is_file()
     for left in work.glob("*.json"):
