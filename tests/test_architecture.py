@@ -25,6 +25,7 @@ STAGES = (
     "convert",
     "explain",
     "similar",
+    "robustness",
 )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
 from pipeline.commands.convert import convert
-from pipeline.commands.predict import predict
+from pipeline.commands.predict import predict, print_table
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
 from pipeline.study.folder import Study
@@ -219,6 +219,9 @@ def evaluate(
     fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, of what is fitted here.")] = None,
     wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Instead: disturb evaluated test records, and judge the answers.")
+    ] = False,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
 
@@ -231,6 +234,9 @@ def evaluate(
     from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 
     study = Study()
+    if robustness:
+        _judge_disturbed(study, device)
+        return
     stores = {name: study.embedding(name) for name in study.fitted_experts()}
     asked = study.params.evaluate
     settings = EvaluateSettings(
@@ -271,6 +277,15 @@ def evaluate(
         )
     for warning in overlap_warnings(study):
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _judge_disturbed(study: Study, device: str | None) -> None:
+    from pipeline.compute.robustness import judge_disturbed
+    from pipeline.views.robustness import robustness_tables
+
+    for table in robustness_tables(judge_disturbed(study, device)):
+        print_table(table)
+    typer.echo(f"next: `ensemble report` shows {study.robustness}")
 
 
 def report(

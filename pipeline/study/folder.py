@@ -81,6 +81,16 @@ class Study:
         return self.folder / "decisions.json"
 
     @property
+    def robustness(self) -> Path:
+        """robustness.json."""
+        return self.folder / "robustness.json"
+
+    @property
+    def disturbed(self) -> Path:
+        """robustness.parquet."""
+        return self.folder / "robustness.parquet"
+
+    @property
     def fit_costs(self) -> Path:
         """fit_costs.json."""
         return self.folder / "fit_costs.json"

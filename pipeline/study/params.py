@@ -17,6 +17,7 @@ from stages.ingest.settings import CohortSection
 from stages.posttrain.settings import PosttrainSection
 from stages.pretrain.settings import PretrainSection
 from stages.report.settings import ReportSection
+from stages.robustness.settings import RobustnessSection
 from stages.settings import Machine, Settings, allowed, first_fault, nearest
 from stages.synthetic.settings import GenerateSettings
 
@@ -50,6 +51,7 @@ class Params(Settings):
     fit_heads: FitHeadsSection = FitHeadsSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
+    robustness: RobustnessSection = RobustnessSection()
 
 
 def read_params(folder: Path = Path()) -> Params:

@@ -72,6 +72,7 @@ def context(
         "grid": Markup(grid_symbol()) if facts.get("cases") else "",
         "bad_records": tables.bad_records(records) if facts.get("cases") and not facts["hide_ids"] else [],
         "journal": facts.get("journal"),
+        "robustness": facts.get("robustness"),
         "experts": facts.get("experts", []),
         "trainings": [training_figures.training(version) for version in facts.get("trainings", [])],
         "commands": facts.get("commands", ["dvc repro"]),

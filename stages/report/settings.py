@@ -92,6 +92,8 @@ class ReportPaths:
         decisions.json: thresholds, decision curves, conformal coverage.
     fit
         config.json of the fit, for the checklist.
+    robustness
+        robustness.json; one of another evaluation is left out, with a warning.
     tables
         Folders of the tables as CSV and LaTeX.
     """
@@ -109,6 +111,7 @@ class ReportPaths:
     decisions: Path | None = None
     fit: Path | None = None
     tables: tuple[Path, ...] = ()
+    robustness: Path | None = None
 
 
 @dataclass(frozen=True)

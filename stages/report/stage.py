@@ -20,6 +20,7 @@ from stages.report.costs import method_costs
 from stages.report.journal.files import write_tables
 from stages.report.journal.section import journal_section, journal_tables, run_facts
 from stages.report.page import render
+from stages.report.robustness.section import robustness_section
 from stages.report.settings import ReportPaths, ReportSettings, ReportSummary
 from stages.scoring.gate_weights import open_gate_weights
 from stages.scoring.plots import write_plots
@@ -65,6 +66,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
+    _add_robustness(facts, paths)
     of_run = run_facts(metrics, records, read_facts(paths.fit), facts)
     tables = journal_tables(of_run)
     facts["journal"] = journal_section(of_run, tables)
@@ -73,6 +75,22 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         write_tables(tables, folder)
     plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
     return ReportSummary(paths.report, tuple(plots), metrics)
+
+
+def _add_robustness(facts: dict[str, Any], paths: ReportPaths) -> None:
+    """Add what disturbances do; results that stand beside other predictions are left out, and the page says so."""
+    results = read_facts(paths.robustness)
+    if not results or paths.robustness is None:
+        return
+    try:
+        require_pair(results, paths.robustness, paths.predictions)
+    except StoreError:
+        stale = (
+            f"{paths.robustness.name} is of another evaluation and left out; run `ensemble evaluate --robustness` again"
+        )
+        facts["warnings"] = (*facts["warnings"], stale)
+        return
+    facts["robustness"] = robustness_section(results)
 
 
 def _unjudged(metrics: dict[str, Any]) -> dict[str, str]:
