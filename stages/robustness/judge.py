@@ -5,7 +5,7 @@ Lives here: the metric of one condition and its paired difference. Not here: ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class ConditionJudge:
         if not both.any():
             nothing = {"value": np.nan, "low": np.nan, "high": np.nan}
             return found | nothing | {"difference": nothing}
-        block = PredictionBlock(*(getattr(self.undisturbed, n) for n in _ROW_FIELDS), y_pred=y_pred)
+        block = replace(self.undisturbed, y_pred=y_pred)
         sample = self._sample(block, both)
         base = self._whole if np.array_equal(both, self._known) else self._sample(self.undisturbed, both)
         difference = paired_difference(sample, base, self.metric)
@@ -63,9 +63,6 @@ class ConditionJudge:
     def _interval(self, sample: Bootstrap) -> Json:
         found = estimate(sample.values[self.metric], sample.replicates[self.metric])
         return {"value": found.value, "low": found.low, "high": found.high}
-
-
-_ROW_FIELDS = ("record_ids", "patient_ids", "split", "fold", "y_true")
 
 
 def answered(y_pred: np.ndarray) -> np.ndarray:
