@@ -154,6 +154,28 @@ def cardiosoft(ecg: Ecg, path: Path, *, unit: str = "uVperLsb") -> None:
     )
 
 
+def cardiosoft_exercise(ecg: Ecg, path: Path, *, count: str = "behind") -> None:
+    """`CardiologyXML` of an exercise test: the full disclosure alone, all leads' first samples, all leads' second ...
+
+    Parameters
+    ----------
+    count
+        Where `SampleCountTotal` stands within the data: "behind", "before", or "" for nowhere.
+    """
+    digits = ",".join(map(str, ecg.counts.T.ravel().tolist())) + ","
+    total = f"<SampleCountTotal>{ecg.counts.shape[1]}</SampleCountTotal>"
+    data = f"{total if count == 'before' else ''}{digits}{total if count == 'behind' else ''}"
+    whole = (
+        f"<FullDisclosure><StartTime><Minute>0</Minute><Second>0</Second></StartTime>"
+        f"<NumberOfChannels>{len(ecg.counts)}</NumberOfChannels>"
+        f'<SampleRate units="Hz">{ecg.rate_hz}</SampleRate><Resolution units="uVperLsb">{ecg.step_uv:g}</Resolution>'
+        f"<LeadOrder>{','.join(ecg.leads)}</LeadOrder><FullDisclosureData>{data}</FullDisclosureData></FullDisclosure>"
+    )
+    cardiosoft(ecg, path)
+    text = path.read_bytes().decode("latin-1")
+    path.write_bytes((text[: text.index("<StripData>")] + whole + "</CardiologyXML>").encode("latin-1"))
+
+
 def mortara(ecg: Ecg, path: Path, *, units_per_mv: str | None = "") -> None:
     """`ECG` of ELI carts: `CHANNEL` beside the mean beats of `TYPICAL_CYCLE`."""
     scale = f' UNITS_PER_MV="{1000 / ecg.step_uv:g}"' if units_per_mv == "" else units_per_mv or ""

@@ -49,9 +49,10 @@ def _knows(beginning: Beginning) -> bool:
 
 def _read(path: str, reading: Reading) -> Recording:
     root = check_root(path, ROOT)
-    strip, whole = root.find("StripData"), root.find("FullDisclosure")
-    if strip is not None and strip.find("WaveformData") is not None:
-        return assemble(_leads(strip), reading)
+    strips, whole = (root.find("StripData"), root.find("Strip/StripData")), root.find("FullDisclosure")
+    for strip in strips:
+        if strip is not None and strip.find("WaveformData") is not None:
+            return assemble(_leads(strip), reading)
     if whole is not None:
         return assemble(_disclosed(whole), reading, ("the full disclosure of an exercise test",))
     raise InputError("it holds neither StripData nor FullDisclosure: only mean beats or no samples at all")
@@ -73,12 +74,20 @@ def _disclosed(whole: Element) -> list[FileLead]:
     """Return the leads of a full disclosure, whose samples lie side by side: the first of each lead, the second ..."""
     names = [name.strip() for name in (text_of(whole, "LeadOrder") or "").split(",") if name.strip()]
     n_leads = int(number(text_of(whole, "NumberOfChannels")) or len(names))
-    samples = _samples(text_of(whole, "FullDisclosureData"))
+    samples = _samples(_own_text(whole.find("FullDisclosureData")))
+    n_stated = number(text_of(whole, "FullDisclosureData/SampleCountTotal"))
+    if n_stated and len(samples) < n_stated:  # of all leads or of each, which no document says: not fewer in any case
+        raise InputError(f"its full disclosure is cut short: {len(samples)} of {n_stated:g} samples are there")
     if n_leads != len(names) or len(samples) % max(n_leads, 1) or not names:
         raise InputError("its full disclosure contradicts itself: samples and leads do not go together")
     step_mv, rate_hz = _scale(whole), _rate(whole)
     rows = samples.reshape(-1, n_leads).T
     return [FileLead(name, row, step_mv, 0.0, rate_hz, None) for name, row in zip(names, rows, strict=True)]
+
+
+def _own_text(element: Element | None) -> str:
+    """Return the text of an element before, between and behind its children, without theirs."""
+    return "" if element is None else (element.text or "") + "".join(child.tail or "" for child in element)
 
 
 def _samples(text: str | None) -> np.ndarray:

@@ -188,7 +188,8 @@ def _counts(group: Any, n_channels: int, little_endian: bool) -> tuple[np.ndarra
     interpretation = str(group.get("WaveformSampleInterpretation") or "")
     kind = _TYPES.get(interpretation)
     if kind is None:
-        raise InputError(f"its samples are of the kind {interpretation[:4] or '(none)'}, which is not read")
+        law = {"MB": " (mu-law)", "AB": " (A-law)"}.get(interpretation, "")
+        raise InputError(f"its samples are of the kind {interpretation[:4] or '(none)'}{law}, which is not read")
     dtype = np.dtype(("<" if little_endian else ">") + kind)
     content = bytes(group.get("WaveformData") or b"")
     n_samples, bits = _n_samples(group), int(group.get("WaveformBitsAllocated") or 0)
