@@ -74,7 +74,7 @@ def _disclosed(whole: Element) -> list[FileLead]:
     """Return the leads of a full disclosure, whose samples lie side by side: the first of each lead, the second ..."""
     names = [name.strip() for name in (text_of(whole, "LeadOrder") or "").split(",") if name.strip()]
     n_leads = int(number(text_of(whole, "NumberOfChannels")) or len(names))
-    samples = _samples(_own_text(whole.find("FullDisclosureData")))
+    samples = _samples(_text_without_children(whole.find("FullDisclosureData")))
     n_stated = number(text_of(whole, "FullDisclosureData/SampleCountTotal"))
     if n_stated and len(samples) < n_stated:  # of all leads or of each, which no document says: not fewer in any case
         raise InputError(f"its full disclosure is cut short: {len(samples)} of {n_stated:g} samples are there")
@@ -85,7 +85,7 @@ def _disclosed(whole: Element) -> list[FileLead]:
     return [FileLead(name, row, step_mv, 0.0, rate_hz, None) for name, row in zip(names, rows, strict=True)]
 
 
-def _own_text(element: Element | None) -> str:
+def _text_without_children(element: Element | None) -> str:
     """Return the text of an element before, between and behind its children, without theirs."""
     return "" if element is None else (element.text or "") + "".join(child.tail or "" for child in element)
 
