@@ -24,7 +24,8 @@ from stages.heads.targets.tasks import Block, layout
 
 PATH_RECORDS = 5_000
 """The penalty is chosen on at most this many training and as many judged records."""
-ENOUGH_JUDGED = 600
+ENOUGH_JUDGED, ENOUGH_EVENTS = 600, 50
+"""Records, and of each survival task events, by which a penalty is chosen and LoRA tried."""
 PATH_TOLERANCE, FINAL_TOLERANCE = 0.1, 0.01
 """Of the summed loss, per 1,000 records: a mean loss is known to 0.0001 while strengths are compared."""
 LOSS_RESOLUTION = 1e-4
@@ -138,10 +139,10 @@ def _fit_fold(
 def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tuple[Tensor, Tensor]:
     """Fit probes whose strength, per fold and task, has the lowest out-of-sample loss found.
 
-    The strengths are searched from the middle one outwards, for each task until its loss rises, by as few inner
-    models as judge `ENOUGH_JUDGED` records. With more than twice `PATH_RECORDS` records this is done on random subsets
-    of that many training and judged ones (a strength is the precision of a prior, which does not change with their
-    number). The chosen ones are then fitted by every model, on all records.
+    The strengths are searched from the middle one outwards, for each task until its loss rises, by as few inner models
+    as judge `ENOUGH_JUDGED` records (and `ENOUGH_EVENTS` events). With more than twice `PATH_RECORDS` records this is
+    done on random subsets of that many training and judged ones (a strength is the precision of a prior, which does not
+    change with their number). The chosen ones are then fitted by every model, on all records.
 
     Returns
     -------
@@ -169,7 +170,7 @@ class _Search:
         self.solver, self.strengths = FoldSolver(problem, f, tolerance=PATH_TOLERANCE), strengths
         self.judge, self.blocks = masks.judge[f], problem.blocks
         self.z, self.y, self.weight = problem.z[f], problem.y[f], problem.weight[f]
-        self.models = _judging_models(self.judge)
+        self.models = _judging_models(self.judge, _events(problem, f))
         self.losses = torch.full((len(strengths), len(self.blocks)), torch.inf)
         self.solutions: dict[int, Tensor] = {}
 
@@ -209,14 +210,29 @@ class _Search:
         self.losses[s, tasks] = mean[tasks]
 
 
-def _judging_models(judge: Tensor) -> list[int]:
-    """Return the first models that together judge `ENOUGH_JUDGED` records, or all that judge any."""
-    counts = torch.bincount(judge[judge >= 0], minlength=1).tolist()
+def _judging_models(judge: Tensor, events: Tensor) -> list[int]:
+    """Return the first models that together judge `ENOUGH_JUDGED` records, or all that judge any.
+
+    Parameters
+    ----------
+    judge
+        [n].
+    events
+        bool [n, survival tasks]: of each, `ENOUGH_EVENTS` must be judged, too.
+    """
     chosen: list[int] = []
-    for m, count in enumerate(counts):
-        if count and sum(counts[k] for k in chosen) < ENOUGH_JUDGED:
+    for m in range(int(judge.max()) + 1):
+        judged = torch.isin(judge, torch.tensor(chosen, dtype=judge.dtype))
+        enough = int(judged.sum()) >= ENOUGH_JUDGED and bool((events[judged].sum(0) >= ENOUGH_EVENTS).all())
+        if bool((judge == m).any()) and not enough:
             chosen.append(m)
     return chosen or [0]
+
+
+def _events(problem: Problem, f: int) -> Tensor:
+    """Find which records have the event, bool [n, survival tasks]."""
+    columns = [block.start for block in problem.blocks if block.task.kind == "survival"]
+    return (problem.y[f][:, columns] > 0) & (problem.weight[f][:, columns] > 0)
 
 
 def _subset(masks: Masks, seed: int) -> Tensor:
@@ -238,7 +254,7 @@ def _low_rank(problem: Problem, base: Tensor, masks: Masks, options: HeadOptions
     probe = LoraFit(nothing, base.new_zeros(n_folds, 1, base.shape[-1]), masks.out_of_sample(base), epoch, [])
     if options.lora is None:
         return probe
-    models = _judging_models(masks.judge[0])
+    models = _judging_models(masks.judge[0], _events(problem, 0))
     if len(models) == base.shape[1]:
         return fit_lora(problem, base, masks, options.lora, options.seed)
     tried = _of_models(problem, masks, models)

@@ -12,6 +12,7 @@ from cache.follow_up import follow_up, times_and_events
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads import fit as fitting
 from stages.heads.baselines.methods import METHODS
+from stages.heads.in_memory.expert import _judging_models
 from stages.heads.in_memory.probe import Problem, Rotation, fit_path
 from stages.heads.survival.baseline import cumulative_hazard
 from stages.heads.survival.concordance import harrells_c
@@ -186,3 +187,13 @@ def test_what_cannot_be_a_time_is_refused():
         follow_up([1, 2], [0, 2])
     with pytest.raises(UsageError, match="needs horizons above 0, ascending"):
         TaskSpec("death", "survival", horizons=(30, 10))
+
+
+def test_penalties_are_judged_by_as_many_models_as_see_enough_events():
+    judge = torch.arange(5000) % 5 + 1
+    events = torch.zeros(5000, 1, dtype=torch.bool)
+    assert _judging_models(judge, events[:, :0]) == [1]  # 1,000 records are enough without a time to event
+    events[:150] = True  # thirty in each inner fold
+    assert _judging_models(judge, events) == [1, 2]
+    events[20:] = False
+    assert _judging_models(judge, events) == [1, 2, 3, 4, 5]
