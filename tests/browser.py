@@ -98,3 +98,29 @@ def measured(tmp_path: Path, views: list[View]) -> list[dict]:
 def as_printed(page: str) -> str:
     """Return the page with its print rules on, for a browser that shows it on a screen."""
     return page.replace("@media print", "@media all").replace("@media screen", "@media not all")
+
+
+def scripted(tmp_path: Path, page: str, script: str) -> dict:
+    """Open a page from a file, run a script in it (the body of an async function), and return what it returns.
+
+    Whatever the page asks the network for is counted as `requests`; errors of its scripts are in `errors`.
+    """
+    watch = """<script>window.pageErrors = [];
+    addEventListener('error', event => pageErrors.push(event.message));
+    addEventListener('unhandledrejection', event => pageErrors.push(String(event.reason)));
+    addEventListener('securitypolicyviolation', event => pageErrors.push(event.blockedURI));</script>"""
+    ask = """<script>(async () => {
+    let answer = null;
+    try { answer = await (async () => { SCRIPT })(); } catch (error) { pageErrors.push(String(error)); }
+    const requests = performance.getEntriesByType('resource').map(e => e.name).filter(e => !e.startsWith('blob:'));
+    const out = document.createElement('pre'); out.id = 'measured';
+    out.textContent = JSON.stringify({answer, requests, errors: pageErrors});
+    document.body.replaceChildren(out);
+    })();</script>"""
+    file = tmp_path / "scripted.html"
+    asked = page.replace("<style>", watch + "<style>", 1).replace(
+        "</body>", ask.replace("SCRIPT", script) + "</body>", 1
+    )
+    file.write_text(asked, encoding="utf-8")
+    printed = run(tmp_path, "--window-size=1280,900", "--virtual-time-budget=10000", "--dump-dom", file.as_uri())
+    return json.loads(html.unescape(re.search(r'id="measured">(.*?)</pre>', printed, re.S)[1]))

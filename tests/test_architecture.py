@@ -26,6 +26,7 @@ STAGES = (
     "explain",
     "similar",
     "robustness",
+    "ecg_map",
 )
 
 
@@ -148,6 +149,7 @@ DOORS = {
     "convert": "Convert",
     "explain": "Explain",
     "similar": "Similar",
+    "ecg_map": "Map",
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at ECGs: show, explain, similar."""
+"""Commands that look at ECGs: show, explain, similar, map."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(show)
     app.command()(explain)
     app.command()(similar)
+    app.command(name="map")(ecg_map)
 
 
 def show(
@@ -114,3 +115,37 @@ def similar(
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
         print_table(neighbour_table(f"nearest to {record} by {expert}", rows))
+
+
+def ecg_map(
+    expert: Annotated[str | None, typer.Option(help="In whose space.")] = None,
+    gate: Annotated[bool, typer.Option("--gate", help="In the gate's space (where no --expert is given).")] = False,
+    task: Annotated[str | None, typer.Option(help="Whose gate weighs the experts; else the mean of all tasks.")] = None,
+    all_records: Annotated[bool, typer.Option("--all", help="All records, not only the test records.")] = False,
+    method: Annotated[str | None, typer.Option(help="umap, pca, or auto: UMAP where it is installed.")] = None,
+    thumbnails: Annotated[
+        int | None, typer.Option(min=0, max=10_000, help="Most records with small ECGs; a map of more has none.")
+    ] = None,
+    hide_ids: Annotated[bool, typer.Option("--hide-ids", help="No record ids in the page.")] = False,
+    name: Annotated[str | None, typer.Option(help="An entry of maps in params.yaml: maps/NAME.html.")] = None,
+    out: Annotated[Path, typer.Option(help="Page to write; the coordinates lie beside it.")] = Path("map.html"),
+) -> None:
+    """Draw the test records as points of a plane: a page that needs no network, and its coordinates as Parquet.
+
+    Example: `ensemble map --expert seed`, `ensemble map --gate --task superclass --all --out atlas.html`
+    """
+    from pipeline.progress import progress
+    from pipeline.study.folder import Study
+    from pipeline.views.maps import map_paths, map_settings
+    from stages.ecg_map import run
+
+    study = Study()
+    given = {"task": task, "method": method, "thumbnails": thumbnails, "hide_ids": hide_ids or None}
+    given["records"] = "all" if all_records else None
+    settings = map_settings(study, name, expert, gate, given)
+    page = study.folder / "maps" / f"{name}.html" if name is not None else out.expanduser()
+    with progress("map", "records") as update:
+        found = run(settings, map_paths(study, settings, page), update)
+    for note in found.notes:
+        typer.echo(note)
+    typer.echo(f"{found.n_records:,} records, {found.method}, {found.page_bytes / 1e6:.2g} MB -> {page}")

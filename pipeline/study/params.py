@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import MissingFileError, UsageError
+from stages.ecg_map.settings import MapSection
 from stages.embed.settings import EmbedSection, ExpertSection
 from stages.evaluate.settings import EvaluateSection
 from stages.fit_heads.settings import FitHeadsSection
@@ -52,6 +53,7 @@ class Params(Settings):
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
     robustness: RobustnessSection = RobustnessSection()
+    maps: dict[str, MapSection] = Field(default_factory=dict)
 
 
 def read_params(folder: Path = Path()) -> Params:
@@ -166,6 +168,7 @@ _NAMED: dict[str, type[BaseModel]] = {
     "experts": ExpertSection,
     "pretrain": PretrainSection,
     "posttrain": PosttrainSection,
+    "maps": MapSection,
 }
 """Sections whose keys are names that the user chose."""
 

@@ -55,15 +55,15 @@ def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str) -> str:
         if np.isnan(wave).all():
             parts.append(f'<text x="{x + 90}" y="{y}">no samples</text>')
         else:
-            parts.append(f'<path d="{_path(_points(wave, rate_hz), x, y)}"/>')
+            parts.append(f'<path d="{_path(farthest_points(wave, rate_hz, DRAWN_HZ), x, y)}"/>')
     title = html.escape(label)
     return f'<svg class="ecg" {_SIZE} role="img" aria-label="{title}"><use href="#{GRID_ID}"/>{"".join(parts)}</svg>'
 
 
-def _points(wave_mv: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Return one value for every 10 ms, float [n]; NaN where there is no sample."""
-    n_points = max(int(len(wave_mv) / rate_hz * DRAWN_HZ), 1)
-    starts = np.minimum((np.arange(n_points) * rate_hz / DRAWN_HZ).astype(np.int64), len(wave_mv) - 1)
+def farthest_points(wave_mv: np.ndarray, rate_hz: float, points_hz: int) -> np.ndarray:
+    """Return one value a point, float [n]: the sample farthest from the median; NaN where there is no sample."""
+    n_points = max(int(len(wave_mv) / rate_hz * points_hz), 1)
+    starts = np.minimum((np.arange(n_points) * rate_hz / points_hz).astype(np.int64), len(wave_mv) - 1)
     high, low, middle = np.fmax.reduceat(wave_mv, starts), np.fmin.reduceat(wave_mv, starts), np.nanmedian(wave_mv)
     return np.where(high - middle >= middle - low, high, low)
 
