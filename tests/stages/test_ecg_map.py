@@ -226,8 +226,11 @@ const at = (k) => ecgMap.toScreen(k), canvas = document.getElementById('points')
 const send = (type, [x, y], more = {}) => canvas.dispatchEvent(new PointerEvent(type,
   {clientX: box.left + x, clientY: box.top + y, pointerId: 1, bubbles: true, ...more}));
 const wait = ms => new Promise(done => setTimeout(done, ms));
-const colours = () => { const pen = canvas.getContext('2d'), all = pen.getImageData(0, 0, canvas.width, canvas.height).data;
-  return new Set(new Uint32Array(all.buffer)).size; };
+const colours = () => {
+  ecgMap.draw();
+  const all = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  return new Set(new Uint32Array(all.buffer)).size;
+};
 """
 
 
@@ -273,7 +276,8 @@ def test_hover_lasso_legend_keys_and_zoom_without_network(study, tmp_path):
     found.hidden = [buttons[0].getAttribute('aria-pressed'), colours() < two];
     document.getElementById('visible').click();
     found.shown = document.getElementById('ids').value.split('\\n').length;
-    found.named = [...document.querySelectorAll('button, select, textarea, canvas:not([aria-hidden]):not(#legend canvas)')]
+    const controls = document.querySelectorAll('button, select, textarea, #points');
+    found.named = [...controls]
       .filter(e => !(e.innerText || e.ariaLabel || (e.labels && e.labels.length))).map(e => e.id);
     return {...found, first};
     """
