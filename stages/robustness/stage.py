@@ -22,7 +22,7 @@ from stages.robustness.judge import ConditionJudge, Json, answered
 from stages.robustness.settings import RobustnessPaths, RobustnessSettings, RobustnessSummary
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import Draws, judged_methods
-from stages.scoring.predictions import PredictionBlock, Predictions, has_label, open_predictions
+from stages.scoring.predictions import PredictionBlock, Predictions, has_label, open_predictions, truth_columns
 from stages.scoring.summary import write_metrics
 
 Progress = Callable[[int, int], None]
@@ -183,10 +183,7 @@ def _long_answers(
     target: Target,
 ) -> pa.Table:
     wide = values.reshape(len(values), -1)
-    truth = target_array(chosen, target)
-    if target.kind == "multiclass":
-        truth = np.where(truth[:, None] < 0, np.nan, truth[:, None] == np.arange(wide.shape[1]))
-    truth = np.broadcast_to(np.asarray(truth, dtype=np.float64).reshape(len(values), -1), wide.shape)
+    truth = truth_columns(target, target_array(chosen, target))
     n, k = wide.shape
     kind, level = _level(condition)
     frame = pd.DataFrame(

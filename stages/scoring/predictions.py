@@ -136,7 +136,8 @@ class PredictionWriter:
             raise UsageError(f"split '{split}' of method '{method}' is none of {', '.join(SPLITS)}")
         target = self._tasks[task]
         records, patients = np.asarray(record_ids, dtype=object), np.asarray(patient_ids, dtype=object)
-        truth, predicted = _class_columns(target, np.asarray(y_true), np.asarray(y_pred))
+        truth, predicted = truth_columns(target, y_true), np.asarray(y_pred, dtype=np.float32)
+        predicted = predicted if predicted.ndim == 2 else predicted[:, None]
         what, answers = f"task '{task}', method '{method}'", target.answers
         _check_shapes(what, (len(records), len(answers) or 1), truth, predicted)
         _check_rows(what, records, patients, predicted)
@@ -148,15 +149,20 @@ class PredictionWriter:
             )
 
 
-def _class_columns(target: Target, y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return truth and prediction as [n, columns], missing labels as NaN."""
-    truth = y_true.astype(np.float64)
+def truth_columns(target: Target, y_true: np.ndarray) -> np.ndarray:
+    """Return what the column y_true holds, float64 [n, answers], NaN where it is not known.
+
+    Parameters
+    ----------
+    y_true
+        As `cache.target_array` gives it.
+    """
+    truth = np.asarray(y_true, dtype=np.float64)
     if target.kind == "multiclass":
         truth = np.where(truth[:, None] < 0, np.nan, truth[:, None] == np.arange(len(target.classes)))
     if target.kind == "survival":
         truth = np.column_stack([truth, status_at(truth, target.horizons)])
-    predicted = y_pred.astype(np.float32)
-    return truth if truth.ndim == 2 else truth[:, None], predicted if predicted.ndim == 2 else predicted[:, None]
+    return truth if truth.ndim == 2 else truth[:, None]
 
 
 def _check_shapes(what: str, expected: tuple[int, int], truth: np.ndarray, predicted: np.ndarray) -> None:
