@@ -230,6 +230,7 @@ def evaluate(
 
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
     """
+    from pipeline.views.decisions import decision_tables
     from pipeline.views.report_facts import evaluate_words, overlap_warnings
     from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 
@@ -264,6 +265,8 @@ def evaluate(
         settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)
     )
     _print_metrics(found.metrics, wide)
+    for table in decision_tables(found.decisions):
+        print_table(table)
     for method, reason in found.left_out.items():
         typer.echo(f"left out: {method}: {reason}")
     for task, reason in found.metrics["left_out"].items():

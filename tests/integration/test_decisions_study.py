@@ -47,6 +47,8 @@ def test_what_params_yaml_asks_is_chosen_judged_and_shown(study, monkeypatch, en
     for command in (["fit-heads"], ["evaluate"], ["report", "--tables", str(tmp_path / "manuscript")]):
         done = ensemble(*command)
         assert done.returncode == 0, done.stderr
+        if command == ["evaluate"]:
+            printed = done.stdout
     points = json.loads(Path("heads/operating_points.json").read_text())["tasks"]["sex"]
     limits = json.loads(Path("heads/conformal.json").read_text())
     assert (points["rule"], points["value"]) == ("sensitivity", 0.9)
@@ -58,6 +60,8 @@ def test_what_params_yaml_asks_is_chosen_judged_and_shown(study, monkeypatch, en
     sex = rows[rows["task"] == "sex"]
     above = sex["y_pred"].astype(float) >= np.array(points["classes"]["female"]["folds"])[sex["fold"]]
     judged = found["sex"]["operating_points"]["classes"]["female"]
+    assert f"{judged['sensitivity']['value']:.3f} ({judged['sensitivity']['low']:.3f}" in printed
+    assert "Coverage of sets and intervals by patient" in printed
     assert judged["sensitivity"]["value"] == pytest.approx(above[sex["y_true"] == 1].mean())
     assert judged["given"]["prevalence"] == 0.2
     age = rows[rows["task"] == "age"].astype({"y_pred": float})

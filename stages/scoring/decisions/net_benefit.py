@@ -5,6 +5,8 @@ Lives here: the net benefit of Vickers and Elkin (2006), in true positives per r
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from stages.scoring.bootstrap import LEVEL
@@ -35,10 +37,9 @@ def decision_curve(
     p, positive = probability[known].astype(np.float64), truth[known] == 1
     if not len(p):
         return None
-    weight = GRID / (1 - GRID)
-    worth = np.where(positive[:, None], 1.0, -weight)
-    acted = np.where(p[:, None] >= GRID, worth, 0.0)
-    sums = patient_sums(np.column_stack([acted, np.ones(len(p))]), patient_ids[known], draws)
+    weights = GRID / (1 - GRID)
+    acted = (np.where(positive, 1.0, -w) * (p >= t) for t, w in zip(GRID, weights, strict=True))
+    sums = patient_sums(chain(acted, [np.ones(len(p))]), patient_ids[known], draws)
     drawn = sums.drawn[:, :-1] / sums.drawn[:, -1:]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {
@@ -46,5 +47,5 @@ def decision_curve(
         "net_benefit": (sums.plain[:-1] / sums.plain[-1]).tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "treat_all": worth.mean(axis=0).tolist(),
+        "treat_all": (positive.mean() - (1 - positive.mean()) * weights).tolist(),
     }

@@ -48,7 +48,7 @@ def judge_threshold(
     cells = np.stack([alarm & positive, alarm & ~positive, ~alarm & positive, ~alarm & ~positive], axis=1)
     if not len(cells):
         return {"n": 0, "positives": 0}
-    sums = patient_sums(cells, patient_ids[known], draws)
+    sums = patient_sums(cells.T, patient_ids[known], draws)
     plain, drawn = rates_of(sums.plain), rates_of(sums.drawn)
     found: dict[str, Any] = {"n": len(cells), "positives": int(positive.sum()), "prevalence": float(positive.mean())}
     found |= {name: int(count) for name, count in zip(CELLS, sums.plain, strict=True)}

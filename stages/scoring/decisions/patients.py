@@ -5,6 +5,7 @@ Lives here: what operating points, decision curves and coverage share of the pat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,10 @@ class PatientSums:
     drawn: np.ndarray
 
 
-def patient_sums(values: np.ndarray, patient_ids: np.ndarray, draws: Draws) -> PatientSums:
-    """Sum the values [n, columns] of records over the patients, and over every resample of them."""
+def patient_sums(columns: Iterable[np.ndarray], patient_ids: np.ndarray, draws: Draws) -> PatientSums:
+    """Sum the records' values, column by column [n], over the patients, and over every resample of them."""
     index, n_patients = patient_index(patient_ids)
-    of_patient = np.stack(
-        [np.bincount(index, column, n_patients) for column in np.asarray(values, dtype=np.float64).T], 1
-    )
+    of_patient = np.stack([np.bincount(index, np.asarray(c, dtype=np.float64), n_patients) for c in columns], 1)
     drawn = [counts.T.astype(np.float64) @ of_patient for counts in resamples(n_patients, draws.n, draws.seed)]
     return PatientSums(of_patient.sum(axis=0), np.concatenate(drawn))
 
