@@ -218,6 +218,10 @@ def evaluate(
     ] = None,
     fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, of what is fitted here.")] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Judge another study's fit here instead: a name under evaluate.fits, or the study's folder."),
+    ] = None,
     wide: Annotated[bool, typer.Option("--wide", help=WIDE_HELP)] = False,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Instead: disturb evaluated test records, and judge the answers.")
@@ -228,8 +232,11 @@ def evaluate(
     A killed comparison goes on with the method where it stopped. `dvc repro` evaluates as params.yaml says
     (evaluate.compare, evaluate.fractions); options hold for this run alone.
 
-    Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`
+    Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`, or `ensemble evaluate --fit ../study-a`
     """
+    if fit is not None:
+        _evaluate_fit(fit, device, wide)
+        return
     from pipeline.views.decisions import decision_tables
     from pipeline.views.report_facts import evaluate_words, overlap_warnings
     from stages.evaluate import EvaluatePaths, EvaluateSettings, run
@@ -289,6 +296,17 @@ def _judge_disturbed(study: Study, device: str | None) -> None:
     for table in robustness_tables(judge_disturbed(study, device)):
         print_table(table)
     typer.echo(f"next: `ensemble report` shows {study.robustness}")
+
+
+def _evaluate_fit(fit: str, device: str | None, wide: bool) -> None:
+    from pipeline.commands.external import judge_fit, lines_of
+
+    study = Study()
+    found = judge_fit(study, fit, device=device)
+    _print_metrics(found.metrics, wide)
+    for line in lines_of(found):
+        typer.echo(line)
+    typer.echo(f"-> {study.external / found.metrics['fit']}")
 
 
 def report(

@@ -71,6 +71,11 @@ class Study:
         return self.folder / "headline.json"
 
     @property
+    def external(self) -> Path:
+        """Folder of what fits of other studies were found to be worth here."""
+        return self.folder / "external"
+
+    @property
     def evaluation(self) -> Path:
         """evaluation.json."""
         return self.folder / "evaluation.json"

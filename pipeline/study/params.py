@@ -13,6 +13,7 @@ from cache.errors import MissingFileError, UsageError
 from stages.ecg_map.settings import MapSection
 from stages.embed.settings import EmbedSection, ExpertSection
 from stages.evaluate.settings import EvaluateSection
+from stages.external.settings import ExternalFit
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
 from stages.posttrain.settings import PosttrainSection
@@ -33,6 +34,12 @@ def _is_tasks(value: Any) -> bool:
     return bool(value == "all")
 
 
+class EvaluateParams(EvaluateSection):
+    """Section `evaluate`: of this study's own fit, and of the fits of others that are judged here."""
+
+    fits: dict[str, ExternalFit] = Field(default_factory=dict)
+
+
 class Params(Settings):
     """The whole file."""
 
@@ -50,7 +57,7 @@ class Params(Settings):
         tuple[str, ...] | Literal["all"], allowed(_is_tasks, "all, or a list of target columns such as [age, sex]")
     ] = "all"
     fit_heads: FitHeadsSection = FitHeadsSection()
-    evaluate: EvaluateSection = EvaluateSection()
+    evaluate: EvaluateParams = EvaluateParams()
     report: ReportSection = ReportSection()
     robustness: RobustnessSection = RobustnessSection()
     maps: dict[str, MapSection] = Field(default_factory=dict)

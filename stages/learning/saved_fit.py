@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cache.errors import FingerprintError
 from stages.heads import EnsembleHeads
 from stages.learning.data import Data
+from stages.readers.rows import RowOptions
 
 ENECG_FOLDER = "enecg"
 """Of the enecg preset, inside the folder of the fit."""
+COMPARED = ("derive_leads", "seconds", "amplitude")
+"""How rows were made, where another way gives other answers."""
 
 
 def load_heads(folder: Path, data: Data) -> EnsembleHeads:
@@ -31,3 +37,17 @@ def load_heads(folder: Path, data: Data) -> EnsembleHeads:
                 "run `ensemble fit-heads` again"
             )
     return heads
+
+
+def otherwise_made(rows: Mapping[str, Any], heads: EnsembleHeads) -> list[str]:
+    """Say where a study's rows (`row_options` of records.parquet) were made in another way than a fit learnt from."""
+    of_fit = heads.provenance_.get("rows") or {}
+    if not rows or not of_fit:
+        return []
+    usual = asdict(RowOptions())
+    pairs = {name: [made.get(name, usual[name]) for made in (rows, of_fit)] for name in COMPARED}
+    return [
+        f"the study was ingested with {name}: {as_made}, the fit learnt from rows with {name}: {in_fit}"
+        for name, (as_made, in_fit) in pairs.items()
+        if as_made != in_fit
+    ]

@@ -7,7 +7,7 @@ says of a batch (answering.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from stages.heads.inputs.expert_features import parse_mix
 from stages.heads.inputs.lazy_rows import all_missing
 from stages.learning.data import expert_identity, layer_parts
 from stages.learning.gate_signal import gate_signal, leads_of, reads_signal
+from stages.learning.saved_fit import otherwise_made
 from stages.predict.inputs import InputRow
 from stages.predict.settings import StudyStores
 from stages.readers.at_500_hz import all_at_500_hz
@@ -30,8 +31,6 @@ from stages.readers.files import Recorded, quality_warnings, read_ecg
 from stages.readers.rows import RowOptions
 
 Features = dict[str, np.ndarray]
-COMPARED = ("derive_leads", "seconds", "amplitude")
-"""How rows were made, where another way gives other answers."""
 NO_SIGNAL = np.empty((len(LEADS), 0), dtype=np.float32)
 
 
@@ -186,7 +185,7 @@ class StudyRecords:
         self._only_embedding = parse_mix(heads.layer_mix) == ("embedding",)
         rows_digest = self._rows.digest()
         self.digests = {"records": rows_digest}
-        self.notes = _otherwise_made(self._rows.row_options, heads.provenance_.get("rows") or {})
+        self.notes = otherwise_made(self._rows.row_options, heads)
         self._signals: SignalStore | None = None
         signals_digest = None
         if store_exists(stores.signals):
@@ -243,19 +242,6 @@ class StudyRecords:
         if self._only_embedding:
             return {"embedding": embedding}
         return layer_parts(embedding, store.layer_names, store.layer_dims, lambda: store.read_layers(rows)) | views
-
-
-def _otherwise_made(rows: Mapping[str, Any], of_fit: Mapping[str, Any]) -> list[str]:
-    """Say where a study's rows were made in another way than those that a fit learnt from."""
-    if not rows or not of_fit:
-        return []
-    usual = asdict(RowOptions())
-    pairs = {name: [made.get(name, usual[name]) for made in (rows, of_fit)] for name in COMPARED}
-    return [
-        f"the study was ingested with {name}: {as_made}, the fit learnt from rows with {name}: {in_fit}"
-        for name, (as_made, in_fit) in pairs.items()
-        if as_made != in_fit
-    ]
 
 
 def _usable(location: Any, identity: str | None, rows_digest: str, signals_digest: str | None) -> EmbeddingStore | None:
