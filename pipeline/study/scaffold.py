@@ -23,6 +23,7 @@ TEMPLATES = {
     ".gitignore": "gitignore.txt",
     ".dvcignore": "dvcignore.txt",
     "weights/default": "weights-default.txt",
+    "external/README.md": "external-readme.txt",
 }
 KEPT = "embeddings/${key}.zarr:\n            persist: true"
 MARKED = "embeddings/${key}.json  # stands for the objects: DVC watches files of this machine alone"

@@ -49,6 +49,7 @@ def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
         study.heads / "config.json",
         (study.tables,) if tables is None else (study.tables, tables),
         study.robustness,
+        study.external,
     )
 
 

@@ -16,6 +16,7 @@ from cache.records import Target
 from stages.plots.thumbnail import grid_symbol
 from stages.report import figures, gate_figures, tables, training_figures
 from stages.report.decisions.section import decision_section
+from stages.report.external.section import external_sections
 from stages.report.glossary import TERMS, method_meaning, method_title
 from stages.report.survival import section
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
@@ -68,6 +69,7 @@ def context(
         "bootstrap": metrics["bootstrap"],
         "headline": tables.headline_table(metrics, facts),
         "tasks": [_task(name, metrics, predictions, weights, facts) for name in metrics["tasks"]],
+        "external": external_sections(facts.get("external", [])),
         "cohort": cohort,
         "grid": Markup(grid_symbol()) if facts.get("cases") else "",
         "bad_records": tables.bad_records(records) if facts.get("cases") and not facts["hide_ids"] else [],

@@ -96,6 +96,8 @@ class ReportPaths:
         robustness.json; one of another evaluation is left out, with a warning.
     tables
         Folders of the tables as CSV and LaTeX.
+    external
+        Folder of what fits of other studies are worth here.
     """
 
     records: Path
@@ -112,6 +114,7 @@ class ReportPaths:
     fit: Path | None = None
     tables: tuple[Path, ...] = ()
     robustness: Path | None = None
+    external: Path | None = None
 
 
 @dataclass(frozen=True)

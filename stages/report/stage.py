@@ -17,6 +17,7 @@ from cache.records import open_records
 from cache.signals import open_signals
 from stages.report.cases import case_groups
 from stages.report.costs import method_costs
+from stages.report.external.section import read_external
 from stages.report.journal.files import write_tables
 from stages.report.journal.section import journal_section, journal_tables, run_facts
 from stages.report.page import render
@@ -57,6 +58,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "methods": method_costs(evaluation.get("parameters", {}), run_costs, fit),
         "decisions": decisions.get("tasks", {}),
         "versions": evaluation.get("versions", {}),
+        "external": read_external(paths.external),
         "learning_curve": evaluation.get("learning_curve", {}),
         "missing_points": evaluation.get("missing_points", {}),
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
