@@ -94,7 +94,7 @@ def _drops(found: dict[str, Any]) -> list[str]:
     from stages.scoring.metrics import METRICS
 
     return [
-        f"{METRICS[metric].title} {one['here']['value']:.3f} here, {one['there']['value']:.3f} in its own study "
+        f"{METRICS[metric].title} {one['external']['value']:.3f} here, {one['internal']['value']:.3f} in its own study "
         f"({_signed(one['difference'])})"
         for metric, one in found.items()
     ]

@@ -128,7 +128,7 @@ def _multiclass(theirs: Target, truth: np.ndarray, places: np.ndarray) -> Judged
 
 
 def _multilabel(theirs: Target, truth: np.ndarray, places: np.ndarray) -> JudgedTask:
-    here = np.flatnonzero(places >= 0)
-    here = here[np.argsort(places[here])]
-    classes = tuple(theirs.classes[k] for k in places[here])
-    return JudgedTask(replace(theirs, classes=classes), truth[:, here], places[here])
+    shared = np.flatnonzero(places >= 0)
+    shared = shared[np.argsort(places[shared])]
+    classes = tuple(theirs.classes[k] for k in places[shared])
+    return JudgedTask(replace(theirs, classes=classes), truth[:, shared], places[shared])

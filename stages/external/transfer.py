@@ -1,4 +1,4 @@
-"""How much is lost from the patients of the fit's own study to these: headline metrics there, here, and the drop."""
+"""How much is lost from the patients of the fit's own study to these: headline metrics internal, here, and the drop."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MACRO = {"auroc_macro": "auroc", "auprc_macro": "auprc"}
 """Macro metric -> what it is a mean of, over classes."""
 
 
-def transfer(target: Target, here: PredictionBlock, theirs: Predictions, method: str, draws: Draws) -> Json:
-    """Return METRIC -> {"here", "there", "difference"}, each with an interval, of the task's headline metrics.
+def transfer(target: Target, block: PredictionBlock, theirs: Predictions, method: str, draws: Draws) -> Json:
+    """Return METRIC -> {"external", "internal", "difference"}, each with an interval, of the task's headline metrics.
 
     The two samples of patients are drawn independently. Macro metrics are means over the classes for which both
     cohorts define them (`n_classes`). Empty where the other study has no test prediction of the task by that method.
@@ -29,37 +29,37 @@ def transfer(target: Target, here: PredictionBlock, theirs: Predictions, method:
     whole = theirs.tasks[name]
     if not theirs.read(name, method, "test").labelled.any():
         return {}
-    there = _sample(whole, labelled_test_block(theirs, name, method), Draws(draws.n, draws.seed + 1))
-    ours = _sample(target, here, draws)
-    return {metric: _compared(metric, (target, ours), (whole, there)) for metric in HEADLINE[target.kind]}
+    internal = _sample(whole, labelled_test_block(theirs, name, method), Draws(draws.n, draws.seed + 1))
+    external = _sample(target, block, draws)
+    return {metric: _compared(metric, (target, external), (whole, internal)) for metric in HEADLINE[target.kind]}
 
 
 def _sample(target: Target, block: PredictionBlock, draws: Draws) -> Bootstrap:
     return bootstrap_block(target, block, np.unique(block.patient_ids.astype(str)), draws)
 
 
-def _compared(metric: str, ours: tuple[Target, Bootstrap], there: tuple[Target, Bootstrap]) -> Json:
+def _compared(metric: str, external: tuple[Target, Bootstrap], internal: tuple[Target, Bootstrap]) -> Json:
     if metric in MACRO:
-        values, n_classes = _macro(MACRO[metric], ours, there)
+        values, n_classes = _macro(MACRO[metric], external, internal)
         counted = {"n_classes": n_classes}
     else:
-        values = [(sample.values[metric], sample.replicates[metric]) for _, sample in (ours, there)]
+        values = [(sample.values[metric], sample.replicates[metric]) for _, sample in (external, internal)]
         counted = {}
-    (here_value, here_drawn), (there_value, there_drawn) = values
+    (external_value, external_drawn), (internal_value, internal_drawn) = values
     pairs = {
-        "here": (here_value, here_drawn),
-        "there": (there_value, there_drawn),
-        "difference": (here_value - there_value, here_drawn - there_drawn),
+        "external": (external_value, external_drawn),
+        "internal": (internal_value, internal_drawn),
+        "difference": (external_value - internal_value, external_drawn - internal_drawn),
     }
     return {name: _interval(*pair) for name, pair in pairs.items()} | counted
 
 
 def _macro(
-    metric: str, ours: tuple[Target, Bootstrap], there: tuple[Target, Bootstrap]
+    metric: str, external: tuple[Target, Bootstrap], internal: tuple[Target, Bootstrap]
 ) -> tuple[list[tuple[float, np.ndarray]], int]:
-    shared = [name for name in ours[0].classes if name in there[0].classes]
+    shared = [name for name in external[0].classes if name in internal[0].classes]
     tables = []
-    for target, sample in (ours, there):
+    for target, sample in (external, internal):
         places = [target.classes.index(name) for name in shared]
         tables.append((sample.per_class[metric][places], sample.per_class_replicates[metric][places]))
     defined = np.isfinite(tables[0][0]) & np.isfinite(tables[1][0])

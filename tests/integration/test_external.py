@@ -63,11 +63,11 @@ def test_a_fit_is_judged_on_other_patients(two_studies, ensemble):
     here, there = rows_of("external/a/predictions.parquet", "sex"), rows_of("../a/predictions.parquet", "sex")
     assert len(here) == 40
     moved = metrics["transfer"]["sex"]["auroc"]
-    assert moved["here"]["value"] == pytest.approx(roc_auc_score(here["y_true"], here["y_pred"]))
-    assert moved["there"]["value"] == pytest.approx(roc_auc_score(there["y_true"], there["y_pred"]))
-    assert moved["difference"]["value"] == pytest.approx(moved["here"]["value"] - moved["there"]["value"])
+    assert moved["external"]["value"] == pytest.approx(roc_auc_score(here["y_true"], here["y_pred"]))
+    assert moved["internal"]["value"] == pytest.approx(roc_auc_score(there["y_true"], there["y_pred"]))
+    assert moved["difference"]["value"] == pytest.approx(moved["external"]["value"] - moved["internal"]["value"])
     age = rows_of("external/a/predictions.parquet", "age")
-    assert metrics["transfer"]["age"]["mae"]["here"]["value"] == pytest.approx(
+    assert metrics["transfer"]["age"]["mae"]["external"]["value"] == pytest.approx(
         mean_absolute_error(age["y_true"], age["y_pred"])
     )
     slope = np.polyfit(age["y_pred"], age["y_true"], 1)[0]
@@ -108,18 +108,18 @@ def test_another_expert_and_what_is_no_fit_are_refused(two_studies, ensemble):
 def test_the_names_of_params_yaml_say_which_target_and_class_is_which(two_studies, ensemble):
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["evaluate"]["fits"] = {
-        "there": {"study": "../a", "targets": {"age": "sex"}},
+        "fitted": {"study": "../a", "targets": {"age": "sex"}},
         "other": {"study": "../a", "recalibrated_on": [10]},
     }
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    done = ensemble("evaluate", "--fit", "there")
+    done = ensemble("evaluate", "--fit", "fitted")
     assert "not judged: age: it is regression in the fit and binary here" in done.stdout
     assert ensemble("evaluate", "--fit", "other").returncode == 0
     found = json.loads(Path("external/other/metrics.json").read_text())
     assert [entry["patients"] for entry in found["recalibration"]["age"]] == [10]
-    params["evaluate"]["fits"]["there"]["targets"] = {"size": "sex"}
+    params["evaluate"]["fits"]["fitted"]["targets"] = {"size": "sex"}
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert "the fit has no task 'size'" in ensemble("evaluate", "--fit", "there").stderr
+    assert "the fit has no task 'size'" in ensemble("evaluate", "--fit", "fitted").stderr
 
 
 @pytest.mark.slow
@@ -144,6 +144,6 @@ def test_through_dvc_ptbxl_is_judged_on_ludb(tmp_path, test_data):
     assert metrics["tasks"]["sex"]["methods"]["gate"]["auroc"]["value"] == pytest.approx(
         roc_auc_score(here["y_true"], here["y_pred"])
     )
-    assert 0.6 < metrics["transfer"]["sex"]["auroc"]["here"]["value"] < 1
+    assert 0.6 < metrics["transfer"]["sex"]["auroc"]["external"]["value"] < 1
     assert 'id="external"' in (tmp_path / "b/report.html").read_text()
     assert "up to date" in run("dvc", "status", cwd=tmp_path / "b")

@@ -37,11 +37,11 @@ def test_every_extra_that_a_message_names_is_one():
 
 def test_a_cluster_without_dask_is_one_line_that_names_the_extra(monkeypatch):
     from cache.errors import UsageError
-    from pipeline.compute import cluster
+    from pipeline.compute.tasks import connected
 
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match=r"pip install 'ecg-ensemble\[cluster\]'"):
-        cluster._connect("tcp://127.0.0.1:9")
+        connected("tcp://127.0.0.1:9").__enter__()
 
 
 @pytest.mark.slow

@@ -55,8 +55,10 @@ def _rows(metrics: Json, task: str) -> list[Json]:
     rows = []
     for metric in found["headline"]:
         places = decimals(metrics, task, metric)
-        parts = moved.get(metric) or {"here": found["methods"][main_method(list(found["methods"]))][metric]}
-        cells = [_cell(parts.get(name), places, sign=name == "difference") for name in ("here", "there", "difference")]
+        parts = moved.get(metric) or {"external": found["methods"][main_method(list(found["methods"]))][metric]}
+        cells = [
+            _cell(parts.get(name), places, sign=name == "difference") for name in ("external", "internal", "difference")
+        ]
         unit = f", {found['unit']}" if METRICS[metric].has_unit and found["unit"] else ""
         rows.append({"task": task, "metric": METRICS[metric].title + unit, "n": found["n"]["test"], "cells": cells})
     return rows
@@ -88,10 +90,10 @@ def _calibration(metrics: Json, task: str, found: Json) -> list[Json]:
 def _figure(metrics: Json) -> str:
     """Draw the main method of this study and of the fit's own, for tasks judged by an AUROC."""
     rows = [
-        (task, [("s0", one[metric]["here"]), ("s9", one[metric]["there"])])
+        (task, [("s0", one[metric]["external"]), ("s9", one[metric]["internal"])])
         for task, one in metrics["transfer"].items()
         for metric in one
-        if metric.startswith("auroc") and one[metric]["here"]["value"] is not None
+        if metric.startswith("auroc") and one[metric]["external"]["value"] is not None
     ]
     return figures.interval_figure(f"Fit {metrics['fit']} here and in its own study", rows, "auroc", 3) if rows else ""
 
