@@ -13,12 +13,16 @@ from cache.errors import InputError
 from cache.signals import LEADS
 from stages.readers.files import facts_of, read_ecg
 from tests.hospital import write_binary, write_xml
-from tests.hospital.cases import ONE_EACH, WAYS
+from tests.hospital.cases import ONE_EACH, WAYS, Way
 from tests.hospital.ecgs import EIGHT, FAMILY, SECRETS, beats_uv, ecg_of
 
 LONGEST_S = 5.0
 N_CUTS, N_MUTATED = 14, 40
-FUZZED = {**ONE_EACH, "scp, Huffman": WAYS["scp, Huffman of second differences"]}
+FUZZED = {
+    **ONE_EACH,
+    "scp, Huffman": WAYS["scp, Huffman of second differences"],
+    "cardiosoft, exercise test": Way("GE CardioSoft XML", write_xml.cardiosoft_exercise),
+}
 
 
 def looked_at(path):

@@ -22,6 +22,7 @@ import sierraecg
 from ecgdatakit.parsing.parser import FileParser
 
 from cache import open_records
+from cache.errors import InputError
 from cache.signals import LEADS
 from stages.readers.files import facts_of, known_format, read_ecg
 from stages.readers.rows import RowOptions
@@ -253,15 +254,29 @@ def test_real_files_are_ingested_as_they_are(real, tmp_path):
     assert not any("amplitude: " in note for notes in frame["notes"] for note in notes)
 
 
-def test_the_edf_files_that_pyedflib_ships_are_what_pyedflib_says():
-    """Generated signals, no ECGs: two of them are called I and II here."""
-    folder = Path(pyedflib.__file__).parent / "tests" / "data"
-    names = (("sine 8 Hz", "I"), ("sine 15 Hz", "II"))
-    for name in ("test_generator.edf",):
-        one = read_ecg(folder / name, RowOptions(lead_names=names))
-        with pyedflib.EdfReader(str(folder / name)) as file:
-            labels = file.getSignalLabels()
-            for row, (label, _) in enumerate(names):
-                values = file.readSignal(labels.index(label))[: one.signals_mv.shape[1]]
-                limit_uv = np.clip(values, -32767, 32767)
-                assert np.abs(one.signals_mv[row] * 1000 - limit_uv).max() < 0.51
+SHIPPED = Path(pyedflib.__file__).parent / "tests" / "data"
+EDF_NAMES = {
+    "test_generator.edf": (("sine 8 Hz", "I"), ("sine 15 Hz", "II")),
+    "test_legacy.edf": (("sine 8 Hz", "I"), ("sine 15 Hz", "II")),
+    "test_subsecond.edf": (("Fp1", "I"),),
+    "test_utf8.edf": (("Fp1", "I"),),
+}
+
+
+@pytest.mark.parametrize("name", EDF_NAMES)
+def test_the_edf_files_that_pyedflib_ships_are_what_pyedflib_says(name):
+    """Generated signals and an EEG, no ECGs: some of their channels are called I and II here."""
+    one = read_ecg(SHIPPED / name, RowOptions(lead_names=EDF_NAMES[name]))
+    with pyedflib.EdfReader(str(SHIPPED / name)) as file:
+        labels = file.getSignalLabels()
+        for label, lead in EDF_NAMES[name]:
+            found = one.signals_mv[LEADS.index(lead)]
+            values = file.readSignal(labels.index(label))[: len(found)]
+            assert np.abs(found * 1000 - np.clip(values, -32767, 32767)).max() < 0.51
+            assert one.rate_hz == file.getSampleFrequency(labels.index(label))
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.bdf")), ids=lambda path: path.name)
+def test_the_bdf_files_that_pyedflib_ships_say_why_they_are_not_read(path):
+    with pytest.raises(InputError, match="24-bit BioSemi"):
+        read_ecg(path)
