@@ -9,6 +9,7 @@ import openpyxl
 import pandas as pd
 import pytest
 import scipy.io
+import yaml
 
 from cache import open_records, open_signals
 from cache.errors import InputError, UsageError
@@ -276,6 +277,26 @@ def test_experts_that_need_millivolts_are_refused_one_by_one_unless_asked(echone
     assert embedder("seed", zscores_as_mv=True).run().n_embedded == 4
     # This one ranks the samples of each lead: what a unit of them is changes nothing.
     assert embedder("openecg").run().n_embedded == 4
+
+
+def test_the_command_refuses_and_takes_z_scores_as_the_study_or_the_option_says(
+    echonext, tmp_path, monkeypatch, ensemble
+):
+    study = tmp_path / "study"
+    study.mkdir()
+    params = {"cohort": {"source": "echonext", "path": str(echonext)}, "experts": {"seed": None}}
+    params["machine"] = {"device": "cpu", "workers": 1}
+    (study / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(study)
+    assert ensemble("ingest")[0] == 0
+    code, _, err = ensemble("embed", "--expert", "seed")
+    assert code == 2
+    assert "expert 'seed' needs millivolts, and the signals of echonext are z-scores" in err
+    assert ensemble("embed", "--expert", "seed", "--zscores-as-mv", "--dry-run")[0] == 0
+    params["experts"] = {"seed": {"zscores_as_mv": True}}
+    (study / "params.yaml").write_text(yaml.safe_dump(params))
+    code, _, err = ensemble("embed", "--expert", "seed")
+    assert code == 0, err
 
 
 def test_a_study_of_z_scores_says_of_new_ecgs_that_they_are_in_millivolts(tmp_path):
