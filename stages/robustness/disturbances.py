@@ -43,6 +43,8 @@ class Disturbance:
     @property
     def words(self) -> str:
         """What was done, for people."""
+        if self.level == 1:
+            return "1 lead"
         return WORDS[self.kind].format(level=f"{self.level:g}" if isinstance(self.level, (int, float)) else self.level)
 
 

@@ -207,4 +207,5 @@ def test_kinds_and_levels_have_stable_names():
         "RA-LL exchanged",
         "LA-LL exchanged",
     ]
+    assert [one.words for one in found if one.kind == "leads"] == ["8 leads", "6 leads", "2 leads", "1 lead"]
     assert RobustnessSection().kinds == KINDS
