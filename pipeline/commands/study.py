@@ -25,8 +25,10 @@ def add_to(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The study's folder; made if it is not there.")],
-    source: Annotated[str, typer.Option(help="Kind of cohort; docs/cohorts.md lists them.")],
-    path: Annotated[Path, typer.Option(help="Folder with the records.")],
+    source: Annotated[
+        list[str], typer.Option(help="Kind of cohort; docs/cohorts.md lists them. Repeated with --path: several.")
+    ],
+    path: Annotated[list[Path], typer.Option(help="Folder with the records, of each --source.")],
     labels: Annotated[Path | None, typer.Option(help="Table of labels (sources files, wfdb, arrays).")] = None,
     option: Annotated[
         list[str] | None,
@@ -43,7 +45,12 @@ def init(
     """
     from pipeline.study.scaffold import make_study
 
-    made = make_study(folder, source, path, labels, embeddings, _options(option or []))
+    if len(source) != len(path):
+        raise UsageError(f"--source {source[-1]}: there are {len(source)} --source and {len(path)} --path; give pairs")
+    if len(source) > 1 and (labels or option):
+        raise UsageError("--labels, --option: with several sources, write them under cohorts in params.yaml")
+    (first, folder_of_first), *more = zip(source, path, strict=True)
+    made = make_study(folder, first, folder_of_first, labels, embeddings, _options(option or []), more)
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
 

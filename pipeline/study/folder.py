@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cache.errors import MissingFileError, UsageError
 from cache.storage.locations import Location, within
+from pipeline.study.cohorts import SEVERAL, sources_of
 from pipeline.study.params import EMBEDDINGS, PARAMS_FILE, SIGNALS, Params, option_fault, read_params
 from stages.embed.settings import DEFAULT_WEIGHTS, ExpertSection
 from stages.ingest.settings import CohortSection
@@ -29,7 +30,8 @@ class Study:
         from stages.cohorts import check_options
 
         params = read_params(self.folder)
-        check_options(params.cohort.source, params.cohort.options, f"{self.folder / PARAMS_FILE}: cohort.options")
+        place = "cohorts" if params.cohort.source == SEVERAL else "cohort.options"
+        check_options(params.cohort.source, params.cohort.options, f"{self.folder / PARAMS_FILE}: {place}")
         return params
 
     @property
@@ -135,9 +137,10 @@ class Study:
         """Claims, run records and caches: outside every DVC output, safe to delete."""
         return self.folder / ".ensemble"
 
-    def cohort_path(self) -> Path:
-        """Folder with the raw records."""
-        return self.folder / Path(self.params.cohort.path).expanduser()
+    def source_folders(self) -> dict[str, tuple[str, Path]]:
+        """Return what the column `source` may say -> kind of source, and the folder with its raw records."""
+        found = sources_of(self.params.cohort)
+        return {name: (kind, self.folder / Path(path).expanduser()) for name, (kind, path) in found.items()}
 
     @property
     def seed(self) -> int:

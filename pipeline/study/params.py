@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import MissingFileError, UsageError
+from pipeline.study.cohorts import as_one_cohort
 from stages.ecg_map.settings import MapSection
 from stages.embed.settings import EmbedSection, ExpertSection
 from stages.evaluate.settings import EvaluateSection
@@ -86,6 +87,7 @@ def read_params(folder: Path = Path()) -> Params:
         if entry is None:
             content["experts"][name] = {}
     _refuse_moved(path, content)
+    content = as_one_cohort(path, content)
     try:
         params = Params.model_validate(content)
     except ValidationError as error:

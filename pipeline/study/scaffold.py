@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def make_study(
     labels: Path | None = None,
     embeddings: str | None = None,
     options: Mapping[str, Any] | None = None,
+    more: Sequence[tuple[str, Path]] = (),
 ) -> list[str]:
     """Write a study's files and run `dvc init` there; refuses to overwrite any.
 
@@ -46,6 +47,8 @@ def make_study(
         Where the embedding stores lie, such as s3://bucket/study/embeddings; None: in the study.
     options
         Of the source, as `cohort.options` holds them.
+    more
+        Kinds and folders of further sources: then params.yaml has `cohorts`, one section a source.
 
     Returns
     -------
@@ -58,50 +61,93 @@ def make_study(
     MissingFileError
         No such records folder.
     """
-    from stages.cohorts import open_cohort
-
     path = path.expanduser().resolve()
     chosen = {**(options or {}), **({"labels": str(labels.expanduser().resolve())} if labels else {})}
-    cohort = open_cohort(source, path, chosen)
+    sources = [(source, path, chosen), *((kind, place.expanduser().resolve(), {}) for kind, place in more)]
+    deps = [dep for one in sources for dep in _watched(*one)]
     if embeddings is not None and not isinstance(location_of(embeddings), ObjectPath):
         raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
     present = [name for name in TEMPLATES if (folder / name).exists()]
     if present:
         raise UsageError(f"{folder} holds {present[0]} already; choose another folder or remove it")
-    named = [Path(value) if Path(value).is_absolute() else path / value for value in map(str, chosen.values())]
-    deps = [str(path / name) for name in cohort.manifests if (path / name).exists()]
-    deps += [str(file) for file in named if file.is_file()]
     for name, template in TEMPLATES.items():
         text = files("pipeline.study").joinpath("templates", template).read_text(encoding="utf-8")
-        write_text(folder / name, _filled(text, source, str(path), chosen, deps, embeddings))
+        write_text(folder / name, _filled(text, sources, deps, embeddings))
     _dvc_init(folder)
     return [*TEMPLATES, ".dvc/"]
 
 
-def _filled(
-    text: str, source: str, path: str, options: Mapping[str, Any], deps: list[str], embeddings: str | None
-) -> str:
-    def inline(value: object) -> str:
-        return (
-            yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-            .removesuffix("...\n")
-            .strip()
-        )
+def _watched(source: str, path: Path, options: Mapping[str, Any]) -> list[str]:
+    """Return the lists and labels of a source that DVC watches."""
+    from stages.cohorts import open_cohort
 
-    listed = "".join(f"\n      - {inline(dep)}" for dep in deps)
+    cohort = open_cohort(source, path, options)
+    named = [Path(value) if Path(value).is_absolute() else path / value for value in map(str, options.values())]
+    deps = [str(path / name) for name in cohort.manifests if (path / name).exists()]
+    return deps + [str(file) for file in named if file.is_file()]
+
+
+def _inline(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+COHORT = """cohort:
+  source: @SOURCE@        # kind of cohort; docs/cohorts.md lists them
+  path: @PATH@
+  limit: null             # take only the first N records
+  derive_leads: false     # compute limb leads that a file lacks from I and II
+  pace_spikes: false      # count pacemaker spikes
+  seconds: 10             # kept of each record from its beginning, or all
+  options: @OPTIONS@      # what this source lets you choose, see docs/cohorts.md"""
+COHORT_PARAMS = "\n".join(
+    f"      - cohort.{key}" for key in ("source", "path", "limit", "derive_leads", "pace_spikes", "seconds", "options")
+)
+COHORTS = """cohorts:                  # name: section, as `cohort` has for one source (docs/cohorts.md)
+"""
+COHORTS_ENTRY = """  @NAME@:
+    source: @SOURCE@
+    path: @PATH@
+    limit: null           # take only the first N records
+    options: {}           # what this source lets you choose
+    targets: {}           # where names, classes or units differ, such as {sex: gender}; NAME: null leaves one out"""
+
+
+def _cohorts(sources: Sequence[tuple[str, Path, Mapping[str, Any]]]) -> str:
+    """Return the part of params.yaml that names the sources."""
+    if len(sources) == 1:
+        source, path, options = sources[0]
+        values = {"@SOURCE@": _inline(source), "@PATH@": _inline(str(path)), "@OPTIONS@": _inline(dict(options))}
+        return _replaced(COHORT, values)
+    kinds = [source for source, _, _ in sources]
+    names = [kind if kinds.count(kind) == 1 else f"{kind}-{k + 1}" for k, kind in enumerate(kinds)]
+    entries = [
+        _replaced(COHORTS_ENTRY, {"@NAME@": name, "@SOURCE@": _inline(source), "@PATH@": _inline(str(path))})
+        for name, (source, path, _) in zip(names, sources, strict=True)
+    ]
+    return COHORTS + "\n".join(entries)
+
+
+def _replaced(text: str, values: Mapping[str, str]) -> str:
+    for mark, value in values.items():
+        text = text.replace(mark, value)
+    return text
+
+
+def _filled(
+    text: str, sources: Sequence[tuple[str, Path, Mapping[str, Any]]], deps: list[str], embeddings: str | None
+) -> str:
+    listed = "".join(f"\n      - {_inline(dep)}" for dep in deps)
     values = {
-        "@SOURCE@": inline(source),
-        "@PATH@": inline(path),
-        "@OPTIONS@": inline(dict(options)),
+        "@COHORT@": _cohorts(sources),
+        "@COHORT_PARAMS@": COHORT_PARAMS if len(sources) == 1 else "      - cohorts",
         "@SHARD@": "1024",
-        "@EMBEDDINGS@": inline(embeddings or EMBEDDINGS),
+        "@EMBEDDINGS@": _inline(embeddings or EMBEDDINGS),
         "@EMBEDDED@": MARKED if embeddings else KEPT,
         "@EMBED_PARAMS@": "\n        - embeddings" if embeddings else "",
         "@INGEST_DEPS@": f"\n    deps:{listed}" if deps else "",
     }
-    for mark, value in values.items():
-        text = text.replace(mark, value)
-    return text
+    return _replaced(text, values)
 
 
 def _dvc_init(folder: Path) -> None:

@@ -102,11 +102,14 @@ def _study() -> Iterator[Finding]:
     except EnsembleError as error:
         yield Finding(FAIL, str(error), "correct params.yaml")
         return
-    yield Finding(PASS, f"params.yaml: {len(params.experts)} experts, cohort {params.cohort.source}")
-    if study.cohort_path().is_dir():
-        yield Finding(PASS, f"records folder {params.cohort.path}")
-    else:
-        yield Finding(WARN, f"records folder {params.cohort.path} is not there", "set cohort.path in params.yaml")
+    sources = study.source_folders()
+    kinds = f"{'cohort' if len(sources) == 1 else 'cohorts'} {', '.join(sources)}"
+    yield Finding(PASS, f"params.yaml: {len(params.experts)} experts, {kinds}")
+    for name, (_, folder) in sources.items():
+        if folder.is_dir():
+            yield Finding(PASS, f"records folder {folder}")
+        else:
+            yield Finding(WARN, f"records folder {folder} of {name} is not there", "set its path in params.yaml")
     yield from _storage(study)
     for name in params.experts:
         yield from _expert(study, name)

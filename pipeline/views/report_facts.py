@@ -117,11 +117,12 @@ def _sources(study: Study) -> list[str]:
 def _overlaps(study: Study, experts: Sequence[ExpertFacts]) -> list[str]:
     """Warn where an expert's published weights have seen records of the cohort that it is judged on."""
     sources = _sources(study)
+    kinds = {name: kind for name, (kind, _) in study.source_folders().items()}
     return [
         overlap_warning(expert.name, source, seen)
         for expert in experts
         for source in sources
-        if (seen := shared_collections(source, expert.pretrained_on))
+        if (seen := shared_collections(kinds.get(source, source), expert.pretrained_on))
     ]
 
 

@@ -88,7 +88,7 @@ def _known() -> dict[str, type[Cohort]]:
 
 def list_cohorts() -> list[str]:
     """Names of every source. An installed package whose source cannot be imported is left out, with a warning."""
-    return sorted(_known())
+    return sorted(name for name, cls in _known().items() if not cls.of_others)
 
 
 def cohort_class(source: str) -> type[Cohort]:

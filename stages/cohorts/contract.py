@@ -7,6 +7,7 @@ Not here: which sources there are (_registry.py), file formats (stages/readers),
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -80,12 +81,15 @@ class Entries:
         One line each: what was missing, how many labels were left out and why.
     published
         What the numbers in `fold` mean, where there are any.
+    published_of
+        Of several sources (column `source`): name -> `published` of each. Each is split by itself.
     """
 
     frame: pd.DataFrame
     targets: list[Target]
     notes: list[str] = field(default_factory=list)
     published: Published | None = None
+    published_of: Mapping[str, Published | None] = field(default_factory=dict)
 
 
 class Cohort(ABC):
@@ -100,6 +104,9 @@ class Cohort(ABC):
     options_type: ClassVar[type[Options]] = Options
     holds: ClassVar[tuple[str, ...] | None] = None
     """Published collections whose records these are, or may be; None: one that has the source's own name."""
+
+    of_others: ClassVar[bool] = False
+    """Whether it only joins other sources; then no list of sources names it."""
 
     seconds: float | None = SECONDS_KEPT
     """What is kept of a record from its beginning, so that no more need be read; None: all."""
@@ -145,6 +152,10 @@ class Cohort(ABC):
         from stages.cohorts.labels.fold_table import with_folds
 
         return with_folds(found, self.folder, self.options.folds, self.options.folds_column)
+
+    def places(self, frame: pd.DataFrame) -> list[str]:
+        """Return what `read` takes, for rows of a table: their paths."""
+        return list(frame["path"])
 
     def read(self, path: str) -> Recording | Counts:
         """Read one record (WFDB, unless a source says otherwise).

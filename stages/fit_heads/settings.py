@@ -39,7 +39,8 @@ class FitHeadsSection(Settings):
     preset
         "enecg": fit the published recipe as well, on the same folds.
     folds
-        "split": the table's train, val and test; "all": every fold is tested once; a number: in so many groups.
+        "split": the table's train, val and test; "all": every fold is tested once; a number: in so many groups;
+        "source": each source is tested once, by a fit of the others.
     options
         Of heads and gate.
     operating_points
@@ -49,7 +50,9 @@ class FitHeadsSection(Settings):
     """
 
     preset: Literal["default", "enecg"] = "default"
-    folds: Annotated[int | Literal["split", "all"], number_or("split", "all", least=3, whole=True)] = "split"
+    folds: Annotated[
+        int | Literal["split", "all", "source"], number_or("split", "all", "source", least=3, whole=True)
+    ] = "split"
     options: StudyFitOptions = StudyFitOptions()
     operating_points: OperatingPointsSection = OperatingPointsSection()
     conformal: ConformalSection = ConformalSection()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cache.errors import InputError
+from cache.errors import InputError, UsageError
 from cache.fingerprint import text_digest
 from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
 from stages.cohorts import Entries, Published
@@ -88,6 +88,8 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
     InputError
         The table is of another source, has other targets, or had too few patients to be split.
     """
+    if entries.published_of:
+        raise InputError(f"{records_path}: --append takes more of one source; ingest several cohorts without --append")
     kept = open_records(records_path)
     others = set(kept["source"]) - {source}
     if others:
@@ -115,8 +117,12 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
 
 def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
     """Name every row and its patient."""
+    if entries.published_of and limit is not None:
+        raise UsageError(f"--limit {limit}: with several cohorts, give each a `limit` under cohorts in params.yaml")
     frame = entries.frame if limit is None else entries.frame.head(limit)
-    frame = frame.reset_index(drop=True).assign(source=source)
+    frame = frame.reset_index(drop=True)
+    if not entries.published_of:
+        frame["source"] = source
     if not len(frame):
         raise InputError(f"source '{source}' lists no record")
     _check_names(entries.targets)
@@ -220,6 +226,8 @@ def _free(name: str, taken: set[str | None]) -> str:
 
 
 def _add_folds(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
+    if entries.published_of:
+        return _add_folds_by_source(frame, entries, seed)
     if "fold" in frame:
         _check_patients(frame)
         published = _published(entries, frame["fold"])
@@ -234,6 +242,24 @@ def _add_folds(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
         return [f"{n_patients} patients cannot be split: all records are train"]
     frame["split"] = split_names(frame["fold"].to_numpy(), val=n_folds - 2, test=n_folds - 1)
     return []
+
+
+def _add_folds_by_source(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
+    """Split each source as it would be split alone: its own folds where it has some, else dealt to its patients."""
+    notes, parts = [], []
+    for name, published in entries.published_of.items():
+        part = frame[frame["source"] == name].copy()
+        targets = [target for target in entries.targets if part[target.name].notna().any()]
+        if "fold" in part and part["fold"].isna().all():
+            part = part.drop(columns="fold")
+        elif "fold" in part:
+            part["fold"] = part["fold"].astype(int)
+        alone = replace(entries, targets=targets, published=published, published_of={})
+        notes += [f"{name}: {note}" for note in _add_folds(part, alone, seed)]
+        parts.append(part[["fold", "split"]])
+    dealt = pd.concat(parts).loc[frame.index]
+    frame["fold"], frame["split"] = dealt["fold"].astype(int), dealt["split"]
+    return notes
 
 
 def _check_patients(frame: pd.DataFrame) -> None:

@@ -44,6 +44,25 @@ class CohortSection(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class NamedCohortSection(CohortSection):
+    """One entry of section `cohorts` of params.yaml: a source of several in one study.
+
+    Attributes
+    ----------
+    name
+        What its records have in the column `source`; the source's own name if not given.
+    targets
+        The study's target -> this source's; checked by `stages.cohorts.several`.
+    """
+
+    name: str | None = None
+    targets: Any = None
+
+
+SHARED_KEYS = ("derive_leads", "pace_spikes", "seconds", "hash_patients")
+"""What is one for all rows of a study, whatever the source."""
+
+
 class IngestSettings(CohortSection):
     """What one run of ingest is asked for.
 

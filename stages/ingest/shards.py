@@ -67,7 +67,7 @@ def pending_tasks(
 ) -> list[Task]:
     """Return the shards that are not complete."""
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
-    paths, tasks = rows.frame["path"].tolist(), []
+    paths, tasks = cohort.places(rows.frame), []
     for shard in range(rows.n_kept // store.shard_records, store.n_shards):
         held = store.rows_of(shard)
         first = max(held.start, rows.n_kept)

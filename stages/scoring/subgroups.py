@@ -1,4 +1,4 @@
-"""Does it work for everybody? The headline metric within age bands and sexes.
+"""Does it work for everybody? The headline metric within age bands, sexes and sources.
 
 Lives here: who belongs to which group, and the groups' metrics. Not here: choosing the methods shown (`comparison`).
 """
@@ -22,7 +22,7 @@ SEX_NAMES = {"f": "female", "female": "female", "m": "male", "male": "male"}
 
 
 def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
-    """Return {"age_years" | "sex": {GROUP: {"n", "patients", "methods": {METHOD: {METRIC: interval}}}}}.
+    """Return {"age_years" | "sex" | "source": {GROUP: {"n", "patients", "methods": {METHOD: {METRIC: interval}}}}}.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def subgroups(comparison: Comparison, records: pd.DataFrame) -> dict[str, Any]:
 
 def groupings(records: pd.DataFrame) -> dict[str, dict[str, pd.Index]]:
     """Return grouping -> group -> the ids of its records; a grouping whose column the table lacks is left out."""
-    found = {"age_years": _age_bands(records), "sex": _sexes(records)}
+    found = {"age_years": _age_bands(records), "sex": _sexes(records), "source": _sources(records)}
     return {grouping: groups for grouping, groups in found.items() if groups}
 
 
@@ -69,6 +69,15 @@ def _sexes(records: pd.DataFrame) -> dict[str, pd.Index]:
     if len(set(called)) < len(called):  # "F" and "female" in one column: whoever wrote it told them apart
         called = list(target.classes)
     return {name: names[sex == code] for code, name in sorted(enumerate(called), key=lambda item: item[1])}
+
+
+def _sources(records: pd.DataFrame) -> dict[str, pd.Index]:
+    """Return the records of each source; nothing where all are of one."""
+    if "source" not in records:
+        return {}
+    source, names = records["source"].astype(str).to_numpy(), pd.Index(records["record_id"])
+    known = sorted(set(source))
+    return {name: names[source == name] for name in known} if len(known) > 1 else {}
 
 
 def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:

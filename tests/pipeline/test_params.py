@@ -46,7 +46,7 @@ def test_what_is_not_said_has_a_default(tmp_path):
         ({"machine": {"memory_gb": "much"}}, "machine.memory_gb 'much' is not allowed; it must be auto, or a number"),
         (
             {"fit_heads": {"folds": 2}},
-            "fit_heads.folds 2 is not allowed; it must be split, all, or a whole number from",
+            "fit_heads.folds 2 is not allowed; it must be split, all, source, or a whole number from",
         ),
         (
             {"cohort": {**MINIMAL["cohort"], "seconds": 0}},
