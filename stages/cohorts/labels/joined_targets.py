@@ -83,22 +83,22 @@ def mapped(source: SourceEntries, rules: TargetRules, *, only: bool = False) -> 
     InputError
         A rule names a target or class that the source does not have.
     """
-    own = {target.name: target for target in source.entries.targets}
+    known = {target.name: target for target in source.entries.targets}
     taken = {name if rule is None else rule.source_name or name for name, rule in rules.items()}
-    if unknown := sorted(taken - own.keys()):
+    if unknown := sorted(taken - known.keys()):
         raise InputError(
-            f"cohorts: source '{source.name}' has no target '{unknown[0]}'; it has: {', '.join(own) or 'none'}"
+            f"cohorts: source '{source.name}' has no target '{unknown[0]}'; it has: {', '.join(known) or 'none'}"
         )
-    kept = {} if only else {name: TargetRule() for name in own if name not in taken}
+    kept = {} if only else {name: TargetRule() for name in known if name not in taken}
     if clash := sorted(kept.keys() & rules.keys()):
         raise InputError(
             f"cohorts: source '{source.name}' has a target '{clash[0]}' of its own beside the one that `targets` names "
             f"so; give that one another name, such as targets: {{other_{clash[0]}: {clash[0]}}}"
         )
-    frame = source.entries.frame.drop(columns=list(own))
+    frame = source.entries.frame.drop(columns=list(known))
     targets = []
     for name, rule in {**{n: r for n, r in rules.items() if r is not None}, **kept}.items():
-        column, found = _changed(source, own[rule.source_name or name], rule)
+        column, found = _changed(source, known[rule.source_name or name], rule)
         frame[name] = column
         targets.append(replace(found, name=name))
     return SourceEntries(source.name, replace(source.entries, frame=frame, targets=targets))
@@ -186,12 +186,12 @@ def _refuse_other(first: Target, first_source: str, target: Target, source: str)
                 f"cohorts: target '{target.name}' has the {what} {one} in source '{first_source}' and {other} in "
                 f"'{source}'; {_way_out(target, source)}"
             )
-    one, other = class_names(first), class_names(target)
-    if set(one) != set(other):
-        odd = next(name for name in (*other, *one) if (name in one) != (name in other))
+    theirs, ours = class_names(first), class_names(target)
+    if set(theirs) != set(ours):
+        odd = next(name for name in (*ours, *theirs) if (name in theirs) != (name in ours))
         raise InputError(
-            f"cohorts: target '{target.name}' has the classes {_listed(one)} in source '{first_source}' and "
-            f"{_listed(other)} in '{source}' (only one has '{odd}'); {_way_out(target, source)}"
+            f"cohorts: target '{target.name}' has the classes {_listed(theirs)} in source '{first_source}' and "
+            f"{_listed(ours)} in '{source}' (only one has '{odd}'); {_way_out(target, source)}"
         )
 
 
