@@ -83,28 +83,42 @@ def explain(
 
 
 def similar(
-    record: Annotated[str, typer.Argument(help="A record id of the study.")],
-    expert: Annotated[str, typer.Option(help="In whose space.")],
+    record: Annotated[str, typer.Argument(help="A record id of the study, or an ECG file of any format.")],
+    expert: Annotated[str | None, typer.Option(help="In whose space.")] = None,
+    gate: Annotated[bool, typer.Option("--gate", help="In the gate's space (where no --expert is given).")] = False,
+    task: Annotated[str | None, typer.Option(help="Whose gate weighs the experts; else the mean of all tasks.")] = None,
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="How many neighbours.")] = 10,
     same_patient: Annotated[
         bool, typer.Option("--same-patient/--no-same-patient", help="Whether records of the same patient count.")
     ] = True,
+    exact: Annotated[bool, typer.Option("--exact", help="Without an index, however many records there are.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, for a file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a neighbour instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option(help="Parquet file to write them to.")] = None,
 ) -> None:
-    """List the records nearest to one in an expert's space, by cosine distance, with their labels; exact.
+    """List the records nearest to one in an expert's space or the gate's, by cosine distance, with their labels.
 
-    Example: `ensemble similar 40689238 --expert seed -k 5 --no-same-patient`
+    From 100,000 records on an index names the candidates; it is built once.
+
+    Example: `ensemble similar 40689238 --expert seed -k 5 --no-same-patient`, `ensemble similar new.xml --gate`
     """
     import json
 
+    from pipeline.progress import progress
     from pipeline.study.folder import Study
     from pipeline.views.explanations import neighbour_table
-    from stages.similar import SimilarPaths, SimilarSettings, as_rows, run
+    from pipeline.views.neighbours import similar_paths, similar_settings
+    from stages.similar import as_rows, run
 
     study = Study()
-    settings = SimilarSettings(record, count=count, same_patient=same_patient)
-    rows = as_rows(run(settings, SimilarPaths(study.records, study.embedding(expert))))
+    settings = similar_settings(
+        study, record, expert, gate, task, device, count=count, same_patient=same_patient, exact=exact
+    )
+    with progress(f"neighbours of {record}", "records") as update:
+        found = run(settings, similar_paths(study, expert), update)
+    rows = as_rows(found)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
     if out is not None:
         import pandas as pd
 
@@ -114,7 +128,7 @@ def similar(
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
-        print_table(neighbour_table(f"nearest to {record} by {expert}", rows))
+        print_table(neighbour_table(f"nearest to {record} by {expert or 'the gate'}", rows))
 
 
 def ecg_map(

@@ -3,7 +3,7 @@
 from stages.predict.batches import row_options
 from stages.predict.parts import FilePredictor
 from stages.predict.settings import Prediction, PredictPaths, PredictSettings, PredictSummary, StudyStores
-from stages.predict.stage import answers, predict, run, stream
+from stages.predict.stage import answers, features_of, predict, run, stream
 
 __all__ = [
     "FilePredictor",
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "StudyStores",
     "answers",
+    "features_of",
     "predict",
     "row_options",
     "run",

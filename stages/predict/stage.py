@@ -16,7 +16,15 @@ from stages.experts.run import RunSettings, torch_threads
 from stages.heads import EnsembleHeads
 from stages.predict.ahead import prepared_ahead
 from stages.predict.answering import Answerer, predictions_of
-from stages.predict.batches import ListedFiles, RecordBatch, RecordSource, StudyRecords, add_signals, row_options
+from stages.predict.batches import (
+    Features,
+    ListedFiles,
+    RecordBatch,
+    RecordSource,
+    StudyRecords,
+    add_signals,
+    row_options,
+)
 from stages.predict.inputs import RowList, listed
 from stages.predict.parts import FilePredictor, Progress
 from stages.predict.settings import Prediction, PredictPaths, PredictSettings, PredictSummary
@@ -141,14 +149,28 @@ def answers(
 
     Parameters and errors are those of `predict`; NaN where nobody answers.
     """
-    batch, answerer = _in_memory(records, heads), Answerer(heads, experts, identities, settings, n_records=len(records))
-    with torch_threads((settings or RunSettings()).threads):
-        features = answerer.features(answerer.prepare(batch))
-    alone = heads.expert_predictions(features, gate_signal=batch.signal)
+    features, signal = features_of(records, heads, experts, identities, settings)
+    alone = heads.expert_predictions(features, gate_signal=signal)
     return {
-        "gate": dict(heads.predict_proba(features, gate_signal=batch.signal)),
+        "gate": dict(heads.predict_proba(features, gate_signal=signal)),
         **{f"expert:{name}": dict(alone[name]) for name in features},
     }
+
+
+def features_of(
+    records: Sequence[Recorded],
+    heads: EnsembleHeads,
+    experts: Mapping[str, Expert],
+    identities: Mapping[str, str],
+    settings: RunSettings | None = None,
+) -> tuple[dict[str, Features], np.ndarray | None]:
+    """Return each expert's vectors of the records, and what the gate sees of the signal (None: nothing of it).
+
+    Parameters and errors are those of `predict`.
+    """
+    batch, answerer = _in_memory(records, heads), Answerer(heads, experts, identities, settings, n_records=len(records))
+    with torch_threads((settings or RunSettings()).threads):
+        return answerer.features(answerer.prepare(batch)), batch.signal
 
 
 def _in_memory(records: Sequence[Recorded], heads: EnsembleHeads) -> RecordBatch:

@@ -1,4 +1,4 @@
-"""Stage `similar`: the nearest records in one expert's space, exact. Lives here: distances. Not here: indexes."""
+"""Stage `similar`: the nearest records in an expert's space or the gate's. Not here: the spaces (`stages.spaces`)."""
 
 from stages.similar.settings import Neighbour, SimilarPaths, SimilarSettings, SimilarSummary
 from stages.similar.stage import as_rows, run

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cache.storage.locations import Location
+    from stages.spaces.space import NewEcg, SpacePaths
+
+INDEX_FROM = 100_000
+"""Records from which an index answers."""
 
 
 @dataclass(frozen=True)
@@ -17,24 +20,40 @@ class SimilarSettings:
     Attributes
     ----------
     record
-        A record id of the study; it is no neighbour of its own.
+        A record id of the study, which is no neighbour of its own; or the name of `ecg`.
     count
         How many neighbours.
     same_patient
-        Records of the same patient count, too.
+        Records of the same patient count, too; of an ECG that is not of the study no patient is known.
+    ecg
+        An ECG that is not of the study; None: `record` is.
+    task
+        Whose gate weighs the experts, in the gate's space; None: the mean of all tasks' weights.
+    exact
+        Compare with every record, however many there are.
+    index_from
+        Records from which an index answers where `exact` is not set.
+    threads
+        CPU threads that build an index.
     """
 
     record: str
     count: int = 10
     same_patient: bool = True
+    ecg: NewEcg | None = None
+    task: str | None = None
+    exact: bool = False
+    index_from: int = INDEX_FROM
+    threads: int = 1
 
 
 @dataclass(frozen=True)
 class SimilarPaths:
-    """records.parquet, and the expert's store."""
+    """records.parquet, what the space is made of, and where indexes are kept (None: nowhere)."""
 
     records: Path
-    embeddings: Location
+    space: SpacePaths
+    indexes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,17 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class SimilarSummary:
-    """The nearest first; `n_compared` records have a vector and were compared."""
+    """The nearest first; `n_compared` records have a vector and were compared, or lie in the index.
+
+    Attributes
+    ----------
+    indexed
+        An index has answered; the distances are exact all the same.
+    notes
+        What to know of the answer, one line each.
+    """
 
     neighbours: tuple[Neighbour, ...]
     n_compared: int
+    indexed: bool = False
+    notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Stage `similar`: cosine distances to every record, block by block; exact at any size."""
+"""Stage `similar`: cosine distances to every record, block by block; of many records, to those that an index names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError
 from cache.records import Target, open_records, records_digest
+from stages.similar.index import candidates, index_available
 from stages.similar.settings import Neighbour, SimilarPaths, SimilarSettings, SimilarSummary
+from stages.spaces import Space, open_space
+from stages.spaces.sample import blocks
 
-BLOCK_ROWS = 8192
 Progress = Callable[[int, int], None]
 """Called with (compared, all) records."""
+WITHOUT_INDEX = "usearch is not installed: every record is compared; `pip install 'ecg-ensemble[index]'` adds an index"
 
 
 def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | None = None) -> SimilarSummary:
@@ -24,24 +26,33 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
     Raises
     ------
     InputError
-        The study has no such record, or the record has no vector.
-    StoreError
-        The store is not complete, or was made for other records.
+        The study has no such record, or the record or the file has no vector.
+    StoreError, FingerprintError
+        A store that is not complete, or was made for other records than these or than the fit's.
     """
-    records, store = open_records(paths.records), open_embeddings(paths.embeddings)
-    store.require_records(records_digest(records["record_id"].tolist()))
-    store.require_complete()
-    row = _row_of(records, settings.record)
-    query = _vector(store, row, settings.record)
-    distances = _distances(store, _unit(query.astype(np.float32)), progress)
-    n_compared = int(np.isfinite(distances).sum()) - 1
-    distances[row] = np.inf
-    if not settings.same_patient:
-        patients = records["patient_id"].to_numpy()
-        distances[patients == patients[row]] = np.inf
+    records = open_records(paths.records)
+    space = open_space(paths.space, records_digest(records["record_id"].tolist()), task=settings.task)
+    row = None if settings.ecg is not None else _row_of(records, settings.record)
+    query = space.read(slice(row, row + 1))[0] if row is not None else space.place(settings.ecg)  # type: ignore[arg-type]
+    if not np.isfinite(query).all():
+        raise InputError(
+            f"{settings.record}: has no whole vector in this space: it could not be read, or no expert took it"
+        )
+    excluded = _excluded(records, row, settings.same_patient)
+    many = len(space) >= settings.index_from and not settings.exact
+    notes = (WITHOUT_INDEX,) if many and not index_available() else ()
+    if many and index_available():
+        wanted = settings.count + len(excluded)
+        found = candidates(space, query, wanted, paths.indexes, settings.threads, progress)
+        rows, n_compared = found.rows, found.n_indexed
+        distances = np.array([cosine_distances(space.read(slice(k, k + 1)), query)[0] for k in rows])
+    else:
+        rows, distances = np.arange(len(space)), _distances(space, query, progress)
+        n_compared = int(np.isfinite(distances).sum())
+    distances[np.isin(rows, excluded)] = np.inf
     order = np.argsort(distances, kind="stable")[: settings.count]
-    found = (_neighbour(records, int(k), float(distances[k])) for k in order if np.isfinite(distances[k]))
-    return SimilarSummary(tuple(found), n_compared)
+    near = (_neighbour(records, int(rows[k]), float(distances[k])) for k in order if np.isfinite(distances[k]))
+    return SimilarSummary(tuple(near), n_compared - (row is not None), many and index_available(), notes)
 
 
 def _row_of(records: pd.DataFrame, record: str) -> int:
@@ -51,14 +62,18 @@ def _row_of(records: pd.DataFrame, record: str) -> int:
     return int(rows[0])
 
 
-def _vector(store: EmbeddingStore, row: int, record: str) -> np.ndarray:
-    vector = store.read_embedding(slice(row, row + 1))[0]
-    if not np.isfinite(vector).all():
-        raise InputError(
-            f"record {record} has no whole vector in {store.path}: it could not be read, was refused, or some "
-            "of its numbers are missing, as of morphology; take an expert that is a network"
-        )
-    return vector
+def _excluded(records: pd.DataFrame, row: int | None, same_patient: bool) -> np.ndarray:
+    """Return the rows that are no neighbours: the record itself, and those of its patient where they do not count."""
+    if row is None:
+        return np.empty(0, np.int64)
+    patients = records["patient_id"].to_numpy()
+    return np.array([row]) if same_patient else np.flatnonzero(patients == patients[row])
+
+
+def cosine_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of each row [n]; inf where a record has no vector."""
+    found = 1.0 - _unit(vectors.astype(np.float32)) @ _unit(query.astype(np.float32))
+    return np.where(np.isnan(found), np.inf, np.maximum(found, 0.0)).astype(np.float64)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -66,15 +81,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def _distances(store: EmbeddingStore, query: np.ndarray, progress: Progress | None) -> np.ndarray:
-    """Return 1 - cosine to each record, float64 [n]; inf where a record has no vector."""
-    found = np.empty(len(store))
-    for start in range(0, len(store), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(store)))
-        found[rows] = 1.0 - _unit(store.read_embedding(rows).astype(np.float32)) @ query
+def _distances(space: Space, query: np.ndarray, progress: Progress | None) -> np.ndarray:
+    found = np.empty(len(space))
+    for rows in blocks(len(space)):
+        found[rows] = cosine_distances(space.read(rows), query)
         if progress is not None:
-            progress(rows.stop, len(store))
-    return np.where(np.isnan(found), np.inf, np.maximum(found, 0.0))
+            progress(rows.stop, len(space))
+    return found
 
 
 def _neighbour(records: pd.DataFrame, row: int, distance: float) -> Neighbour:
