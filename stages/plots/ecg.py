@@ -194,7 +194,19 @@ class _Paper:
                 0.55,
                 f"gap-{name}-{k}",
             )
-        self._trace(x0 + np.arange(len(wave)) / rate_hz * MM_PER_SECOND, zero + wave * MM_PER_MV, name)
+        x, y = x0 + np.arange(len(wave)) / rate_hz * MM_PER_SECOND, zero + wave * MM_PER_MV
+        self._trace(x, self._within(x, y, name), name)
+
+    def _within(self, x: np.ndarray, y: np.ndarray, name: str) -> np.ndarray:
+        """Hold a trace within the grid, and mark where it goes on beyond it."""
+        top = self.bottom + self.height_grid
+        for outside, edge, marker in ((y > top, top, "^"), (y < self.bottom, self.bottom, "v")):
+            for k, (start, stop) in enumerate(gaps(np.where(outside, np.nan, 0.0))):
+                middle = float(x[start:stop].mean())
+                side = "above" if marker == "^" else "below"
+                look = {"color": style.WARN, "marker": marker, "markersize": 5, "clip_on": False, "zorder": 4}
+                self.axes.plot([middle], [edge], gid=f"beyond-{side}-{name}-{k}", **look)
+        return np.clip(y, self.bottom, top)
 
     def _ground(self, at: tuple[float, float], size: tuple[float, float], colour: str, alpha: float, name: str) -> None:
         from matplotlib.patches import Rectangle

@@ -94,6 +94,24 @@ def test_missing_leads_gaps_and_the_end_of_a_record_are_seen(tmp_path):
     assert "V3: no samples" in drawn.text
 
 
+def test_a_peak_beyond_the_grid_ends_at_its_edge_with_a_mark(tmp_path):
+    """V1 of 3x4 lies in the topmost row: 4 mV would leave the sheet."""
+    signals = ecg_mv()
+    signals[LEADS.index("V1"), int(5.2 * RATE_HZ) : int(5.3 * RATE_HZ)] = 4.0
+    signals[LEADS.index("II"), int(8.0 * RATE_HZ) : int(8.1 * RATE_HZ)] = -9.0
+    drawn = saved(tmp_path, signals, RATE_HZ)
+    assert {name for name in drawn.groups if name.startswith("beyond-")} == {
+        "beyond-above-lead-V1-0",
+        "beyond-below-rhythm-II-0",
+    }
+    grid = drawn.path_mm("grid-5mm")[:, 1]
+    trace = drawn.path_mm("lead-V1")[:, 1]
+    assert trace.min() >= grid.min() - 0.3
+    assert np.ptp(trace) < 40
+    plain = saved(tmp_path, ecg_mv(), RATE_HZ)
+    assert not [name for name in plain.groups if name.startswith("beyond-")]
+
+
 def test_a_shade_lies_on_its_lead_and_its_seconds(tmp_path):
     drawn = saved(tmp_path, ecg_mv(), RATE_HZ, layout="12x1", shades=[Shade("V2", 6.0, 6.2, 1.0)])
     shaded, trace = drawn.path_mm("shade-V2"), drawn.path_mm("lead-V2")

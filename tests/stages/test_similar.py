@@ -79,6 +79,12 @@ def test_the_command_prints_a_table_json_and_parquet(folder, ensemble, monkeypat
 # ---- an index --------------------------------------------------------------------------------------------------------
 
 
+def same_neighbours(found, wanted):
+    """One row's product and many rows' differ in the last bits."""
+    assert [n.record_id for n in found.neighbours] == [n.record_id for n in wanted.neighbours]
+    assert [n.distance for n in found.neighbours] == pytest.approx([n.distance for n in wanted.neighbours], abs=1e-5)
+
+
 def test_an_index_gives_the_same_neighbours_is_kept_and_made_anew(folder, tmp_path, monkeypatch):
     exact = run(SimilarSettings("r0008", count=5, same_patient=False), paths(folder))
     built = []
@@ -88,9 +94,9 @@ def test_an_index_gives_the_same_neighbours_is_kept_and_made_anew(folder, tmp_pa
     found = run(asked, paths(folder, tmp_path))
     assert found.indexed
     assert not exact.indexed
-    assert found.neighbours == exact.neighbours
+    same_neighbours(found, exact)
     assert found.n_compared == exact.n_compared
-    assert run(asked, paths(folder, tmp_path)).neighbours == exact.neighbours
+    same_neighbours(run(asked, paths(folder, tmp_path)), exact)
     assert len(built) == 1
     monkeypatch.setattr(index_module, "CONNECTIVITY", 8)
     run(asked, paths(folder, tmp_path))
@@ -147,7 +153,7 @@ def write_wave(folder, row):
     from tests.stages.wfdb_files import write_record
 
     ((_, signals_mv, rate_hz),) = open_signals(folder / "signals.zarr").read_groups(slice(row, row + 1))
-    write_record(folder / "again", signals_mv[0], rate_hz)
+    write_record(folder, "again", signals_mv[0].T, rate_hz=rate_hz)
     return folder / "again"
 
 
@@ -159,7 +165,7 @@ def test_a_file_is_nearest_to_the_record_it_is(fitted, ensemble, monkeypatch):
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert (rows[0]["record_id"], len(rows)) == ("r0008", 3), space
-        assert rows[0]["distance"] < 1e-3 < rows[1]["distance"]
+        assert rows[0]["distance"] < 1e-4 < rows[1]["distance"]
     by_id = ensemble("similar", "r0008", "--gate", "-k", "2", "--json").stdout.splitlines()
     assert "r0008" not in [json.loads(line)["record_id"] for line in by_id]
     missing = ensemble("similar", "nobody.xml", "--gate")
