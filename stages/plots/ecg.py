@@ -204,7 +204,13 @@ class _Paper:
             for k, (start, stop) in enumerate(gaps(np.where(outside, np.nan, 0.0))):
                 middle = float(x[start:stop].mean())
                 side = "above" if marker == "^" else "below"
-                look = {"color": style.WARN, "marker": marker, "markersize": 5, "clip_on": False, "zorder": 4}
+                look: dict[str, Any] = {
+                    "color": style.WARN,
+                    "marker": marker,
+                    "markersize": 5,
+                    "clip_on": False,
+                    "zorder": 4,
+                }
                 self.axes.plot([middle], [edge], gid=f"beyond-{side}-{name}-{k}", **look)
         return np.clip(y, self.bottom, top)
 
