@@ -27,6 +27,7 @@ STAGES = (
     "similar",
     "robustness",
     "ecg_map",
+    "leaderboard",
 )
 
 
@@ -150,6 +151,7 @@ DOORS = {
     "explain": "Explain",
     "similar": "Similar",
     "ecg_map": "Map",
+    "leaderboard": "Leaderboard",
 }
 
 

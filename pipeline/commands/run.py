@@ -6,21 +6,19 @@ import os
 from dataclasses import asdict
 from dataclasses import replace as with_changes
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cache.errors import TooManyBadRecordsError, UsageError
 from pipeline.commands.convert import convert
+from pipeline.commands.leaderboard import check_preset, judge_leaderboard
 from pipeline.commands.predict import predict, print_table
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
 from pipeline.study.folder import Study
+from pipeline.views.embedding import print_plan, print_summary
 
-if TYPE_CHECKING:
-    from stages.embed import EmbedSummary
-
-MAX_SHOWN = 5
 PLAIN_WIDTH = 120
 WIDE_HELP = "All tasks side by side in one table, however wide."
 
@@ -136,7 +134,7 @@ def embed(
     paths = EmbedPaths(study.records, study.signals, study.embedding(expert), study.state)
     if dry_run:
         load_for(with_changes(settings, device="cpu"))  # weights that do not load are told before anything else
-        _print_plan(Embedder(settings, paths).plan())
+        print_plan(Embedder(settings, paths).plan())
         return
     confirm_replacement(Embedder(settings, paths), agreed=replace)
     if scheduler is None:
@@ -148,7 +146,7 @@ def embed(
         summary = embed_on_cluster(settings, paths, scheduler, device or study.machine().device)
     write_marker(study, expert)
     write_run(study.state, f"embed-{expert}", {"settings": settings_json(settings), **asdict(summary)})
-    _print_summary(summary)
+    print_summary(summary)
     allowed = study.params.embed.max_bad if max_bad is None else max_bad
     if allowed is not None and summary.n_without_vector > allowed:
         raise TooManyBadRecordsError(
@@ -226,6 +224,12 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Instead: disturb evaluated test records, and judge the answers.")
     ] = False,
+    preset: Annotated[
+        str, typer.Option(help="Instead: fm-benchmark, every expert by the published protocol.", show_default=False)
+    ] = "",
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="With --preset fm-benchmark: fine-tune every expert to every task, too.")
+    ] = False,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
 
@@ -241,6 +245,9 @@ def evaluate(
     from pipeline.views.report_facts import evaluate_words, overlap_warnings
     from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 
+    if check_preset(preset, fine_tune=fine_tune):
+        judge_leaderboard(device, fine_tune=fine_tune)
+        return
     study = Study()
     if robustness:
         _judge_disturbed(study, device)
@@ -370,30 +377,3 @@ def _print_metrics(metrics: dict[str, Any], wide: bool) -> None:
         *differences_tables(metrics, None if wide else width),
     ]:
         Console(width=max(width, width_of(table)) if wide else width, soft_wrap=wide).print(table)
-
-
-def _print_plan(summary: EmbedSummary) -> None:
-    reason = f" ({summary.fresh_because})" if summary.fresh_because else ""
-    typer.echo(
-        f"{summary.expert}: {summary.n_embedded} of {summary.n_records} records to embed, "
-        f"{summary.n_resumed} done already -> {summary.store}{reason}"
-    )
-
-
-def _print_summary(summary: EmbedSummary) -> None:
-    seconds = summary.seconds
-    rate = summary.n_embedded / seconds["total"] if seconds["total"] else 0.0
-    typer.echo(
-        f"{summary.expert}: {summary.n_embedded} records embedded ({rate:.1f}/s), {summary.n_resumed} done already, "
-        f"{summary.n_without_vector} without a vector -> {summary.store}"
-    )
-    if summary.n_short:
-        typer.echo(
-            f"  {summary.n_short} records are shorter than 10 s: what {summary.expert} makes of them, "
-            f"`ensemble experts {summary.expert}` says (windows)"
-        )
-    typer.echo("  seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
-    for record, reason in list(summary.bad.items())[:MAX_SHOWN]:
-        typer.echo(f"  no vector for {record}: {reason}")
-    if len(summary.bad) > MAX_SHOWN:
-        typer.echo(f"  ... and {len(summary.bad) - MAX_SHOWN} more, in .ensemble/runs/embed-{summary.expert}.json")

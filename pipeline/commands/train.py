@@ -140,7 +140,7 @@ def posttrain(
     chosen |= {"probing": False} if plain or no_probing else {}
     chosen |= {"drop_path": 0.0} if plain or no_drop_path else {}
     settings = posttrain_settings(study, expert, name, chosen, accept_licence=accept_licence, device=device)
-    paths = PosttrainPaths(study.records, study.signals, study.state, _current_store(study, settings))
+    paths = PosttrainPaths(study.records, study.signals, study.state, current_store(study, settings))
     if _leads():
         typer.echo(f"stage 1 on {paths.features or 'features computed now'}")
     with _steps(f"posttrain {settings.name}") as tell:
@@ -212,7 +212,7 @@ def _starting_weights(study: Study, weights: str | None) -> Path | None:
     return None if weights in (None, DEFAULT_WEIGHTS) else study.folder / Path(str(weights)).expanduser()
 
 
-def _current_store(study: Study, settings: PosttrainSettings) -> Location | None:
+def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     """Return the expert's store, if it was made from these weights and records."""
     from dataclasses import replace
 

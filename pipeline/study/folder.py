@@ -98,6 +98,26 @@ class Study:
         return self.folder / "robustness.parquet"
 
     @property
+    def leaderboard(self) -> Path:
+        """leaderboard.json."""
+        return self.folder / "leaderboard.json"
+
+    @property
+    def leaderboard_table(self) -> Path:
+        """leaderboard.csv."""
+        return self.folder / "leaderboard.csv"
+
+    @property
+    def leaderboard_costs(self) -> Path:
+        """leaderboard_costs.json."""
+        return self.folder / "leaderboard_costs.json"
+
+    @property
+    def leaderboard_predictions(self) -> Path:
+        """leaderboard.parquet."""
+        return self.folder / "leaderboard.parquet"
+
+    @property
     def fit_costs(self) -> Path:
         """fit_costs.json."""
         return self.folder / "fit_costs.json"

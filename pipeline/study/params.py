@@ -17,6 +17,7 @@ from stages.evaluate.settings import EvaluateSection
 from stages.external.settings import ExternalFit
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
+from stages.leaderboard.settings import LeaderboardSection
 from stages.posttrain.settings import PosttrainSection
 from stages.pretrain.settings import PretrainSection
 from stages.report.settings import ReportSection
@@ -62,6 +63,7 @@ class Params(Settings):
     report: ReportSection = ReportSection()
     robustness: RobustnessSection = RobustnessSection()
     maps: dict[str, MapSection] = Field(default_factory=dict)
+    leaderboard: LeaderboardSection = LeaderboardSection()
 
 
 def read_params(folder: Path = Path()) -> Params:

@@ -50,6 +50,8 @@ def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
         (study.tables,) if tables is None else (study.tables, tables),
         study.robustness,
         study.external,
+        study.leaderboard,
+        study.leaderboard_costs,
     )
 
 
@@ -102,9 +104,17 @@ def _expert(study: Study, name: str) -> ExpertFacts:
     )
 
 
-def overlap_warnings(study: Study) -> list[str]:
-    """Warn where an expert, or a version made in this study, has seen what it is judged on."""
-    experts = [_expert(study, name) for name in study.fitted_experts()]
+def overlap_warnings(study: Study, names: Sequence[str] | None = None) -> list[str]:
+    """Warn where an expert, or a version made in this study, has seen what it is judged on.
+
+    Parameters
+    ----------
+    names
+        Experts judged without a fit, whose published weights alone are asked about; None: those of the fit.
+    """
+    experts = [_expert(study, name) for name in (study.fitted_experts() if names is None else names)]
+    if names is not None:
+        return _overlaps(study, experts)
     trainings = [_training(study, name) for name in _trained_versions(study)]
     return [*_overlaps(study, experts), *_seen_warnings(study, trainings)]
 

@@ -94,6 +94,8 @@ class ReportPaths:
         config.json of the fit, for the checklist.
     robustness
         robustness.json; one of another evaluation is left out, with a warning.
+    leaderboard, leaderboard_costs
+        leaderboard.json and leaderboard_costs.json.
     tables
         Folders of the tables as CSV and LaTeX.
     external
@@ -115,6 +117,8 @@ class ReportPaths:
     tables: tuple[Path, ...] = ()
     robustness: Path | None = None
     external: Path | None = None
+    leaderboard: Path | None = None
+    leaderboard_costs: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from stages.report.costs import method_costs
 from stages.report.external.section import read_external
 from stages.report.journal.files import write_tables
 from stages.report.journal.section import journal_section, journal_tables, run_facts
+from stages.report.leaderboard.section import leaderboard_section
 from stages.report.page import render
 from stages.report.robustness.section import robustness_section
 from stages.report.settings import ReportPaths, ReportSettings, ReportSummary
@@ -69,6 +70,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
     _add_robustness(facts, paths)
+    facts["leaderboard"] = leaderboard_section(read_facts(paths.leaderboard), read_facts(paths.leaderboard_costs))
     of_run = run_facts(metrics, records, read_facts(paths.fit), facts)
     tables = journal_tables(of_run)
     facts["journal"] = journal_section(of_run, tables)
