@@ -102,6 +102,8 @@ class EvaluateSummary:
         Task -> fraction, such as "0.1" -> why the learning curve has no point there.
     decisions
         Content of decisions.json.
+    attention
+        Expert -> task -> mean attention of each second, of a fit that attends (`attention.mean_attention`).
     """
 
     compare: bool
@@ -112,10 +114,12 @@ class EvaluateSummary:
     learning_curve: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
+    attention: dict[str, Any] = field(default_factory=dict)
 
     def evaluation(self, versions: Mapping[str, str]) -> dict[str, Any]:
         """Return the content of evaluation.json; `versions`: of the packages that the numbers depend on."""
-        content = {name: value for name, value in vars(self).items() if name not in ("metrics", "costs", "decisions")}
+        elsewhere = {"metrics", "costs", "decisions"} | (set() if self.attention else {"attention"})
+        content = {name: value for name, value in vars(self).items() if name not in elsewhere}
         parameters = {method: costs["parameters"] for method, costs in self.costs.items()}
         return {
             "schema_version": 1,

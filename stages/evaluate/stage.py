@@ -10,6 +10,7 @@ import numpy as np
 
 from cache.errors import InputError
 from cache.files import staged
+from stages.evaluate.attention import mean_attention
 from stages.evaluate.decisions import check_prevalence, judge_decisions
 from stages.evaluate.learning_curve import fit_predictions, learning_curve, write_block
 from stages.evaluate.methods import (
@@ -88,6 +89,7 @@ def run(
             found.learning_curve, found.missing_points = learning_curve(
                 setting, finished.folder, settings.fractions, found.metrics, draws, report
             )
+        found.attention = mean_attention(heads, data, splits)
         write_json(drafts[paths.evaluation], found.evaluation(package_versions()))
         if paths.costs is not None:
             write_json(drafts[paths.costs], found.run_costs())

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from cache.records import Target
 from stages.plots.thumbnail import grid_symbol
 from stages.report import figures, gate_figures, tables, training_figures
+from stages.report.attention_figures import attention_pictures
 from stages.report.decisions.section import decision_section
 from stages.report.external.section import external_sections
 from stages.report.glossary import TERMS, method_meaning, method_title
@@ -130,6 +131,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "subgroups": Markup(_subgroups_figure(name, metrics, series)),
         "gate": _gate(target, blocks[main], weights),
         "curves": _curves_note(target),
+        "attention": attention_pictures(name, facts.get("attention", {})),
         "decisions": decision_section(facts.get("decisions", {}).get(name)),
         "cases": facts.get("cases", {}).get(name, []),
         "learning": Markup(_learning(name, found, series, facts)),

@@ -61,6 +61,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "versions": evaluation.get("versions", {}),
         "external": read_external(paths.external),
         "learning_curve": evaluation.get("learning_curve", {}),
+        "attention": evaluation.get("attention", {}),
         "missing_points": evaluation.get("missing_points", {}),
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
     }
