@@ -32,6 +32,7 @@ def embed(study, ensemble, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_workers_may_die_and_join(study, whole, embed):
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
 
@@ -44,6 +45,7 @@ def test_workers_may_die_and_join(study, whole, embed):
     assert bytes_of(study / STORE) == whole
 
 
+@pytest.mark.slow
 def test_a_cluster_that_stays_up_takes_new_weights(study, ensemble, monkeypatch):
     monkeypatch.chdir(study)
     weights = study / "ecgfm.safetensors"

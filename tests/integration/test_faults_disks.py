@@ -91,6 +91,7 @@ def test_a_size_limit_is_one_line_and_the_run_resumes(study, whole, embed):
     assert bytes_of(study / STORE) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_writes_that_fail_now_and_then_cost_nothing_but_runs(study, whole, embed, monkeypatch, call):
     rng, real = random.Random(0), {"fsync": os.fsync, "replace": Path.replace}[call]

@@ -5,6 +5,8 @@ import shutil
 import signal
 import time
 
+import pytest
+
 from cache.upkeep.checks import embedding_faults
 from tests.integration.faults import N_RECORDS, SHARD, STORE, bytes_of, is_alive, shards_left, wait_until
 
@@ -25,6 +27,7 @@ def test_a_paused_worker_is_waited_for(study, whole, forks):
     assert bytes_of(study / STORE) == whole
 
 
+@pytest.mark.slow
 def test_the_shards_of_a_paused_worker_that_dies_are_taken_over(study, whole, forks):
     paused = forks.start()
     wait_until(lambda: forks.count(paused, "written") >= SHARD)

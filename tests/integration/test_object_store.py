@@ -196,6 +196,7 @@ def test_two_runs_at_once_share_the_work(forks, store, local):
     assert n_computed(forks) == N_RECORDS
 
 
+@pytest.mark.slow
 def test_a_run_paused_past_its_lease_is_overtaken_and_goes_on(forks, store, local):
     slow = forks.start()
     wait_until(lambda: n_done(store) >= 2)
@@ -239,6 +240,7 @@ def test_a_flipped_byte_is_found_refused_and_mended(study, store, local, ensembl
     assert objects_of(store) == bytes_of(local / "embeddings/ecgfm.zarr")
 
 
+@pytest.mark.slow
 def test_dvc_watches_a_marker_and_repeats_nothing(study, store, local, monkeypatch):
     from pipeline.study.scaffold import make_study
 

@@ -222,6 +222,7 @@ def test_another_preprocessing_runs_exactly_that_expert(made):
     assert made.stages_run() == ["embed@ecgfm", "fit-heads", "evaluate", "report"]
 
 
+@pytest.mark.slow
 def test_heads_of_other_embeddings_are_refused(made):
     params = yaml.safe_load((made.folder / "params.yaml").read_text())
     before = params["experts"]["ecgfm"].get("preprocessing")

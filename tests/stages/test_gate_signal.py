@@ -48,6 +48,7 @@ def test_summaries_by_shard_give_the_fit_that_the_leads_themselves_give(tmp_path
     assert np.ptp(weights[0][:, 0]) > 0, "the gate does read the signal"
 
 
+@pytest.mark.slow
 def test_the_chosen_leads_are_those_of_fit_evaluation_and_prediction(toy_study, monkeypatch, ensemble):
     monkeypatch.chdir(toy_study)
     params = yaml.safe_load((toy_study / "params.yaml").read_text())
