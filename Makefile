@@ -72,8 +72,9 @@ seed: $(INSTALLED) ## pretrain the weights of expert `seed` again, in build/seed
 	@echo "weights: build/seed/weights/versions/seed+generated/model.safetensors"
 
 clean: ## remove what the demo made, and the environment
-	rm -rf $(VENV) .ensemble data embeddings heads plots signals.zarr
+	rm -rf $(VENV) .ensemble data embeddings heads plots tables maps signals.zarr
 	rm -f records.parquet bad_records.csv metrics.json headline.json evaluation.json evaluate_costs.json fit_costs.json \
+	  decisions.json robustness.json robustness.parquet leaderboard.json leaderboard.csv map.html map.parquet \
 	  predictions.parquet gate_weights.parquet report.html dvc.lock
 
 $(INSTALLED): pyproject.toml constraints.txt
