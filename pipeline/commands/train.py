@@ -201,6 +201,14 @@ def posttrain_settings(
         select=params.select,
         fractions=tuple(params.fractions),
         seeds=tuple(seeds),
+        start=params.start,
+        head=params.head,
+        head_dropout=params.head_dropout,
+        augment=params.augment.model_dump(),
+        mixup=params.mixup,
+        teacher=None if params.teacher is None else str(study.folder / params.teacher),
+        teacher_share=params.teacher_share,
+        store=params.store,
     )
 
 
@@ -221,6 +229,8 @@ def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     from pipeline.compute.embedding import embed_settings
     from stages.embed import identity_of
 
+    if settings.head != "probe":  # it is not fitted on frozen features
+        return None
     path = study.embedding(settings.expert)
     of_expert = embed_settings(study, settings.expert, device="cpu", accept_licence=True)
     asked = replace(of_expert, weights=settings.weights, config=dict(settings.config) or None)

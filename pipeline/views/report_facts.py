@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from pipeline.study.folder import Study
 from stages.cohorts import shared_collections
 from stages.report import ExpertFacts, ReportPaths, ReportSettings, TrainingFacts
 from stages.report.stage import read_facts
+
+if TYPE_CHECKING:
+    from stages.experts.contract import ExpertSpec
 
 
 def report_settings(study: Study) -> ReportSettings:
@@ -126,14 +129,43 @@ def _sources(study: Study) -> list[str]:
 
 def _overlaps(study: Study, experts: Sequence[ExpertFacts]) -> list[str]:
     """Warn where an expert's published weights have seen records of the cohort that it is judged on."""
-    sources = _sources(study)
     kinds = {name: kind for name, (kind, _) in study.source_folders().items()}
+    found = []
+    for expert in experts:
+        for source in _sources(study):
+            if seen := shared_collections(kinds.get(source, source), expert.pretrained_on):
+                found += _of_source(study, expert, source, seen)
+    return found
+
+
+def _of_source(study: Study, expert: ExpertFacts, source: str, seen: list[str]) -> list[str]:
+    """Warn of one source: by the number of patients where the weights came with a list of theirs."""
+    from stages.training.versions import packaged_patients_seen, patient_digests
+
+    spec = _listed_spec(expert)
+    if spec is None or source not in seen or study.params.cohort.hash_patients:
+        return [overlap_warning(expert.name, source, seen)]
+    judged = _judged(study)
+    judged = judged[judged["source"] == source]
+    if not (n_seen := packaged_patients_seen(spec, judged)):
+        return []
+    n_judged = len(patient_digests(judged))
     return [
-        overlap_warning(expert.name, source, seen)
-        for expert in experts
-        for source in sources
-        if (seen := shared_collections(kinds.get(source, source), expert.pretrained_on))
+        f"{expert.name} was trained on {n_seen} of the {n_judged} patients of {source} that it is judged on: its "
+        "numbers here are too good"
     ]
+
+
+def _listed_spec(expert: ExpertFacts) -> ExpertSpec | None:
+    """Return the spec of an expert whose weights came with a list of patients, and made these vectors."""
+    from stages.experts import expert_class
+
+    try:
+        spec = expert_class(expert.name)[0].published_spec()
+    except UsageError:  # vectors that another tool has made
+        return None
+    source = spec.weights
+    return spec if source is not None and source.patients and source.sha256 == expert.sha256 else None
 
 
 def overlap_warning(expert: str, source: str, seen: list[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -46,12 +47,15 @@ class PtbxlOptions(Options):
         Folder of PTB-XL+; None: no features.
     plus_features
         `PROVIDER:COLUMN`, with `*` for any characters: `unig:PR_Int_*`.
+    strat_folds
+        Numbers of `strat_fold` (1 to 10) whose records are taken; all if not given.
     """
 
     plus: str | None = None
     plus_features: list[str] = Field(default_factory=list)
     rate: int = 500
     likelihood: float = Field(0.0, ge=0, le=100)
+    strat_folds: list[Annotated[int, Field(ge=1, le=10)]] = Field(default_factory=list)
 
 
 @register("ptbxl")
@@ -91,6 +95,9 @@ class Ptbxl(Cohort):
         if not np.isin(folds, np.arange(1, 11)).all():
             raise InputError(f"{path}: strat_fold is not a number from 1 to 10 in every row")
         frame["fold"] = folds.astype(int) - 1
+        if self.options.strat_folds:
+            frame = frame[np.isin(folds, self.options.strat_folds)].reset_index(drop=True)
+            check_not_empty(frame, path)
         return Entries(frame, targets, notes, Published(n_folds=10, val=8, test=9))
 
     def _features(self, frame: pd.DataFrame, notes: list[str]) -> list[Target]:

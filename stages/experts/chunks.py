@@ -29,8 +29,15 @@ def encode_in_chunks(
     outputs = [part.output for part in parts if part.output is not None]
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Encoding(
-        torch.cat([torch.as_tensor(part.layers) for part in parts]),
+        _joined([part.layers for part in parts]),
         torch.cat([part.embedding for part in parts]),
         torch.cat(outputs) if outputs else None,
         torch.cat(tokens) if tokens else None,
     )
+
+
+def _joined(parts: list[Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
+    """Join stacked layers, or lists of layers of several widths."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat([torch.as_tensor(part) for part in parts])
+    return [torch.cat(layer) for layer in zip(*parts, strict=True)]

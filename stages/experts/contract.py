@@ -43,6 +43,8 @@ class WeightsSource:
     """Installed package of somebody else that `filename` lies in, where `packaged`; also the extra that brings it."""
     packaged: bool = False
     """Whether `filename` lies beside the experts' code, in the package."""
+    patients: str = ""
+    """File beside packaged weights that holds a keyed hash of every patient they were trained on."""
     companions: tuple[str, ...] = ()
     """Further files of the repository or folder that `Expert.build_from_path` reads beside `filename`: a config.json,
     the parts of a checkpoint in several files."""
@@ -157,6 +159,11 @@ class Expert(ABC):
     residual_branches: ClassVar[str] = ""
     """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
     they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
+
+    @property
+    def embedding_parts(self) -> int:
+        """Return how many equal parts the embedding has that are trained apart: networks side by side."""
+        return 1
 
     pretraining: ClassVar[PretrainingRecipe | None] = None
     """How `ensemble pretrain` makes weights for it; None: it cannot be pretrained here."""

@@ -16,6 +16,7 @@ class PretrainingRecipe:
     objective
         `masked`: reconstruct hidden patches; the network is `stages.experts.networks.stmem_net.StMemVit`.
         `forecast`: tell the end of a record from its beginning.
+        `inpaint`: tell hidden samples; the network is `stages.experts.networks.seed_net.SeedNet`.
     epochs, learning_rate, weight_decay, betas, warmup_share
         Of AdamW with a cosine; `warmup_share` is the part of the epochs in which the rate rises.
     rate_per_256
@@ -36,7 +37,7 @@ class PretrainingRecipe:
         Whether attention and lead embeddings start so that a short training leaves its first plateau sooner.
     """
 
-    objective: Literal["masked", "forecast"]
+    objective: Literal["masked", "forecast", "inpaint"]
     epochs: int
     learning_rate: float
     weight_decay: float = 0.0

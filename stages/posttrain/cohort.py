@@ -18,7 +18,7 @@ from cache.records import Target, open_records, target_array
 from cache.signals import open_signals
 from cache.storage.locations import Location
 from stages.experts import Expert
-from stages.heads.targets.tasks import TaskSpec, encode, unusable
+from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
 from stages.scoring.metrics import score
 from stages.scoring.predictions import PredictionBlock
 from stages.training.inputs import input_identity, prepared_inputs, training_rows
@@ -26,7 +26,7 @@ from stages.training.inputs import input_identity, prepared_inputs, training_row
 
 @dataclass(frozen=True)
 class LabelledCohort:
-    """Readable records that have a label of the task.
+    """Readable records that have a label of one of the tasks.
 
     Attributes
     ----------
@@ -35,24 +35,26 @@ class LabelledCohort:
     inputs
         [position, windows, ...], mapped into memory.
     y, known
-        Targets and label weights, [position, columns].
+        Targets and label weights, [position, columns], the tasks' columns side by side.
     """
 
     records: pd.DataFrame
     rows: np.ndarray
     inputs: np.ndarray
-    target: Target
-    task: TaskSpec
+    targets: tuple[Target, ...]
+    tasks: tuple[TaskSpec, ...]
     y: torch.Tensor
     known: torch.Tensor
     signals_digest: str
 
     @classmethod
-    def read(cls, expert: Expert, task_name: str, paths: tuple[Path, Location], state: Path) -> Self:
+    def read(cls, expert: Expert, names: tuple[str, ...], paths: tuple[Path, Location], state: Path) -> Self:
         """Read the cohort as `expert` takes it.
 
         Parameters
         ----------
+        names
+            Of the tasks.
         paths
             records.parquet and signals.zarr.
         state
@@ -66,26 +68,24 @@ class LabelledCohort:
             Training records that cannot teach it.
         """
         records, signals = open_records(paths[0]), open_signals(paths[1])
-        targets: dict[str, Target] = records.attrs["targets"]
-        if task_name not in targets:
-            raise UsageError(f"--task {task_name}: records.parquet has the targets {', '.join(targets) or 'none'}")
-        target = targets[task_name]
-        if target.kind == "survival":
-            raise UsageError(
-                f"--task {task_name}: posttrain cannot learn a time to an event, whose loss needs everybody at risk at "
-                "once and not a batch; post-train on another task, `ensemble fit-heads` learns this one"
-            )
-        task = TaskSpec(target.name, target.kind, target.classes, target.unit)
-        y, known = encode(task, target_array(records, target), len(records))
+        targets = _chosen(records, names)
+        tasks = tuple(TaskSpec(target.name, target.kind, target.classes, target.unit) for target in targets)
+        y, known = _columns(records, targets, tasks)
         parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
         rows = np.intersect1d(np.concatenate(parts), np.flatnonzero(known.any(1)))
         inputs, rows = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
         y, known = y[rows], known[rows]
         train = records["split"].to_numpy()[rows] == "train"
-        if reason := unusable(task, y[train], known[train]):
-            raise InputError(f"task '{task_name}' cannot be learnt: {reason}")
+        for block in layout(tasks):
+            if reason := unusable(block.task, y[train][:, block.columns], known[train][:, block.columns]):
+                raise InputError(f"task '{block.task.name}' cannot be learnt: {reason}")
         targets_y, weights = torch.from_numpy(np.asarray(y, np.float32)), torch.from_numpy(known)
-        return cls(records, rows, inputs, target, task, targets_y, weights, signals.content_digest())
+        return cls(records, rows, inputs, targets, tasks, targets_y, weights, signals.content_digest())
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Which columns belong to which task."""
+        return layout(self.tasks)
 
     def of(self, split: str) -> np.ndarray:
         """Positions of a split's records."""
@@ -98,20 +98,51 @@ class LabelledCohort:
         return positions[share_of_patients(patients, fraction, seed)]
 
     def metrics(self, predicted: np.ndarray, positions: np.ndarray) -> dict[str, float]:
-        """Score predictions [position, columns] on some records; none where there are no records."""
+        """Score predictions [position, columns] on some records; none where there are no records.
+
+        Of several tasks, a metric is named after its task too: `sex auroc`.
+        """
         if not len(positions):
             return {}
-        rows = self.rows[positions]
-        frame, part = self.records.iloc[rows], predicted[positions]
-        block = PredictionBlock(
+        rows, found = self.rows[positions], {}
+        for block, target in zip(self.blocks, self.targets, strict=True):
+            prefix = f"{target.name} " if len(self.tasks) > 1 else ""
+            scored = score(target, self._predictions(block, target, rows, predicted[positions]))
+            found |= {prefix + name: float(values[0]) for name, values in scored.values.items()}
+        return found
+
+    def _predictions(self, block: Block, target: Target, rows: np.ndarray, predicted: np.ndarray) -> PredictionBlock:
+        frame, part = self.records.iloc[rows], predicted[:, block.columns]
+        return PredictionBlock(
             frame["record_id"].to_numpy(),
             frame["patient_id"].to_numpy(),
             frame["split"].to_numpy(),
             np.zeros(len(frame), np.int64),
-            target_array(self.records, self.target)[rows],
-            part[:, 0] if self.task.kind in ("regression", "binary") else part,
+            target_array(self.records, target)[rows],
+            part[:, 0] if target.kind in ("regression", "binary") else part,
         )
-        return {name: float(values[0]) for name, values in score(self.target, block).values.items()}
+
+
+def _chosen(records: pd.DataFrame, names: tuple[str, ...]) -> tuple[Target, ...]:
+    targets: dict[str, Target] = records.attrs["targets"]
+    if missing := [name for name in names if name not in targets]:
+        raise UsageError(f"--task {missing[0]}: records.parquet has the targets {', '.join(targets) or 'none'}")
+    if events := [name for name in names if targets[name].kind == "survival"]:
+        raise UsageError(
+            f"--task {events[0]}: posttrain cannot learn a time to an event, whose loss needs everybody at risk at "
+            "once and not a batch; post-train on another task, `ensemble fit-heads` learns this one"
+        )
+    return tuple(targets[name] for name in names)
+
+
+def _columns(
+    records: pd.DataFrame, targets: tuple[Target, ...], tasks: tuple[TaskSpec, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets and label weights of all records, [record, columns]."""
+    encoded = [
+        encode(task, target_array(records, target), len(records)) for task, target in zip(tasks, targets, strict=True)
+    ]
+    return np.concatenate([y for y, _ in encoded], axis=1), np.concatenate([known for _, known in encoded], axis=1)
 
 
 def share_of_patients(patients: np.ndarray, fraction: float, seed: int) -> np.ndarray:

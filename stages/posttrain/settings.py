@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from cache.errors import UsageError
-from stages.training.settings import LoopSettings, TrainingSection, loop_settings
+from stages.training.settings import Augmentation, LoopSettings, TrainingSection, loop_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,16 @@ class PosttrainSection(TrainingSection):
     select: Literal["best", "last"] = "best"
     fractions: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] | None = None
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    start: Literal["weights", "random"] = "weights"
+    head: Literal["probe", "joint"] = "probe"
+    head_dropout: float = Field(default=0.0, ge=0, lt=1)
+    augment: Augmentation = Augmentation()
+    mixup: float = Field(default=0.0, ge=0)
+    teacher: str | None = None
+    teacher_share: float = Field(default=0.5, ge=0, le=1)
+    store: Literal["float32", "float16"] = "float32"
 
     def loop(self, seed: int, device: str) -> LoopSettings:
         """Return how the network is trained; what the section does not say is as a re-implementation has it.
@@ -52,6 +62,8 @@ class PosttrainSection(TrainingSection):
             min_learning_rate=rate / 50 if self.min_learning_rate is None else self.min_learning_rate,
             weight_decay=0.05 if self.weight_decay is None else self.weight_decay,
             ema=self.ema,
+            warmup_epochs=self.warmup_epochs,
+            clip_norm=self.clip_norm,
         )
 
 
@@ -69,6 +81,20 @@ class PosttrainSettings:
         Shares of the training patients; the largest makes the version.
     seeds
         One run each per fraction; the first makes the version.
+    task
+        Name of the target, or several names separated by commas, which `head: joint` learns together.
+    start
+        `weights`: the checkpoint, or the expert's own. `random`: weights that the seed draws.
+    head
+        `probe`: one linear map, fitted before anything else is trained. `joint`: maps that are trained with the
+        network from the start, one for each part of the embedding.
+    augment, mixup
+        What a step sees instead of the records: changed ones (see `Augmentation`), and mixtures of two (the parameter
+        of the Beta distribution that shares are drawn from; 0: none).
+    teacher, teacher_share
+        A predictions.parquet whose out-of-fold predictions stand in for a share of each label.
+    store
+        Precision of the weights in the version's file.
     """
 
     name: str
@@ -87,6 +113,19 @@ class PosttrainSettings:
     select: Literal["best", "last"] = "best"
     fractions: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
+    start: Literal["weights", "random"] = "weights"
+    head: Literal["probe", "joint"] = "probe"
+    head_dropout: float = 0.0
+    augment: Mapping[str, float] = field(default_factory=dict)
+    mixup: float = 0.0
+    teacher: str | Path | None = None
+    teacher_share: float = 0.5
+    store: Literal["float32", "float16"] = "float32"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the targets."""
+        return tuple(name.strip() for name in self.task.split(",") if name.strip())
 
     def __post_init__(self) -> None:
         from stages.experts.versions import check_version_name
@@ -96,6 +135,8 @@ class PosttrainSettings:
             raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
         if not self.seeds:
             raise UsageError("seeds: give at least one")
+        if len(self.tasks) > 1 and self.head != "joint":
+            raise UsageError(f"task {self.task}: several tasks are learnt together by `head: joint` alone")
 
 
 @dataclass(frozen=True)

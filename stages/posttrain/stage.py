@@ -21,20 +21,22 @@ from cache.errors import InputError
 from cache.fingerprint import fingerprint
 from stages.experts import Expert, load_expert
 from stages.experts.versions import is_trained_version, read_version
-from stages.heads.targets.tasks import layout
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.joint import JointHead
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.settings import PosttrainPaths, PosttrainSettings, PosttrainSummary
+from stages.posttrain.teacher import taught
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import input_identity
 from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks
-from stages.training.settings import settings_of_result
+from stages.training.settings import Augmentation, settings_of_result
 from stages.training.versions import cohort_facts, write_version
 
 RESULTS_FILE = "results.json"
+NOT_HASHED = ("weights", "seeds", "fractions", "teacher", "store")
 
 
 Say = Callable[[int, int, float], None]
@@ -62,7 +64,7 @@ def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progres
     expert = _load(s)
     residual_blocks(expert)
     with group.leader_first():
-        data = LabelledCohort.read(expert, s.task, (paths.records, paths.signals), paths.state)
+        data = LabelledCohort.read(expert, s.tasks, (paths.records, paths.signals), paths.state)
     summary = PosttrainSummary(s.name, test_rows=data.rows[data.of("test")])
     for fraction in sorted(s.fractions, reverse=True):
         for seed in s.seeds:
@@ -72,7 +74,8 @@ def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progres
                 summary.folder = str(_write(s, data, tuned, run, entry))
             summary.runs.append(entry)
             summary.predictions.append(run.test_predictions)
-            summary.probe_predictions.append(run.probe_predictions)
+            if s.head == "probe":
+                summary.probe_predictions.append(run.probe_predictions)
     return summary
 
 
@@ -82,7 +85,16 @@ def _write_results(s: PosttrainSettings, summary: PosttrainSummary) -> None:
 
 
 def _load(s: PosttrainSettings) -> Expert:
-    expert = load_expert(s.expert, s.weights, dict(s.config) or None, preprocessing=s.preprocessing, trainable=True)
+    random = s.start == "random"
+    weights = None if random else s.weights
+    expert = load_expert(
+        s.expert,
+        weights,
+        dict(s.config) or None,
+        preprocessing=s.preprocessing,
+        random_weights=random,
+        trainable=True,
+    )
     if expert.module is not None:
         set_dropout(expert.module, s.dropout)
     return expert
@@ -98,21 +110,26 @@ class _Run:
         self.fraction, self.seed = fraction, seed = share
         self.train, self.val, self.test = data.training(fraction, seed), data.of("val"), data.of("test")
         self.centre, self.scale = self._units()
-        self.y = (data.y - self.centre) / self.scale
+        y = data.y if s.teacher is None else taught(data, Path(s.teacher), s.teacher_share)
+        self.y = (y - self.centre) / self.scale
 
-    def _units(self) -> tuple[float, float]:
-        """Mean and deviation of a regression target's training labels; logits need none."""
-        if self.data.task.kind != "regression":
-            return 0.0, 1.0
-        labels = self.data.y[torch.from_numpy(self.train)]
-        return float(labels.mean()), max(float(labels.std(correction=0)), 1e-12)
+    def _units(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation [columns] of regression targets' training labels; logits need none."""
+        centre, scale = torch.zeros(self.data.y.shape[1]), torch.ones(self.data.y.shape[1])
+        rows = torch.from_numpy(self.train)
+        for block in self.data.blocks:
+            if block.task.kind == "regression":
+                labels = self.data.y[rows, block.start][self.data.known[rows, block.start] > 0]
+                centre[block.start] = labels.mean()
+                scale[block.start] = labels.std(correction=0).clamp_min(1e-12)
+        return centre, scale
 
     def execute(self, progress: Say | None) -> tuple[Tuned, dict[str, Any]]:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             tuned = self._network()
         entry: dict[str, Any] = {"fraction": self.fraction, "seed": self.seed, "n_train": len(self.train)}
-        entry |= self._probe(tuned)
+        entry |= self._probe(tuned) if isinstance(tuned.head, Head) else {}
         training = self._training(tuned, progress)
         result: Any = training.run()
         del tuned
@@ -124,6 +141,7 @@ class _Run:
 
     def _probe(self, tuned: Tuned) -> dict[str, Any]:
         """Fit and judge the preview probe; keep it as the head, unless the run is to start from a fresh one."""
+        assert isinstance(tuned.head, Head)
         features = self._frozen(tuned)
         fresh = {k: v.clone() for k, v in tuned.head.state_dict().items()}
         train = self._labelled(features[self.train], self.train)
@@ -141,7 +159,11 @@ class _Run:
             paths = [path for path, _ in residual_blocks(expert)]
             checkpoint_blocks(expert.module.get_submodule(path) for path in paths if expert.module is not None)
         depth = StochasticDepth(expert, s.drop_path, s.drop_path_schedule) if s.drop_path else None
-        head = Head(expert.spec.embedding_dim, layout([self.data.task]))
+        head: Head | JointHead
+        if s.head == "probe":
+            head = Head(expert.spec.embedding_dim, self.data.blocks)
+        else:
+            head = JointHead(expert.spec.embedding_dim, self.data.blocks, expert.embedding_parts, s.head_dropout)
         return Tuned(expert, head, depth).to(s.loop.device)
 
     @property
@@ -178,7 +200,9 @@ class _Run:
         s, tag = self.s, f"{self.s.name}-{self.fraction:g}-{self.seed}"
         return Training(
             tuned,
-            TaskBatches(self.data.inputs, self.train, self.y, self.data.known),
+            TaskBatches(
+                self.data.inputs, self.train, self.y, self.data.known, augment=Augmentation(**s.augment), mixup=s.mixup
+            ),
             replace(s.loop, seed=self.seed),
             groups=rate_groups(tuned, s.layer_decay),
             checkpoint=self.paths.state / "training" / f"{tag}.pt",
@@ -191,7 +215,8 @@ class _Run:
         )
 
     def _identity(self, tuned: Tuned) -> str:
-        asked = {k: v for k, v in asdict(self.s).items() if k not in ("weights", "seeds", "fractions", "loop")}
+        asked = {k: v for k, v in asdict(self.s).items() if k not in (*NOT_HASHED, "loop")}
+        asked |= {"taught": self.y.double().sum().item()}
         asked |= {"loop": settings_of_result(self.s.loop)}
         start = float(sum(p.detach().double().abs().sum() for p in tuned.parameters()))
         cohort = cohort_facts(self.data.records, self.data.rows[self.train], self.data.signals_digest)
@@ -206,7 +231,7 @@ class _Run:
 
     def _judge(self, tuned: Tuned, features: torch.Tensor) -> tuple[dict[str, dict[str, float]], np.ndarray]:
         """Return the metrics on validation and test records, and the test predictions."""
-        predicted = tuned.probabilities(features).numpy() * self.scale + self.centre
+        predicted = (tuned.probabilities(features) * self.scale + self.centre).numpy()
         found = {name: self.data.metrics(predicted, part) for name, part in (("val", self.val), ("test", self.test))}
         return found, predicted[self.test]
 
@@ -217,15 +242,21 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
     seen = data.rows[np.concatenate([run.train, run.val])]
     loop = settings_of_result(s.loop)
     strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
+    joint = ("head", "head_dropout", "augment", "mixup", "teacher_share", "store")
     facts = {
         "made_by": "posttrain",
         "parent": s.expert,
         "task": s.task,
         "licence": expert.spec.licence,
         "non_commercial": expert.spec.non_commercial,
-        "pretrained_on": list(expert.spec.pretrained_on),
+        "pretrained_on": [] if s.start == "random" else list(expert.spec.pretrained_on),
         "cohort": cohort_facts(data.records, data.rows[run.train], data.signals_digest),
-        "parameters": {**{name: getattr(s, name) for name in strategy}, "seed": run.seed, **loop},
+        "parameters": {
+            **{name: getattr(s, name) for name in strategy},
+            **({name: getattr(s, name) for name in joint} if s.head == "joint" else {}),
+            "seed": run.seed,
+            **loop,
+        },
         "kept_epoch": entry["epoch"],
         "curve": entry["curve"],
     }
@@ -235,11 +266,18 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
         spec=expert.spec,
         config={**(version.config if version else {}), **s.config},
         preprocessing=expert.preprocessing,
-        state=expert.module.state_dict() if expert.module is not None else {},
+        state=_stored(expert, s.store),
         seen=data.records.iloc[seen],
         facts=facts,
         fill=lambda folder: _save_head(tuned, folder / "head.safetensors"),
     )
+
+
+def _stored(expert: Expert, precision: str) -> dict[str, torch.Tensor]:
+    """Return the network's tensors as the version's file holds them."""
+    state = expert.module.state_dict() if expert.module is not None else {}
+    half = precision == "float16"
+    return {key: value.half() if half and value.is_floating_point() else value for key, value in state.items()}
 
 
 def _save_head(tuned: Tuned, path: Path) -> None:
@@ -254,7 +292,7 @@ def summary_lines(summary: PosttrainSummary) -> Iterator[str]:
     frame = pd.DataFrame(
         {
             "fraction": r["fraction"],
-            **_main(r["probe"]["test"], "probe"),
+            **(_main(r["probe"]["test"], "probe") if "probe" in r else {}),
             **_main(r["tuned"]["test"], "tuned"),
             "epoch": r["epoch"],
         }
@@ -267,5 +305,6 @@ def summary_lines(summary: PosttrainSummary) -> Iterator[str]:
 
 
 def _main(metrics: Mapping[str, float], part: str) -> dict[str, float]:
-    names = [n for n in ("auroc_macro", "auroc", "auprc_macro", "auprc", "mae") if n in metrics]
+    wanted = ("auroc_macro", "auroc", "auprc_macro", "auprc", "mae")
+    names = sorted((n for n in metrics if n.split()[-1] in wanted), key=lambda n: wanted.index(n.split()[-1]))
     return {f"{part} {name}": metrics[name] for name in names}

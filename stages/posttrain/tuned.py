@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from stages.experts import Expert
 from stages.heads.targets.losses import activate
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.joint import JointHead
 from stages.posttrain.probing import Head
+from stages.training.augment import augmented
 from stages.training.memory import in_batches
+from stages.training.settings import Augmentation
 
 
 class Tuned(nn.Module):
     """Expert and head; takes prepared input [batch, windows, ...], the mean over windows of the embedding is scored."""
 
-    def __init__(self, expert: Expert, head: Head, depth: StochasticDepth | None) -> None:
+    def __init__(self, expert: Expert, head: Head | JointHead, depth: StochasticDepth | None) -> None:
         super().__init__()
         residual_blocks(expert)  # refuses an expert without a network
         self.expert, self.depth = expert, depth
@@ -80,10 +83,20 @@ def rate_groups(tuned: Tuned, layer_decay: float) -> list[dict[str, Any]]:
 
 
 class TaskBatches:
-    """Labelled records as the loop fetches them."""
+    """Labelled records as the loop fetches them: as they are, or changed and mixed."""
 
-    def __init__(self, inputs: np.ndarray, positions: np.ndarray, y: Tensor, known: Tensor) -> None:
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        positions: np.ndarray,
+        y: Tensor,
+        known: Tensor,
+        *,
+        augment: Augmentation | None = None,
+        mixup: float = 0.0,
+    ) -> None:
         self.inputs, self.positions, self.y, self.known = inputs, positions, y, known
+        self.augment, self.mixup = augment or Augmentation(), mixup
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -91,10 +104,32 @@ class TaskBatches:
 
     def fetch(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, ...]:
         """Return input, targets and label weights of records `rows`."""
-        del generator
         x = torch.from_numpy(np.ascontiguousarray(self.inputs[self.positions[rows]]))
         chosen = torch.from_numpy(self.positions[rows])
-        return x, self.y[chosen], self.known[chosen]
+        batch = x, self.y[chosen], self.known[chosen]
+        if self.augment.changes:
+            batch = (augmented(x, self.augment, generator), *batch[1:])
+        return mixed(*batch, self.mixup, generator) if self.mixup else batch
+
+
+def mixed(
+    x: Tensor, y: Tensor, known: Tensor, strength: float, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix every record with another of its batch (mixup: Zhang et al., ICLR 2018, arXiv 1710.09412).
+
+    Labels are mixed as the records are; one that either of the two lacks is missing.
+
+    Parameters
+    ----------
+    x, y, known
+        Input, targets and label weights, each with the records as its first axis.
+    strength
+        Parameter of the Beta distribution that the share, one for the batch, is drawn from.
+    """
+    share = generator.beta(strength, strength)
+    share = max(share, 1 - share)
+    other = torch.from_numpy(generator.permutation(len(x)))
+    return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other], known * known[other]
 
 
 def set_dropout(module: nn.Module, rate: float | None) -> None:

@@ -1,6 +1,6 @@
 """What is pretrained, expert by expert: network, model input, loss, and how the result is told to `load_expert`.
 
-Lives here: joining settings, networks and data. Not here: the objectives themselves (`masked`, `forecast`), the loop.
+Lives here: joining settings, networks and data. Not here: the objectives (`masked`, `forecast`, `inpaint`), the loop.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from stages.experts.networks.stmem_net import StMemAttention, StMemOptions
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.versions import is_version
 from stages.pretrain.forecast import SERIES_VERSION, Forecaster, Series, prepare_series
+from stages.pretrain.inpaint import PIECES, InpaintBatches, Inpainter
 from stages.pretrain.masked import MaskedOptions, MaskedStMem
 from stages.training.inputs import Prepare, input_identity
 from stages.training.loop import Batches
@@ -117,6 +118,8 @@ def make_objective(
         torch.manual_seed(seed)
         if recipe.objective == "forecast":
             return _forecast(expert, recipe, leads, config)
+        if recipe.objective == "inpaint":
+            return _inpaint(expert, config)
         architecture = {**recipe.sizes.get(size, {}), **recipe.geometry.get(path, {})}
         return _masked(expert, recipe, variant, path or None, {**architecture, **config})
 
@@ -167,8 +170,30 @@ def _masked(
     )
 
 
+def _inpaint(expert: str, config: Mapping[str, Any]) -> Objective:
+    """Build what tells hidden samples around a convolutional network."""
+    cls, size = expert_class(expert)
+    built = cls.build(config, None, variant=size)
+    net: Any = built.module
+    return Objective(
+        Inpainter(net),
+        [],
+        built.prepare,
+        input_identity(built),
+        lambda inputs: InpaintBatches(inputs, PIECES * net.options.stride),
+        lambda trained: half_state(trained.get_submodule("net")),
+        dict(config),
+        built.preprocessing,
+    )
+
+
 def _encoder_state(trained: nn.Module) -> dict[str, Tensor]:
-    return {key: value.half() for key, value in trained.get_submodule("encoder").state_dict().items()}
+    return half_state(trained.get_submodule("encoder"))
+
+
+def half_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors in float16; counters stay what they are."""
+    return {k: value.half() if value.is_floating_point() else value for k, value in module.state_dict().items()}
 
 
 def _start_attentive(model: MaskedStMem) -> None:

@@ -29,6 +29,44 @@ class TrainingSection(Settings):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+class Augmentation(Settings):
+    """How strongly input [record, window, lead, time] is changed; everything off by default.
+
+    Attributes
+    ----------
+    crop
+        Share of the time that is kept, from a random start.
+    gain, lead_gain
+        Standard deviation of the logarithm of a gain common to all leads, and of one for each lead.
+    noise
+        Mean standard deviation of white noise, which half of the records get, as a share of the record's spread.
+    wander
+        Mean amplitude of a sine of 0.1 to 1 cycles for each hundred samples, which half of the records get.
+    lead_dropout
+        Largest share of leads set to zero, in two of five records.
+    gap
+        Largest share of the time set to zero, in three of ten records.
+
+    Examples
+    --------
+    >>> Augmentation(crop=0.8, noise=0.1).changes
+    True
+    """
+
+    crop: float = Field(default=1.0, gt=0, le=1)
+    gain: float = Field(default=0.0, ge=0)
+    lead_gain: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
+    wander: float = Field(default=0.0, ge=0)
+    lead_dropout: float = Field(default=0.0, ge=0, le=1)
+    gap: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed at all."""
+        return self != Augmentation()
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How a network is trained; all but the last four change the numbers."""

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cache.fingerprint import canonical_json, file_digest, text_digest
+from stages.experts.checkpoints import PACKAGE_FOLDER
 from stages.experts.contract import ExpertSpec
 from stages.experts.versions import (
     FACTS_FILE,
@@ -48,16 +49,29 @@ def cohort_facts(records: pd.DataFrame, rows: np.ndarray, signals_digest: str) -
     }
 
 
-def patient_digests(records: pd.DataFrame) -> np.ndarray:
-    """Return one digest a patient, uint64 ascending; names of patients are not kept."""
+def patient_digests(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
+    """Return one digest a patient, uint64 ascending, keyed where a key is given; names of patients are not kept."""
     names = {f"{source}\t{patient}" for source, patient in zip(records["source"], records["patient_id"], strict=True)}
-    raw = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    raw = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names)
     return np.unique(np.frombuffer(raw, dtype="<u8"))
 
 
 def patients_seen(name: str, records: pd.DataFrame) -> int:
     """Count the patients of `records` that version `name`, or a version it came from, was trained or selected on."""
     return int(np.isin(patient_digests(records), _seen_by(name)).sum())
+
+
+def packaged_patients_seen(spec: ExpertSpec, records: pd.DataFrame) -> int | None:
+    """Count the patients of `records` that packaged weights were trained on; None where no list came with them.
+
+    The list knows patients by source and number: those of a study whose numbers are hashed are not found.
+    """
+    source = spec.weights
+    if source is None or not source.patients:
+        return None
+    digests = np.load(PACKAGE_FOLDER / source.patients, allow_pickle=False)
+    key = f"{spec.name.partition('+')[0]} {spec.version}".encode()
+    return int(np.isin(patient_digests(records, key), digests).sum())
 
 
 def _seen_by(name: str | None) -> np.ndarray:

@@ -1,11 +1,18 @@
 """Who has seen whom: every expert's pretraining data against every source, as reports warn of it."""
 
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
 import pytest
 
+from pipeline.views import report_facts
 from pipeline.views.report_facts import overlap_warning
 from stages.cohorts import list_cohorts, shared_collections
 from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, parts_of_source
 from stages.experts import expert_class, list_experts
+from stages.report import ExpertFacts
+from stages.training.versions import patient_digests
 
 SEEN = {
     name: cls.published_spec(variant).pretrained_on for name in list_experts() for cls, variant in [expert_class(name)]
@@ -21,6 +28,7 @@ WARNED = {  # docs/experts.md says what each has seen
     "jepa": CHAPMAN | {"challenge", "code15"},
     "merl": {"mimic-iv-ecg", "enecg-jsonl"},
     "openecg": {"ludb"},
+    "seed": {"ptbxl", "challenge"},
     "stmem": CHAPMAN | {"challenge", "code15"},
     "xecg": CHAPMAN | {"challenge", "code15"},
 }
@@ -56,3 +64,30 @@ def test_parts_of_one_collection_do_not_overlap():
     assert shared_collections("ludb", ["challenge2021"]) == []
     assert shared_collections("challenge", ["challenge2020"]) == ["challenge2020"]
     assert shared_collections("a source of a package", ["a source of a package"]) == ["a source of a package"]
+
+
+@pytest.mark.parametrize(
+    ("patients", "hashed", "told"),
+    [
+        (["1", "2", "9"], False, ["seed was trained on 2 of the 3 patients of ptbxl that it is judged on:"]),
+        (["8", "9"], False, []),
+        (["8", "9"], True, ["seed was pretrained on ptbxl: its numbers here may be too good"]),
+    ],
+)
+def test_patients_that_packaged_weights_have_seen_are_counted(patients, hashed, told, tmp_path, monkeypatch):
+    spec = expert_class("seed")[0].published_spec()
+    seen = pd.DataFrame({"source": "ptbxl", "patient_id": ["1", "2", "3"]})
+    np.save(tmp_path / spec.weights.patients, patient_digests(seen, b"seed 2"))
+    monkeypatch.setattr("stages.training.versions.PACKAGE_FOLDER", tmp_path)
+    judged = pd.DataFrame({"source": "ptbxl", "patient_id": patients})
+    monkeypatch.setattr(report_facts, "_judged", lambda _: judged)
+    monkeypatch.setattr(report_facts, "_sources", lambda _: ["ludb", "ptbxl"])
+    cohort = SimpleNamespace(hash_patients=hashed)
+    study = SimpleNamespace(params=SimpleNamespace(cohort=cohort), source_folders=dict)
+    facts = ExpertFacts(
+        name="seed", title="", version="2", licence="", sha256=spec.weights.sha256, pretrained_on=("ptbxl",)
+    )
+    warnings = report_facts._overlaps(study, [facts])
+    assert [warning[: len(begins)] for warning, begins in zip(warnings, told, strict=True)] == told
+    others = facts.model_copy(update={"sha256": "of other weights"})
+    assert report_facts._overlaps(study, [others]) == [overlap_warning("seed", "ptbxl", ["ptbxl"])]

@@ -14,7 +14,7 @@ from tests.stages.small_experts import NAMES
 
 MISSPELT = [
     ("stmem", {"head": 4}, "heads"),
-    ("seed", {"wdith": 32}, "width"),
+    ("seed", {"wdith": 32}, "widths"),
     ("timesnet", {"d_modle": 8}, "d_model"),
     ("dlinear", {"seqlen": 500}, "seq_len"),
     ("moment", {"t5_config": {"d_modle": 32}}, "d_model"),

@@ -1,6 +1,7 @@
 """The expert whose weights come with the package: its size, its file, its input, and what pretraining is worth."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -21,12 +23,15 @@ from stages.experts.checkpoints import PACKAGE_FOLDER, find_weights, sha256_of
 from stages.experts.run import run_expert
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
+from stages.pretrain.inpaint import InpaintBatches, Inpainter
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.settings import LoopSettings
+from stages.training.versions import packaged_patients_seen, patient_digests
 
 FILE = PACKAGE_FOLDER / "seed.safetensors"
-SMALL = {"width": 32, "heads": 2, "dim_head": 16, "mlp_dim": 64, "depth": 2}
+real_data = pytest.mark.skipif("ENSEMBLE_TEST_DATA" not in os.environ, reason="ENSEMBLE_TEST_DATA is not set")
+SMALL = {"members": 2, "stem": 8, "widths": (8, 16), "blocks": (1, 1)}
 RHYTHMS = (
     [Report.FIBRILLATION, Report.RAPID_FIBRILLATION],
     [Report.BRADYCARDIA],
@@ -48,7 +53,8 @@ def test_it_loads_without_download_and_stays_small(seed):
     assert seed.spec.parameters <= 2_500_000
     assert seed.spec == expert_class("seed")[0].published_spec()
     with safe_open(FILE, "pt") as file:
-        assert {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 == {torch.float16}
+        dtypes = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+    assert dtypes == {torch.float16, torch.int64}
     assert all(p.dtype == torch.float32 for p in seed.module.parameters())
 
 
@@ -65,14 +71,38 @@ def test_the_file_is_the_one_that_the_spec_names(monkeypatch, tmp_path):
         find_weights(spec, None)
 
 
-def test_the_file_says_what_made_it():
+def test_the_file_says_what_made_it(seed):
     with safe_open(FILE, "pt") as file:
         facts = json.loads(file.metadata()["ensemble"])
     assert facts["base"] == "seed"
-    assert facts["made_by"] == "pretrain"
-    assert facts["cohort"]["sources"] == ["mimic-iv-ecg"]  # the generator writes that layout
-    first, last = facts["curve"][0], facts["curve"][-1]
-    assert last["validation_loss"] < 0.9 * first["validation_loss"]
+    assert facts["made_by"] == "posttrain"
+    assert facts["cohort"]["sources"] == ["ptbxl"]
+    assert len(facts["curves"]) == facts["members"] == seed.module.options.members
+    for curve in facts["curves"]:
+        assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+
+
+def test_patients_that_it_has_seen_are_told_apart_by_their_hashes(seed, tmp_path):
+    listed = np.load(PACKAGE_FOLDER / seed_module.PATIENTS_FILE)
+    assert listed.dtype == np.uint64
+    assert 2_000 < len(listed) <= 2_272
+    assert (np.diff(listed) > 0).all()
+    strangers = pd.DataFrame({"source": "ptbxl", "patient_id": [f"nobody {k}" for k in range(1000)]})
+    assert packaged_patients_seen(seed.spec, strangers) == 0
+    assert packaged_patients_seen(load_expert("rocket").spec, strangers) is None
+    key = f"seed {seed.spec.version}".encode()
+    assert key == seed_module.PATIENTS_KEY
+    assert not np.isin(patient_digests(strangers), patient_digests(strangers, key)).any()
+
+
+@real_data
+def test_patients_of_ptbxls_folds_1_to_8_were_seen_and_no_others(seed):
+    table = pd.read_csv(Path(os.environ["ENSEMBLE_TEST_DATA"]) / "ptbxl" / "ptbxl_database.csv")
+    table["patient_id"] = table["patient_id"].astype(int).astype(str)
+    table["source"] = "ptbxl"
+    learnt = table["strat_fold"] <= 8
+    assert packaged_patients_seen(seed.spec, table[learnt]) == table[learnt]["patient_id"].nunique()
+    assert packaged_patients_seen(seed.spec, table[~learnt]) == 0
 
 
 @pytest.mark.slow
@@ -88,6 +118,7 @@ def test_a_wheel_holds_the_weights(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("stages/experts/weights/seed.safetensors") == FILE.read_bytes()
+        assert "stages/experts/weights/seed.patients.npy" in archive.namelist()
 
 
 def test_amplitude_and_lead_are_seen(seed):
@@ -99,15 +130,15 @@ def test_amplitude_and_lead_are_seen(seed):
     assert np.abs(swapped - plain).max() > 0.05
 
 
-@pytest.mark.parametrize(("seconds", "shape"), [(2.5, (1, 250)), (6.2, (1, 650)), (10, (1, 1000)), (25, (3, 1000))])
-def test_a_record_is_as_many_patches_as_it_has(seed, seconds, shape):
+@pytest.mark.parametrize(("seconds", "shape"), [(2.5, (1, 250)), (6.2, (1, 620)), (10, (1, 1000)), (25, (3, 1000))])
+def test_a_record_is_as_long_as_it_is(seed, seconds, shape):
     signals = np.tile(_records(1)[0][:1], (1, 1, 3))[..., : int(seconds * 500)]
     x = seed.prepare(signals, 500.0)
     assert (x.shape[1], x.shape[3]) == shape
     assert run_expert(seed, x).embedding.shape == (1, seed.spec.embedding_dim)
 
 
-def test_less_than_pretraining_showed_of_a_lead_is_refused(seed):
+def test_less_than_2_5_s_are_refused(seed):
     with pytest.raises(InputError, match=r"1\.9 s are shorter than 2\.5 s"):
         seed.prepare(np.zeros((1, 12, 950)), 500.0)
 
@@ -123,24 +154,47 @@ def test_its_features_tell_rhythms_better_than_those_of_random_weights(seed):
     assert _auroc(run_expert(seed, x), labels) > _auroc(run_expert(random, x), labels) + 0.01
 
 
+def test_one_record_gives_the_same_bits_in_any_batch(seed):
+    x = seed.prepare(_records(7)[0], 500.0)
+    whole = run_expert(seed, x).embedding
+    for k in (0, 3, 6):
+        assert np.array_equal(run_expert(seed, x[k : k + 1]).embedding[0], whole[k])
+
+
 def test_a_version_of_ones_own_is_pretrained_and_loaded(toy_study, monkeypatch):
     monkeypatch.chdir(toy_study)
     torch.set_num_threads(1)
     loop = LoopSettings(epochs=8, batch_size=8, learning_rate=2e-3)
     paths = PretrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))
-    history = pretrain(
-        PretrainSettings("seed+own", "seed", loop, config={**SMALL, "decoder_embed_dim": 32}), paths
-    ).history
+    history = pretrain(PretrainSettings("seed+own", "seed", loop, config=SMALL), paths).history
     assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
     own = load_expert("seed+own")
-    assert own.spec.embedding_dim == 2 * 12 * 32
+    assert own.spec.embedding_dim == 2 * (3 * 16 + 8)
     assert {*own.module.state_dict()} == {*load_expert("seed", config=SMALL, random_weights=True).module.state_dict()}
-    assert Path("weights/versions/seed+own/model.safetensors").stat().st_size < 2.2 * own.spec.parameters + 20_000
+    assert Path("weights/versions/seed+own/model.safetensors").stat().st_size < 2.5 * own.spec.parameters + 20_000
+
+
+def test_hidden_samples_are_zero_and_alone_are_judged():
+    inputs = np.random.default_rng(0).normal(size=(6, 2, 12, 1000)).astype(np.float32)
+    batches = InpaintBatches(inputs, 64)
+    x, hidden = batches.fetch(np.arange(4), np.random.default_rng(1))
+    again = batches.fetch(np.arange(4), np.random.default_rng(1))
+    assert torch.equal(again[0], x)
+    assert torch.equal(again[1], hidden)
+    assert x.shape == hidden.shape == (4, 12, 768)
+    assert 0.3 < hidden.mean() < 0.7
+    torch.manual_seed(0)
+    model = Inpainter(load_expert("seed", config=SMALL, random_weights=True, trainable=True).module).eval()
+    changed = torch.where(hidden > 0, x, x + 1)
+    assert model(x, hidden) != model(changed, hidden)  # what is shown tells
+    assert model(x, torch.zeros_like(hidden)) == 0
 
 
 def test_what_cannot_be_changed_is_refused():
-    with pytest.raises(UsageError, match="unknown config option 'patch_size'; it takes: width"):
-        load_expert("seed", config={"patch_size": 25}, random_weights=True)
+    with pytest.raises(UsageError, match="unknown config option 'unit_mv'; it takes: members"):
+        load_expert("seed", config={"unit_mv": 1.0}, random_weights=True)
+    with pytest.raises(UsageError, match=r"widths \[8, 16\] and blocks \[1\] describe two stages or more"):
+        load_expert("seed", config={"widths": [8, 16], "blocks": [1]}, random_weights=True)
 
 
 def _auroc(vectors, labels):

@@ -1,0 +1,49 @@
+"""Put trained versions of `seed` into the package: `python weights/pack_seed.py VERSION [VERSION ...] --records FILE`.
+
+Each VERSION is a folder such as build/seed/encoders/0/weights/versions/seed+ptbxl; they stand side by side. Writes
+the weights (float16) and the keyed hashes of the patients that they have seen beside the experts' code, and prints what
+the expert's file has to say of them: SHA256, PARAMETERS and the number of members.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from cache.fingerprint import canonical_json, file_digest
+from cache.records import open_records
+from stages.experts.checkpoints import PACKAGE_FOLDER
+from stages.experts.models.ecg.seed import PATIENTS_FILE, PATIENTS_KEY, WEIGHTS_FILE
+from stages.training.versions import patient_digests
+
+
+def main() -> None:
+    """Read the versions named on the command line, and write the package's files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("versions", type=Path, nargs="+")
+    parser.add_argument("--records", type=Path, required=True, help="records.parquet that the versions learnt from")
+    parser.add_argument("--out", type=Path, default=PACKAGE_FOLDER)
+    options = parser.parse_args()
+    tensors, facts = {}, []
+    for member, folder in enumerate(options.versions):
+        for key, value in load_file(folder / "model.safetensors").items():
+            tensors[key.replace("members.0.", f"members.{member}.", 1)] = (
+                value.half() if value.is_floating_point() else value
+            )
+        facts.append(json.loads((folder / "version.json").read_text()))
+    joined = {**facts[0], "curves": [each["curve"] for each in facts], "members": len(facts)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / WEIGHTS_FILE
+    save_file(tensors, path, metadata={"ensemble": canonical_json(joined)})
+    path.chmod(0o644)
+    records = open_records(options.records)
+    seen = patient_digests(records[records["split"] == "train"], PATIENTS_KEY)
+    np.save(options.out / PATIENTS_FILE, seen, allow_pickle=False)
+    learnt = sum(v.numel() for k, v in tensors.items() if not k.endswith(("running_mean", "running_var", "tracked")))
+    print(f'SHA256 = "{file_digest(path)}"\nPARAMETERS = {learnt:_}\nmembers: {len(facts)}; {len(seen)} patients')
+
+
+if __name__ == "__main__":
+    main()
