@@ -104,7 +104,8 @@ class LabelledCohort:
         """
         if not len(positions):
             return {}
-        rows, found = self.rows[positions], {}
+        rows = self.rows[positions]
+        found: dict[str, float] = {}
         for block, target in zip(self.blocks, self.targets, strict=True):
             prefix = f"{target.name} " if len(self.tasks) > 1 else ""
             scored = score(target, self._predictions(block, target, rows, predicted[positions]))

@@ -138,7 +138,8 @@ def seed_options(config: Mapping[str, Any] | None) -> SeedOptions:
     """
     given = architecture_overrides("seed", config, FREE)
     lists = {key: tuple(int(v) for v in given[key]) for key in ("widths", "blocks") if key in given}
-    options = replace(OPTIONS, **{**given, **lists})
+    changed: dict[str, Any] = {**given, **lists}
+    options = replace(OPTIONS, **changed)
     if len(options.widths) != len(options.blocks) or len(options.widths) < 2:
         raise UsageError(
             f"expert 'seed': widths {list(options.widths)} and blocks {list(options.blocks)} describe two stages or "
