@@ -61,6 +61,15 @@ def test_the_low_rate_files_are_an_option(test_data):
         open_cohort("ptbxl", test_data / "ptbxl", {"rate": 250}).entries()
 
 
+def test_some_folds_alone_can_be_taken(test_data):
+    every = open_cohort("ptbxl", test_data / "ptbxl").entries().frame
+    some = open_cohort("ptbxl", test_data / "ptbxl", {"strat_folds": [1, 9]}).entries().frame
+    assert set(some["fold"]) == {0, 8}
+    assert some["record_id"].tolist() == every.loc[every["fold"].isin([0, 8]), "record_id"].tolist()
+    with pytest.raises(UsageError, match="strat_folds"):
+        open_cohort("ptbxl", test_data / "ptbxl", {"strat_folds": [11]})
+
+
 def test_a_likelihood_threshold_touches_diagnostic_statements_only(test_data, tmp_path):
     def change(table):
         table["scp_codes"] = "{'NORM': 80.0, 'IMI': 15.0, 'LVOLT': 0.0, 'SR': 0.0}"

@@ -137,8 +137,8 @@ def seed_options(config: Mapping[str, Any] | None) -> SeedOptions:
         Another option, or stages whose widths and blocks are not as many.
     """
     given = architecture_overrides("seed", config, FREE)
-    lists = {key: tuple(int(v) for v in given[key]) for key in ("widths", "blocks") if key in given}
-    changed: dict[str, Any] = {**given, **lists}
+    lists: dict[str, Any] = {key: tuple(int(v) for v in given[key]) for key in ("widths", "blocks") if key in given}
+    changed = {**given, **lists}
     options = replace(OPTIONS, **changed)
     if len(options.widths) != len(options.blocks) or len(options.widths) < 2:
         raise UsageError(
