@@ -1,4 +1,4 @@
-"""Put trained versions of `seed` into the package: `python weights/pack_seed.py VERSION [VERSION ...] --records FILE`.
+"""Put trained versions of `seed` into the package: `python -m weights.pack_seed VERSION [VERSION ...] --records FILE`.
 
 Each VERSION is a folder such as build/seed/encoders/0/weights/versions/seed+ptbxl; they stand side by side. Writes
 the weights (float16) and the keyed hashes of the patients that they have seen beside the experts' code, and prints what

@@ -16,7 +16,7 @@ class PretrainingRecipe:
     objective
         `masked`: reconstruct hidden patches; the network is `stages.experts.networks.stmem_net.StMemVit`.
         `forecast`: tell the end of a record from its beginning.
-        `inpaint`: tell hidden samples; the network is `stages.experts.networks.seed_net.SeedNet`.
+        `inpaint`: tell hidden samples; the network is `stages.experts.networks.parts.seed_net.SeedNet`.
     epochs, learning_rate, weight_decay, betas, warmup_share
         Of AdamW with a cosine; `warmup_share` is the part of the epochs in which the rate rises.
     rate_per_256

@@ -3,7 +3,7 @@
 Whole leads, pieces of time in all leads, and pieces of single leads are set to zero; the last stage's output is mapped
 back to samples, and the squared error of the hidden ones is the loss, in asinh(mV), where tall QRS are tamed.
 
-Lives here: the objective. Not here: the network (`stages.experts.networks.seed_net`), the loop.
+Lives here: the objective. Not here: the network (`stages.experts.networks.parts.seed_net`), the loop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.experts.networks.seed_net import SeedNet
+from stages.experts.networks.parts.seed_net import SeedNet
 
 CROP = 0.8
 """Share of a record that one step sees, from a random start."""
@@ -66,8 +66,8 @@ class Inpainter(nn.Module):
         """Loss: mean squared error of the hidden samples of x [batch, lead, time], mean over members."""
         target = torch.asinh(x / self.net.options.unit_mv)
         outputs = self.net(x * (1 - hidden))
-        told = [self._samples(decode(m[-1]), x) for decode, m in zip(self.decoders, outputs, strict=True)]
-        errors = [((samples - target).square() * hidden).sum() for samples in told]
+        filled_in = [self._samples(decode(m[-1]), x) for decode, m in zip(self.decoders, outputs, strict=True)]
+        errors = [((samples - target).square() * hidden).sum() for samples in filled_in]
         return torch.stack(errors).mean() / hidden.sum().clamp_min(1)
 
     def _samples(self, decoded: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Expert `seed`: small convolutional networks whose weights come with the package, trained on 2,272 ECGs of PTB-XL.
 
-Lives here: its input, its configuration, `prepare`, `encode`. Not here: the network (`networks.seed_net`), how the
+Lives here: its input, its configuration, `prepare`, `encode`. Not here: the network (`parts.seed_net`), how the
 weights were made (docs/seed.md).
 """
 
@@ -20,7 +20,7 @@ from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.networks.seed_net import SeedNet, SeedOptions, pooled
+from stages.experts.networks.parts.seed_net import SeedNet, SeedOptions, pooled
 from stages.experts.options import architecture_overrides
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register

@@ -1,7 +1,7 @@
 """What the packaged encoder is worth where it has seen nobody: five encoders, each trained without the fold it judges.
 
-    python -P benchmarks/seed_expert.py FOLDER encoders --data DATA [--folds 0,1,2,3,4]  train, by weights/seed.yaml
-    python -P benchmarks/seed_expert.py FOLDER judge [--sizes all,300,100,50] [--within]  fit with and without, compare
+    python -m weights.seed_expert FOLDER encoders --data DATA [--folds 0,1,2,3,4]  train, by weights/seed.yaml
+    python -m weights.seed_expert FOLDER judge [--sizes all,300,100,50] [--within]  fit with and without, compare
 
 DATA/ptbxl-all is PTB-XL in its own layout, or a part of it. Patients are rotated as in benchmarks/verdict.py. Encoder k
 learns from PTB-XL's folds 1 to 8 but for the patients of rotation k, and so does its teacher: what it says of rotation
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from verdict import COHORTS, embed, ingest, read_study, rotations
 
+from benchmarks.verdict import COHORTS, embed, ingest, read_study, rotations
 from cache.records import open_records, target_array, write_records
 from cache.signals import open_signals
 from stages.experts import load_expert
@@ -39,7 +39,7 @@ from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, pa
 from stages.scoring.metrics import HEADLINE, make_scorer
 from stages.scoring.predictions import PredictionBlock, writing_predictions
 
-RECIPE = Path(__file__).parents[1] / "weights" / "seed.yaml"
+RECIPE = Path(__file__).with_name("seed.yaml")
 NAME = "seed+ptbxl"
 DEFAULT = ("rocket", "morphology")
 JUDGED = ("superclass", "subclass", "sex", "age")

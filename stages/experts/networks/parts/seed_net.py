@@ -76,7 +76,7 @@ def branch(before: int, width: int, kernel: int, stride: int) -> nn.Sequential:
     )
 
 
-class Block(nn.Module):
+class SeedBlock(nn.Module):
     """Residual block; where shapes differ, the way past the branch is averaged over time and mapped."""
 
     def __init__(self, before: int, width: int, kernel: int, stride: int) -> None:
@@ -108,7 +108,7 @@ class Member(nn.Module):
         for index, (width, count) in enumerate(zip(options.widths, options.blocks, strict=True)):
             stage = nn.Sequential()
             for k in range(count):
-                stage.append(Block(before, width, options.kernel, 2 if k == 0 and index else 1))
+                stage.append(SeedBlock(before, width, options.kernel, 2 if k == 0 and index else 1))
                 before = width
             self.stages.append(stage)
 
