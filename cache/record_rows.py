@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.errors import MissingFileError, StoreError
 from cache.fingerprint import text_digest
-from cache.records import BASE_COLUMNS, ROWS_KEY
+from cache.records import BASE_COLUMNS, ROWS_KEY, Target, targets_of
 
 _COLUMNS = ("record_id", "status", "reason")
 _BATCH_ROWS = 65_536
@@ -43,6 +44,8 @@ class RecordRows:
         What is held of a row; `read` needs the three of the default.
     optional
         Columns that a table need not have; null where it has none.
+    every_target
+        The targets as well.
 
     Raises
     ------
@@ -50,17 +53,27 @@ class RecordRows:
         As `open_records`.
     """
 
-    def __init__(self, path: str | Path, columns: Sequence[str] = _COLUMNS, optional: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Sequence[str] = _COLUMNS,
+        optional: Sequence[str] = (),
+        *,
+        every_target: bool = False,
+    ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
         with self._open() as file:
             names = set(file.schema_arrow.names)
+            self.targets: dict[str, Target] = targets_of(file.schema_arrow)
+            """Name -> target, of all that the table has."""
             absent = [name for name in (*BASE_COLUMNS, *columns) if name not in names]
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         if absent:
             raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        columns = [*columns, *(self.targets if every_target else ())]
         self._columns = [*columns, *(name for name in optional if name in names)]
         self._lacking = [name for name in optional if name not in names]
         self._held: tuple[int, pa.Table] | None = None
@@ -107,6 +120,22 @@ class RecordRows:
                 found[name] += values
             start = end
         return found | {name: [None] * n_rows for name in self._lacking}
+
+    def equal(self, column: str, value: str) -> np.ndarray:
+        """Mark, bool [n], the rows whose text in a column is this one; reads that column alone, a part at a time."""
+        with self._open() as file:
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[column])
+            return np.concatenate(
+                [
+                    np.zeros(0, bool),
+                    *(pc.fill_null(pc.equal(b.column(0), value), False).to_numpy(False) for b in batches),
+                ]
+            )
+
+    def find(self, record_id: str) -> int | None:
+        """Return the row of a record; None where there is none of this id."""
+        rows = np.flatnonzero(self.equal("record_id", record_id))
+        return int(rows[0]) if len(rows) else None
 
     def _group(self, group: int) -> pa.Table:
         if self._held is None or self._held[0] != group:

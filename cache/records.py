@@ -143,8 +143,33 @@ def write_records(
         )
 
 
-def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:
+READING_COLUMNS = (
+    "path",
+    "n_samples",
+    "nan_fraction",
+    "flat_leads",
+    "missing_leads",
+    "clipped_fraction",
+    "reason",
+    "derived_leads",
+    "limb_swap",
+    "pace_spikes",
+    "notes",
+)
+"""What reading each file showed: most of the table's memory, and nothing that a learner or a judge needs."""
+
+
+def open_records(
+    path: str | Path = "records.parquet", *, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read records.parquet as a DataFrame.
+
+    A worker that needs some rows at a time takes `cache.record_rows` instead.
+
+    Parameters
+    ----------
+    columns, without
+        Only these columns, or all but these (`READING_COLUMNS`, say); a name that the table lacks is passed over.
 
     `frame.attrs["targets"]` maps each target's name to its `Target`; `frame.attrs["row_options"]` says how the rows of
     signals.zarr were made, empty where the table does not say it.
@@ -153,16 +178,23 @@ def open_records(path: str | Path = "records.parquet") -> pd.DataFrame:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
+        wanted = [name for name in schema.names if (columns is None or name in columns) and name not in without]
+        table = pq.read_table(path, columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    absent = [name for name in BASE_COLUMNS if name not in table.column_names]
+    absent = [name for name in BASE_COLUMNS if name not in schema.names]
     if absent:
         raise StoreError(f"{path}: lacks the columns {', '.join(absent)}; was it written by `ensemble ingest`?")
-    frame = table.to_pandas()
-    frame.attrs["targets"] = {t.name: t for t in map(_target_of, table.schema) if t}
-    frame.attrs["row_options"] = json.loads((table.schema.metadata or {}).get(ROWS_KEY, b"{}"))
+    frame = table.to_pandas(split_blocks=True, self_destruct=True)  # a column's Arrow memory goes when it is a frame's
+    frame.attrs["targets"] = {name: target for name, target in targets_of(schema).items() if name in wanted}
+    frame.attrs["row_options"] = json.loads((schema.metadata or {}).get(ROWS_KEY, b"{}"))
     return frame
+
+
+def targets_of(schema: pa.Schema) -> dict[str, Target]:
+    """Return the targets that a table of this schema has, by their names."""
+    return {target.name: target for target in map(_target_of, schema) if target}
 
 
 def _target_of(column: pa.Field) -> Target | None:

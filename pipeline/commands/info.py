@@ -212,7 +212,12 @@ def cache_export(
     from pipeline.study.folder import Study
 
     study = Study()
-    export_vectors(study.embedding(expert), open_records(study.records), target.expanduser(), layer)
+    export_vectors(
+        study.embedding(expert),
+        open_records(study.records, columns=["record_id", "patient_id"]),
+        target.expanduser(),
+        layer,
+    )
     typer.echo(f"{layer} of {expert} -> {target}")
 
 

@@ -224,7 +224,8 @@ def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     """Return the expert's store, if it was made from these weights and records."""
     from dataclasses import replace
 
-    from cache import open_embeddings, open_records, open_signals, records_digest
+    from cache import open_embeddings, open_signals
+    from cache.record_rows import RecordRows
     from cache.errors import MissingFileError
     from pipeline.compute.embedding import embed_settings
     from stages.embed import identity_of
@@ -238,7 +239,7 @@ def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
         store = open_embeddings(path)
     except MissingFileError:
         return None
-    rows = records_digest(open_records(study.records)["record_id"].tolist())
+    rows = RecordRows(study.records).digest()
     identity = identity_of(
         replace(asked, preprocessing=settings.preprocessing), open_signals(study.signals).content_digest(), rows
     )

@@ -24,7 +24,8 @@ def is_imported(study: Study, expert: str) -> bool:
     StoreError
         Such a store that is incomplete, or of other records.
     """
-    from cache import open_embeddings, open_records, records_digest
+    from cache import open_embeddings
+    from cache.record_rows import RecordRows
     from cache.storage.locations import store_exists
     from stages.experts import expert_class
     from stages.experts.versions import is_trained_version, is_version
@@ -37,7 +38,7 @@ def is_imported(study: Study, expert: str) -> bool:
         if not store_exists(study.embedding(expert)):
             return False
         store = open_embeddings(study.embedding(expert))
-        store.require_records(records_digest(open_records(study.records)["record_id"].tolist()))
+        store.require_records(RecordRows(study.records).digest())
         store.require_complete()
         return True
     return False

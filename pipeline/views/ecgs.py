@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cache.errors import InputError, MissingFileError
-from cache.records import open_records
+from cache.record_rows import RecordRows
 from cache.signals import open_signals
 from pipeline.study.folder import Study
 from stages.readers.files import Recorded, quality_warnings, read_ecg
@@ -29,12 +29,11 @@ def find_ecg(study: Study, name: str, *, whole: bool = False) -> Recorded:
     MissingFileError, InputError
         Neither a record nor a file has this name, or it could not be read; one line says what was looked for.
     """
-    records = open_records(study.records) if study.records.is_file() else None
-    if records is not None:
-        rows = (records["record_id"].astype(str) == name).to_numpy().nonzero()[0]
-        if len(rows):
-            return _of_study(study, records, int(rows[0]))
-    options = RowOptions.from_json({} if records is None else records.attrs["row_options"])
+    records = RecordRows(study.records, ("record_id",), tuple(QUALITY)) if study.records.is_file() else None
+    row = None if records is None else records.find(name)
+    if records is not None and row is not None:
+        return _of_study(study, records, row)
+    options = RowOptions.from_json({} if records is None else records.row_options)
     try:
         return read_ecg(Path(name), replace(options, seconds=None) if whole else options)
     except MissingFileError as error:
@@ -42,9 +41,9 @@ def find_ecg(study: Study, name: str, *, whole: bool = False) -> Recorded:
         raise MissingFileError(f"{error}; and {looked}") from error
 
 
-def _of_study(study: Study, records: pd.DataFrame, row: int) -> Recorded:
-    facts = {name: _plain(records.iloc[row].get(name)) for name in QUALITY}
-    name = str(records["record_id"].iloc[row])
+def _of_study(study: Study, records: RecordRows, row: int) -> Recorded:
+    found = {name: _plain(values[0]) for name, values in records.take(slice(row, row + 1)).items()}
+    name, facts = str(found["record_id"]), {key: found[key] for key in QUALITY}
     if facts["status"] == "bad":
         raise InputError(f"record {name} could not be read when it was ingested: {facts['reason']}")
     for _, signals_mv, rate_hz in open_signals(study.signals).read_groups(slice(row, row + 1)):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from cache.claims import AnyClaims, claims_on
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import EnsembleError, StoreError, UsageError
-from cache.records import open_records, records_digest
+from cache.record_rows import RecordRows
+from cache.records import open_records
 from cache.signals import open_signals
 from cache.storage.locations import Location, half_made_in, n_bytes, remove, store_exists, stores_in
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
@@ -54,15 +55,15 @@ class _Cohort:
     study: Study
 
     @cached_property
-    def record_ids(self) -> list[str]:
-        return list(open_records(self.study.records)["record_id"])
+    def rows(self) -> RecordRows:
+        return RecordRows(self.study.records)
 
     @cached_property
     def digests(self) -> tuple[str, str]:
-        return self.of_first(len(self.record_ids))
+        return self.of_first(len(self.rows))
 
     def of_first(self, n: int) -> tuple[str, str]:
-        return open_signals(self.study.signals).content_digest(n), records_digest(self.record_ids[:n])
+        return open_signals(self.study.signals).content_digest(n), self.rows.digest(n)
 
 
 def _state(study: Study, store: EmbeddingStore, cohort: _Cohort) -> str:
@@ -81,8 +82,8 @@ def _state(study: Study, store: EmbeddingStore, cohort: _Cohort) -> str:
         identity = identity_of(settings, *cohort.digests)
         if identity.fingerprint == store.fingerprint:
             return "current"
-        if grew_from(store, identity, len(cohort.record_ids), cohort.of_first):
-            return f"stale: {len(cohort.record_ids) - len(store)} records were added since"
+        if grew_from(store, identity, len(cohort.rows), cohort.of_first):
+            return f"stale: {len(cohort.rows) - len(store)} records were added since"
     except EnsembleError as error:
         return f"unknown: {error}"
     return f"stale: {difference(store, identity)}"
@@ -202,7 +203,7 @@ def import_file(
         raise UsageError(f"--dtype {dtype}: expected float16 or float32")
     if store_exists(target) and not replace:
         raise UsageError(f"{target} exists; say --replace, or give another --expert")
-    records = open_records(study.records)
+    records = open_records(study.records, columns=["record_id", "status"])
     arrays, ids_of_file = read_vectors(file.expanduser(), id_column)
     names = read_ids(ids.expanduser(), id_column) if ids else ids_of_file
     if names is None:

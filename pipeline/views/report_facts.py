@@ -11,6 +11,7 @@ import pandas as pd
 
 from cache.embeddings import open_embeddings
 from cache.errors import UsageError
+from cache.record_rows import RecordRows
 from cache.records import open_records
 from pipeline.study.folder import Study
 from stages.cohorts import shared_collections
@@ -124,7 +125,7 @@ def overlap_warnings(study: Study, names: Sequence[str] | None = None) -> list[s
 
 def _sources(study: Study) -> list[str]:
     """Return the sources of the records, sorted."""
-    return sorted(set(open_records(study.records)["source"].dropna().astype(str)))
+    return RecordRows(study.records).sources()
 
 
 def _overlaps(study: Study, experts: Sequence[ExpertFacts]) -> list[str]:
@@ -210,7 +211,7 @@ def _fitted_folds(study: Study) -> Any:
 
 def _judged(study: Study) -> pd.DataFrame:
     """Return the records that the fit is judged on: the test split, or with folds all."""
-    records = open_records(study.records)
+    records = open_records(study.records, columns=["source", "patient_id", "split"])
     return records[records["split"] == "test"] if _fitted_folds(study) == "split" else records
 
 

@@ -114,7 +114,7 @@ def _owned(signals: Path, work: Path) -> Iterator[Claims]:
 
 def _rows(entries: Entries, settings: IngestSettings, paths: IngestPaths) -> Rows:
     if settings.append:
-        kept = open_records(paths.records)["patient_id"].astype(str).tolist()
+        kept = open_records(paths.records, columns=["patient_id"])["patient_id"].astype(str).tolist()
         check_alike(kept, paths.records, hashing=settings.hash_patients)
         return appended_rows(entries, settings.source, settings.limit, settings.seed, paths.records)
     return new_rows(entries, settings.source, settings.limit, settings.seed)

@@ -17,7 +17,7 @@ import pandas as pd
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
-from cache.records import Target, open_records, records_digest, target_array
+from cache.records import READING_COLUMNS, Target, open_records, records_digest, target_array
 from cache.storage.locations import Location
 from stages.heads import TaskSpec
 from stages.heads.inputs.expert_features import ExpertFeatures
@@ -81,7 +81,7 @@ def read_data(
     UsageError
         A task that records.parquet has no target for.
     """
-    records = open_records(records_path)
+    records = open_records(records_path, without=READING_COLUMNS)
     digest = records_digest(records["record_id"].tolist())
     opened = {name: _checked(path, digest) for name, path in stores.items()}
     if not opened:
