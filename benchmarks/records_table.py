@@ -77,7 +77,7 @@ def columns_of(rows: np.ndarray, rng: np.random.Generator, schema: pa.Schema) ->
 
 
 def of_worker(path: Path) -> None:
-    """Do what each process of embed, predict and similar does with the table."""
+    """Do what each process of embed and predict does with the table."""
     rows = RecordRows(path)
     rows.digest()
     assert rows.find("nobody") is None

@@ -24,7 +24,7 @@ from cache.fingerprint import text_digest
 from cache.records import BASE_COLUMNS, ROWS_KEY, Target, targets_of
 
 _COLUMNS = ("record_id", "status", "reason")
-_BATCH_ROWS = 65_536
+_BATCH_ROWS = 8_192
 
 
 @dataclass(frozen=True)

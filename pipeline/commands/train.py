@@ -225,8 +225,8 @@ def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     from dataclasses import replace
 
     from cache import open_embeddings, open_signals
-    from cache.record_rows import RecordRows
     from cache.errors import MissingFileError
+    from cache.record_rows import RecordRows
     from pipeline.compute.embedding import embed_settings
     from stages.embed import identity_of
 

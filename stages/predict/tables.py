@@ -59,7 +59,7 @@ COLUMNS: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "message": (_TEXT, "why, or what to beware of"),
     },
 }
-ROWS_PER_GROUP = 1 << 17
+ROWS_PER_GROUP = 1 << 15
 """What merging holds in memory."""
 TASKS_KEY, FIT_KEY, IDENTITY_KEY = b"ensemble.tasks", b"ensemble.fit", b"ensemble.identity"
 COVERAGE_KEY = b"ensemble.coverage"

@@ -5,6 +5,7 @@ import pytest
 from cache import open_records, records_digest
 from cache.errors import MissingFileError, StoreError
 from cache.record_rows import RecordRows
+from cache.records import READING_COLUMNS
 
 
 @pytest.fixture
@@ -41,3 +42,24 @@ def test_what_is_no_records_table_is_refused(table):
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(StoreError, match="not a readable Parquet file"):
         RecordRows(table)
+
+
+def test_columns_are_read_alone_and_a_record_is_found_by_its_id(tmp_path, make_cohort):
+    make_cohort(tmp_path, 10)
+    path = tmp_path / "records.parquet"
+    frame = open_records(path)
+    few = open_records(path, columns=["patient_id", "age", "no such column"])
+    assert list(few.columns) == ["patient_id", "age"]
+    assert set(few.attrs["targets"]) == {"age"}
+    rest = open_records(path, without=READING_COLUMNS)
+    assert set(frame.columns) - set(rest.columns) == set(READING_COLUMNS) & set(frame.columns)
+    assert rest.attrs["targets"] == frame.attrs["targets"]
+    rows = RecordRows(path, ("record_id",), ("age", "pace_spikes"))
+    assert (rows.find("r0007"), rows.find("r0070")) == (7, None)
+    assert rows.equal("patient_id", "p0002").nonzero()[0].tolist() == [4, 5]
+    assert rows.take(slice(8, 20)) == {
+        "record_id": ["r0008", "r0009"],
+        "age": frame["age"].tolist()[8:],
+        "pace_spikes": [None, None],
+    }
+    assert set(RecordRows(path, ("record_id",), every_target=True).take(slice(0, 1))) == {"record_id", "sex", "age"}
