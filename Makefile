@@ -64,12 +64,11 @@ gpu-check: ## what a GPU makes of all this, in nine minutes at most; needs no in
 structure: ## count rooms, arrows between them, names with two meanings
 	@$(PYTHON) tests/structure.py
 
-seed: $(INSTALLED) ## pretrain the weights of expert `seed` again, in build/seed (docs/seed.md)
-	mkdir -p build/seed && cp weights/seed.yaml build/seed/params.yaml
-	cd build/seed && PATH="$(BIN):$$PATH" && export OMP_NUM_THREADS=1 && \
-	  { [ -e records.parquet ] || { rm -rf data signals.zarr && ensemble generate && ensemble ingest; }; } && \
-	  ensemble pretrain --name seed+generated
-	@echo "weights: build/seed/weights/versions/seed+generated/model.safetensors"
+seed: $(INSTALLED) ## train the weights of expert `seed` again (docs/seed.md); DATA: where PTB-XL lies unpacked as ptbxl-all
+	@test -n "$(DATA)" || { echo "say where the records are: make seed DATA=FOLDER"; exit 1; }
+	PATH="$(BIN):$$PATH" $(BIN)/python -m weights.seed_expert build/seed encoders --data $(DATA) --folds 0,1,2
+	PATH="$(BIN):$$PATH" $(BIN)/python -m weights.pack_seed \
+	  $(foreach k,0 1 2,build/seed/encoders/$(k)/weights/versions/seed+ptbxl) --records build/seed/ptbxl/records.parquet
 
 clean: ## remove what the demo made, and the environment
 	rm -rf $(VENV) .ensemble data embeddings heads plots tables maps signals.zarr
