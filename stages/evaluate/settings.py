@@ -104,6 +104,8 @@ class EvaluateSummary:
         Content of decisions.json.
     attention
         Expert -> task -> mean attention of each second, of a fit that attends (`attention.mean_attention`).
+    retrieval
+        Task -> class -> how often the nearest records have it, where methods are compared (`retrieval`).
     """
 
     compare: bool
@@ -115,10 +117,12 @@ class EvaluateSummary:
     missing_points: dict[str, dict[str, str]] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
     attention: dict[str, Any] = field(default_factory=dict)
+    retrieval: dict[str, Any] = field(default_factory=dict)
 
     def evaluation(self, versions: Mapping[str, str]) -> dict[str, Any]:
         """Return the content of evaluation.json; `versions`: of the packages that the numbers depend on."""
-        elsewhere = {"metrics", "costs", "decisions"} | (set() if self.attention else {"attention"})
+        unasked = {name for name in ("attention", "retrieval") if not getattr(self, name)}
+        elsewhere = {"metrics", "costs", "decisions"} | unasked
         content = {name: value for name, value in vars(self).items() if name not in elsewhere}
         parameters = {method: costs["parameters"] for method, costs in self.costs.items()}
         return {

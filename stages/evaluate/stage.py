@@ -22,6 +22,7 @@ from stages.evaluate.methods import (
     fitted_method,
     state_key,
 )
+from stages.evaluate.retrieval import retrieval_precision
 from stages.evaluate.settings import EvaluatePaths, EvaluateSettings, EvaluateSummary
 from stages.heads import EnsembleHeads
 from stages.learning.data import Data, read_data
@@ -90,6 +91,8 @@ def run(
                 setting, finished.folder, settings.fractions, found.metrics, draws, report
             )
         found.attention = mean_attention(heads, data, splits)
+        if settings.compare:
+            found.retrieval = retrieval_precision(setting)
         write_json(drafts[paths.evaluation], found.evaluation(package_versions()))
         if paths.costs is not None:
             write_json(drafts[paths.costs], found.run_costs())

@@ -31,6 +31,11 @@ METHODS: dict[str, tuple[str, str]] = {
         "plain mean of the expert's layers; experts averaged alike",
     ),
     "concat": ("concatenation", "all experts' embeddings side by side, one logistic or ridge regression"),
+    "knn": (
+        "nearest neighbours",
+        "the mean label of the nearest training records by cosine over all experts' standardised embeddings; nothing "
+        "is trained, and the number of neighbours is chosen on the training records",
+    ),
     "stacking": ("stacking", "a logistic or ridge regression on the experts' own predictions for unseen patients"),
     "mean": ("uniform mean", "the plain average of the experts' answers, every expert counted alike"),
     "trivial": (

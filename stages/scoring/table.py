@@ -16,7 +16,7 @@ from stages.scoring.metrics import METRICS
 
 DASH = "\N{EN DASH}"
 GROUPS = ("ensemble", "single experts", "baseline")
-_FIRST = ("gate", "enecg", "ppa", "pma", "attention", "full_rank", "probe_head", "concat", "stacking", "mean")
+_FIRST = ("gate", "enecg", "ppa", "pma", "attention", "full_rank", "probe_head", "concat", "stacking", "mean", "knn")
 _ANY_WIDTH = 10_000
 Pairs = list[tuple[str, str]]
 """(task, metric) of columns."""

@@ -1,8 +1,8 @@
 """Reference methods beside the gate, all with the same face, so that an evaluation can loop over `METHODS`.
 
 Lives here: trivial, single experts, uniform mean, stacking, concatenated embeddings, PPA, PMA, as estimators. Not
-here: full-rank heads (`baselines.full_rank`), ECG-Soup's (`published.soup_probe_head`), the default itself
-(`ensemble`), metrics.
+here: full-rank heads (`baselines.full_rank`), nearest neighbours (`baselines.nearest`), ECG-Soup's heads
+(`published.soup_probe_head`), the default itself (`ensemble`), metrics.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from cache.errors import InputError
 from stages.heads.baselines.base import Given, Reference
 from stages.heads.baselines.full_rank import FullRank
+from stages.heads.baselines.nearest import NearestRecords
 from stages.heads.ensemble import EnsembleHeads
 from stages.heads.estimator import Predictions
 from stages.heads.expert_head import HeadOptions
@@ -220,6 +221,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "mean": UniformMean,
     "stacking": Stacking,
     "concat": Concatenated,
+    "knn": NearestRecords,
     "full_rank": FullRank,
     "ppa": lambda **options: EnsembleHeads(**{**options, "layer_mix": "ppa"}),
     "pma": lambda **options: EnsembleHeads(**{**options, "layer_mix": "pma"}),

@@ -144,7 +144,7 @@ def test_every_method_answers_with_log_hazard_and_probabilities(fitted, name):
     np.testing.assert_allclose(found[test, 1:3].mean(0), observed, atol=0.1)
     c = harrells_c(study.signed[test], found[test, 0])
     best = harrells_c(study.signed[test], study.log_hazard[test])
-    assert c == 0.5 if name == "trivial" else c > best - (0.15 if name in ("full_rank", "probe_head") else 0.04)
+    assert c == 0.5 if name == "trivial" else c > best - (0.15 if name in ("full_rank", "probe_head", "knn") else 0.04)
 
 
 def test_predictions_are_calibrated_on_records_that_nobody_saw(fitted):
