@@ -75,7 +75,7 @@ def made(tmp_path_factory, tiny_ecgfm) -> Study:
     }
     params["tasks"] = ["rr_interval", "gender"]
     params["machine"]["workers"] = 1
-    params["evaluate"] = {"bootstrap": 100}
+    params["evaluate"] = {"bootstrap": 100, "fits": {}}
     (study.folder / "params.yaml").write_text(yaml.safe_dump(params))
     study.repro()
     return study

@@ -178,7 +178,7 @@ def test_forecasting_learns_and_loads(study, expert, leads, config):
         ({"expert": "rocket", "name": "rocket+test"}, "these can: dlinear, seed, stmem, timesnet"),
         ({"expert": "dlinear", "name": "dlinear+test"}, "has no variants"),
         ({"expert": "timesnet", "name": "timesnet+test", "variant": "", "leads": "both"}, "expected each or joint"),
-        ({"expert": "seed", "name": "seed+test", "size": "small"}, "has no sizes"),
+        ({"expert": "seed", "name": "seed+test", "variant": "", "size": "small"}, "has no sizes"),
         ({"config": {"mask_ratio": 0.99}}, "mask_ratio 0.99"),
         ({"name": "stmem"}, r"named EXPERT\+TAG"),
     ],

@@ -153,4 +153,4 @@ def test_posttrain_says_why_it_cannot(study, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cohort, "open_signals", lambda path: None)
         with pytest.raises(UsageError, match="--task death: posttrain cannot learn a time to an event"):
-            LabelledCohort.read(None, "death", (tmp_path / "records.parquet", tmp_path), tmp_path)
+            LabelledCohort.read(None, ("death",), (tmp_path / "records.parquet", tmp_path), tmp_path)
