@@ -1,4 +1,4 @@
-"""Does it work for everybody? The headline metric within age bands, sexes and sources.
+"""Does it work for everybody? The metrics within age bands, sexes and sources.
 
 Lives here: who belongs to which group, and the groups' metrics. Not here: choosing the methods shown (`comparison`).
 """
@@ -12,7 +12,6 @@ import pandas as pd
 
 from stages.scoring.bootstrap import estimate
 from stages.scoring.comparison import Comparison, bootstrap_block
-from stages.scoring.metrics import HEADLINE
 from stages.scoring.predictions import PredictionBlock
 
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))
@@ -86,14 +85,13 @@ def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:
         block = comparison.blocks[name]
         parts[name] = block.take(pd.Index(block.record_ids).isin(members))
     main = parts[comparison.main]
-    methods = {name: _headline(comparison, part) for name, part in parts.items() if len(part)}
+    methods = {name: _metrics(comparison, part) for name, part in parts.items() if len(part)}
     return {"n": len(main), "patients": len(np.unique(main.patient_ids.astype(str))), "methods": methods}
 
 
-def _headline(comparison: Comparison, part: PredictionBlock) -> dict[str, Any]:
-    """Return the first headline metric within the group; its own patients are resampled."""
-    metric = HEADLINE[comparison.target.kind][0]
+def _metrics(comparison: Comparison, part: PredictionBlock) -> dict[str, Any]:
+    """Return the task's metrics within the group; its own patients are resampled."""
     everybody = np.unique(part.patient_ids.astype(str))
     sample = bootstrap_block(comparison.target, part, everybody, comparison.draws)
-    found = estimate(sample.values[metric], sample.replicates[metric])
-    return {metric: {"value": found.value, "low": found.low, "high": found.high}}
+    found = {name: estimate(sample.values[name], sample.replicates[name]) for name in sample.values}
+    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in found.items()}

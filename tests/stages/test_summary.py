@@ -58,6 +58,7 @@ def test_counts_and_subgroups_add_up(metrics):
     assert sum(group["n"] for group in groups["sex"].values()) == 300
     assert groups["sex"]["female"]["n"] == n["positives"]
     assert groups["sex"]["female"]["methods"]["gate"]["auroc"] == {"value": None, "low": None, "high": None}
+    assert set(groups["sex"]["female"]["methods"]["gate"]) == set(metrics["tasks"]["gender"]["methods"]["gate"])
     assert metrics["tasks"]["age"]["n"]["missing"] + metrics["tasks"]["age"]["n"]["test"] == 300
     assert sum(group["n"] for group in groups["age_years"].values()) == metrics["tasks"]["age"]["n"]["test"]
 
