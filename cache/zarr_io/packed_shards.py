@@ -44,7 +44,12 @@ def codec_of(array: zarr.Array[Any]) -> BloscCodec | None:
 
 def packer_of(codec: BloscCodec) -> Blosc:
     """Return what packs as zarr would by this codec."""
-    return Blosc(codec.cname.value, codec.clevel, _SHUFFLES[codec.shuffle.value], codec.blocksize)
+    return Blosc(_name_of(codec.cname), codec.clevel, _SHUFFLES[_name_of(codec.shuffle)], codec.blocksize)
+
+
+def _name_of(option: Any) -> str:
+    """Return an option's name: zarr had members of an enumeration up to 3.1, and has strings since."""
+    return str(getattr(option, "value", option))
 
 
 Packed = tuple[bytes, bytes]

@@ -125,7 +125,7 @@ def _draw_patients(rng: np.random.Generator, first_report: np.ndarray, block: in
         anchor_age=np.where(age >= 90, 91, np.floor(age)).astype(int),
         anchor_year=rng.integers(2110, 2201, size=n),
         anchor_group=group,
-        death=np.full(n, np.datetime64("NaT"), dtype="datetime64[D]"),
+        death=np.full(n, np.datetime64("NaT", "D"), dtype="datetime64[D]"),
     )
 
 

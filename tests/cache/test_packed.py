@@ -64,7 +64,8 @@ def test_a_store_of_the_first_kind_is_read_written_verified_and_grows(tmp_path):
     assert not list(signal_faults(path))
     before = store.content_digest()
     grown = grow_signals(path, 40, 60)
-    assert (grown.row_digest, grown.codec.shuffle.value) == ("blake2b_128", "bitshuffle")
+    shuffle = getattr(grown.codec.shuffle, "value", grown.codec.shuffle)  # a string since zarr 3.4
+    assert (grown.row_digest, shuffle) == ("blake2b_128", "bitshuffle")
     grown.write_shard(1, signals[32:60], np.full(28, 5000))
     assert np.array_equal(grown.read_uv(slice(0, 60)), signals)
     assert grown.content_digest(40) == before
