@@ -38,9 +38,9 @@ class MadeUp:
         """Return vectors of contiguous rows, float32 [b, width]."""
         return self.vectors[rows].astype(np.float32)
 
-    def place(self, ecg: NewEcg) -> np.ndarray:
-        """Return the vector of a new ECG: there is none."""
-        raise NotImplementedError
+    def place(self, _: NewEcg) -> np.ndarray:
+        """Return the vector of a new ECG: missing, since these vectors are of no ECGs."""
+        return np.full(self.vectors.shape[1], np.nan, np.float32)
 
 
 def main() -> None:

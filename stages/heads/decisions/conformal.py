@@ -11,7 +11,6 @@ folds, as in cross-conformal prediction (Vovk 2015), not from one split.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cache.errors import StoreError
-from cache.files import write_text
+from stages.heads.decisions.kept import read_kept, write_kept
 from stages.heads.decisions.settings import ConformalSection
 from stages.heads.targets.tasks import TaskSpec
 
@@ -115,19 +113,15 @@ class Conformal:
 
     def save(self, folder: Path) -> None:
         """Write `FILE` into a fit's folder; without tasks, no file."""
-        if not self.tasks:
-            (folder / FILE).unlink(missing_ok=True)
-            return
         content = {
-            "schema_version": SCHEMA_VERSION,
             "coverage": self.coverage,
             "by_class": self.by_class,
             "tasks": {name: _to_json(task) for name, task in self.tasks.items()},
         }
-        write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        write_kept(folder / FILE, SCHEMA_VERSION, content)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> Conformal:
         """Read `FILE` of a fit; without tasks where the fit has none.
 
         Raises
@@ -135,17 +129,12 @@ class Conformal:
         StoreError
             A damaged file, or one of another schema.
         """
-        path = Path(folder) / FILE
-        if not path.is_file():
-            return cls()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] != SCHEMA_VERSION:
-                raise StoreError(f"{path}: schema {content['schema_version']}, expected {SCHEMA_VERSION}; fit again")
+
+        def build(content: dict[str, Any]) -> Conformal:
             tasks = {name: _from_json(task) for name, task in content["tasks"].items()}
             return cls(content["coverage"], content["by_class"], tasks)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); fit the heads again") from error
+
+        return read_kept(Path(folder) / FILE, SCHEMA_VERSION, build) or cls()
 
 
 def scores_of_classes(kind: str, probability: np.ndarray) -> np.ndarray:

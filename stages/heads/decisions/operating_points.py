@@ -6,7 +6,6 @@ threshold on test records (`stages.scoring`). Light: no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cache.errors import StoreError, UsageError
-from cache.files import write_text
+from cache.errors import UsageError
+from stages.heads.decisions.kept import read_kept, write_kept
 from stages.heads.decisions.rules import ChosenThreshold, choose_threshold
 from stages.heads.decisions.settings import OperatingPointsSection, OperatingRule
 from stages.heads.targets.tasks import TaskSpec
@@ -107,14 +106,11 @@ class OperatingPoints:
 
     def save(self, folder: Path) -> None:
         """Write `FILE` into a fit's folder; without tasks, no file."""
-        if not self.tasks:
-            (folder / FILE).unlink(missing_ok=True)
-            return
-        content = {"schema_version": SCHEMA_VERSION, "tasks": {n: _to_json(t) for n, t in self.tasks.items()}}
-        write_text(folder / FILE, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        tasks = {name: _to_json(task) for name, task in self.tasks.items()}
+        write_kept(folder / FILE, SCHEMA_VERSION, {"tasks": tasks})
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> OperatingPoints:
         """Read `FILE` of a fit; empty where the fit has none.
 
         Raises
@@ -122,16 +118,11 @@ class OperatingPoints:
         StoreError
             A damaged file, or one of another schema.
         """
-        path = Path(folder) / FILE
-        if not path.is_file():
-            return cls()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] != SCHEMA_VERSION:
-                raise StoreError(f"{path}: schema {content['schema_version']}, expected {SCHEMA_VERSION}; fit again")
+
+        def build(content: dict[str, Any]) -> OperatingPoints:
             return cls({name: _from_json(task) for name, task in content["tasks"].items()})
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: damaged ({type(error).__name__}: {error}); fit the heads again") from error
+
+        return read_kept(Path(folder) / FILE, SCHEMA_VERSION, build) or cls()
 
 
 def check_rules(rules: OperatingPointsSection, tasks: Sequence[TaskSpec]) -> None:

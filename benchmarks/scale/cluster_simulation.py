@@ -1,6 +1,6 @@
 """100 million ECGs on 64 and 512 workers, by discrete simulation: hours, requests, money, and what breaks first.
 
-    python benchmarks/cluster_simulation.py [--records N] [--workers N ...] [--rate RECORDS_PER_S]
+    python benchmarks/scale/cluster_simulation.py [--records N] [--workers N ...] [--rate RECORDS_PER_S]
 
 What is simulated is `ensemble embed` on a bucket: workers that start, claim shards by leases, compute, write, die and
 come back. Three ways of finding the next shard are put beside the ideal (records / rate / workers, nothing else):
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stages.embed.shard_pipeline import MISSES
 
 BYTES_OF_A_RECORD = 21_505

@@ -1,6 +1,6 @@
 """Writing and reading embeddings on object storage, beside the same on this machine's disk.
 
-    python benchmarks/object_store.py [--shards N] [--rounds N]
+    python benchmarks/scale/object_store.py [--shards N] [--rounds N]
 
 The server is moto's, in a process of its own on loopback. It is written in Python, so that its own work is most of what
 is timed; the requests, which decide on a real storage, are counted. Both sides take turns in one run.
@@ -25,7 +25,7 @@ from statistics import median
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cache.claims import claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
 from cache.storage.locations import Location, location_of

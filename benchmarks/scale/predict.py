@@ -1,6 +1,6 @@
 """The rate of `predict` beside embed's on the same experts, and its memory at any number of records.
 
-    python -m benchmarks.predict [--rate] [--memory] [--million] [--experts a,b] [--records N] [--rounds N]
+    python -m benchmarks.scale.predict [--rate] [--memory] [--million] [--experts a,b] [--records N] [--rounds N]
 
 --rate: `predict` of an ingested study without cached vectors against `embed` of the same experts, in turns, one process
 of one thread. --memory: peak memory and rate at 1,000 and at 100,000 records, whose signals are read and go through a
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.workers import SPAWN, paths_of, shown, write_cohort
+from benchmarks.scale.workers import SPAWN, paths_of, shown, write_cohort
 from cache.embeddings import open_embeddings
 from cache.records import BASE_COLUMNS, write_records
 from cache.signals import SHARD_RECORDS, create_signals
@@ -48,7 +48,7 @@ class StandIn(Expert):
             name=STAND_IN,
             title="Standard deviations",
             version="1",
-            source="benchmarks/predict.py",
+            source="benchmarks/scale/predict.py",
             sampling_rate_hz=500.0,
             seconds=10.0,
             leads=("I",),

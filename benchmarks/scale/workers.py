@@ -1,6 +1,6 @@
 """What a second worker gives, what a Dask task costs, and whether a worker's memory grows with the cohort.
 
-    python benchmarks/workers.py [--scaling] [--dask] [--memory] [--records N] [--rounds N]
+    python benchmarks/scale/workers.py [--scaling] [--dask] [--memory] [--records N] [--rounds N]
 
 Every figure stands beside its reference, measured in turns in the same run; of each, the median of the rounds. Starting
 processes and loading networks is not counted.
