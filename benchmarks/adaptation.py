@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from over_seeds import Measured, difference_text
+from over_seeds import Measured, difference_text, print_table
 
 from cache.fingerprint import fingerprint
 from cache.records import Target, open_records, target_array, write_records
@@ -101,6 +101,9 @@ class Arm:
     title: str
     change: tuple[tuple[str, Any], ...]
     longer: float = 1
+    fraction: float = 1
+    """Share of the training patients that the cohort allows."""
+    backbone: str = "stmem"
 
 
 ARMS = {
@@ -212,15 +215,21 @@ class Bench:
         self.folder, self.sizes = folder, sizes
         self._layers: dict[tuple[Path, str, int], tuple[np.ndarray, np.ndarray]] = {}
 
+    def pretraining_records(self, seed: int) -> Path:  # noqa: ARG002
+        """Return the table whose training split the backbone of a seed learns from; its signals lie beside it."""
+        return self.folder / "generated" / "records.parquet"
+
     def backbone(self, variant: str, seed: int) -> Path:
-        """Pretrain on the generated cohort's training patients; return the weights."""
-        study, name = self.folder / "generated", f"stmem+{variant}-{seed}"
+        """Pretrain on the training patients of the seed's table; return the weights."""
+        digest = fingerprint({"pretraining": asdict(self.sizes.pretraining), "network": self.sizes.config})[:8]
+        records, name = self.pretraining_records(seed), f"stmem+{variant}-{seed}-{digest}"
+        study = records.parent
         weights = study / "weights" / "versions" / name / "model.safetensors"
         if not weights.is_file():
             print(f"pretraining {name}", flush=True)
             loop = replace(self.sizes.pretraining, seed=seed)
             with chdir(study):
-                paths = PretrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))
+                paths = PretrainPaths(Path(records.name), Path("signals.zarr"), Path(".ensemble"))
                 found = pretrain(
                     PretrainSettings(name, "stmem", loop, variant=variant, config=self.sizes.config), paths
                 )
@@ -230,7 +239,8 @@ class Bench:
 
     def tuned(self, cohort: Cohort, arm: str, seed: int) -> dict[str, np.ndarray]:
         """Post-train one arm: `tuned`, and `probe`, the same in all arms."""
-        chosen = {**ARMS, **LONG_ARMS}[arm]
+        chosen = cohort.arms[arm]
+        fraction = cohort.fraction * chosen.fraction
         loop = replace(self.sizes.finetuning, epochs=round(chosen.longer * self.sizes.finetuning.epochs))
 
         def run() -> dict[str, np.ndarray]:
@@ -239,12 +249,11 @@ class Bench:
                 "stmem",
                 cohort.task,
                 loop,
-                weights=self.backbone("stmem", seed),
-                config=self.sizes.encoder,
                 preprocessing="soup",
                 select="last",
-                fractions=(cohort.fraction,),
+                fractions=(fraction,),
                 seeds=(seed,),
+                **self._start(chosen.backbone, seed),
                 **dict(chosen.change),
             )
             with chdir(cohort.folder):
@@ -254,7 +263,12 @@ class Bench:
             predicted = {"tuned": found.predictions[0], "probe": found.probe_predictions[0]}
             return {"rows": found.test_rows, "n_train": n_train, **predicted}
 
-        return self._once(f"{cohort.name}-{arm}-{seed}", [cohort.fraction, arm, chosen.change], run)
+        return self._once(f"{cohort.name}-{arm}-{seed}", [fraction, arm, chosen.change], run)
+
+    def _start(self, variant: str, seed: int) -> dict[str, Any]:
+        if variant == RANDOM:
+            return {"start": "random", "config": self._random_config()}
+        return {"weights": self.backbone(variant, seed), "config": self.sizes.encoder}
 
     def mixes(self, cohort: Cohort, variant: str, seed: int) -> dict[str, np.ndarray]:
         """Fit the linear head on the frozen backbone's layers, mixed in each way."""
@@ -300,9 +314,11 @@ class Bench:
     def _expert(self, variant: str, seed: int) -> Expert:
         if variant != RANDOM:
             return load_expert("stmem", self.backbone(variant, seed), self.sizes.encoder, preprocessing="soup")
-        encoder = {k: v for k, v in self.sizes.config.items() if k in ENCODER_OPTIONS}
         torch.manual_seed(seed)
-        return load_expert("stmem", config={**SOUP_GEOMETRY, **encoder}, preprocessing="soup", random_weights=True)
+        return load_expert("stmem", config=self._random_config(), preprocessing="soup", random_weights=True)
+
+    def _random_config(self) -> dict[str, Any]:
+        return {**SOUP_GEOMETRY, **{k: v for k, v in self.sizes.config.items() if k in ENCODER_OPTIONS}}
 
     def _once(self, name: str, made_from: Any, run: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         digest = fingerprint({"sizes": asdict(self.sizes), "made_from": repr(made_from)})[:8]
@@ -339,43 +355,44 @@ def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, targe
 
 def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
     """Print everything as Markdown."""
+    print_losses(bench, seeds)
+    for cohort in cohorts:
+        print_arms(bench, cohort, list(cohort.arms), seeds)
+        print_mixes(bench, cohort, seeds)
+
+
+def print_losses(bench: Bench, seeds: list[int]) -> None:
+    """Print what pretraining came to."""
     for variant, title in VARIANTS.items():
         losses = [np.load(bench.backbone(variant, seed).parent / "losses.npy") for seed in seeds]
         train, validation = np.mean(losses, axis=0)
         print(f"{title}: pretraining loss {train:.3f}, validation {validation:.3f} (mean of {len(seeds)} seeds)")
-    for cohort in cohorts:
-        arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in cohort.arms}
-        n_train = np.mean([int(run["n_train"]) for run in arms["plain"]])
-        n_test = np.mean([len(run["rows"]) for run in arms["plain"]])
-        print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed")
-        found = {PROBE: measure(cohort, arms["plain"], "probe", seeds)}
-        found |= {cohort.arms[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
-        print_table(found, [ARMS["plain"].title, PROBE])
-        mixes = {
-            f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
-            for variant, title in {**VARIANTS, RANDOM: "random weights"}.items()
-            for kind, words in MIXES.items()
-        }
-        print_table(mixes, [f"ST-MEM, {MIXES['last']}"])
-        print()
-        for words in MIXES.values():
-            a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
-            differences = "; ".join(
-                f"{title} {difference_text(*a.minus(b, metric))}" for metric, title in METRICS.items()
-            )
-            print(f"IPASTMEM minus ST-MEM, {words}: {differences}")
 
 
-def print_table(found: dict[str, Measured], references: list[str]) -> None:
-    """Print values with their spread over seeds, and differences from the references with patient intervals."""
-    pairs = [(reference, metric) for reference in references for metric in METRICS]
-    head = [*METRICS.values(), *(f"{METRICS[metric]} minus {reference}" for reference, metric in pairs)]
-    print(f"\n| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
-    for title, method in found.items():
-        cells = ["{:.3f} ± {:.3f}".format(*method.value(metric)) for metric in METRICS]
-        for reference, metric in pairs:
-            cells.append(difference_text(*method.minus(found[reference], metric)) if title != reference else "")
-        print(f"| {title} | {' | '.join(cells)} |")
+def print_arms(bench: Bench, cohort: Cohort, names: list[str], seeds: list[int]) -> None:
+    """Print the table of post-training."""
+    arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in names}
+    n_train = np.mean([int(run["n_train"]) for run in arms["plain"]])
+    n_test = np.mean([len(run["rows"]) for run in arms["plain"]])
+    print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed")
+    found = {PROBE: measure(cohort, arms["plain"], "probe", seeds)}
+    found |= {cohort.arms[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
+    print_table(found, [ARMS["plain"].title, PROBE], METRICS)
+
+
+def print_mixes(bench: Bench, cohort: Cohort, seeds: list[int]) -> None:
+    """Print the table of layer mixes."""
+    mixes = {
+        f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
+        for variant, title in {**VARIANTS, RANDOM: "random weights"}.items()
+        for kind, words in MIXES.items()
+    }
+    print_table(mixes, [f"ST-MEM, {MIXES['last']}"], METRICS)
+    print()
+    for words in MIXES.values():
+        a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
+        differences = "; ".join(f"{title} {difference_text(*a.minus(b, metric))}" for metric, title in METRICS.items())
+        print(f"- IPASTMEM minus ST-MEM, {words}: {differences}")
 
 
 if __name__ == "__main__":

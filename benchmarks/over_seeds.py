@@ -32,3 +32,15 @@ class Measured:
 def difference_text(difference: Estimate, spread: float) -> str:
     """Write a difference, its 95 % interval over patients and its standard deviation over seeds."""
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}) ± {spread:.3f}"
+
+
+def print_table(found: dict[str, Measured], references: list[str], metrics: dict[str, str]) -> None:
+    """Print values with their spread over seeds, and differences from the references with patient intervals."""
+    pairs = [(reference, metric) for reference in references for metric in metrics]
+    head = [*metrics.values(), *(f"{metrics[metric]} minus {reference}" for reference, metric in pairs)]
+    print(f"\n| | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
+    for title, method in found.items():
+        cells = ["{:.3f} ± {:.3f}".format(*method.value(metric)) for metric in metrics]
+        for reference, metric in pairs:
+            cells.append(difference_text(*method.minus(found[reference], metric)) if title != reference else "")
+        print(f"| {title} | {' | '.join(cells)} |")
