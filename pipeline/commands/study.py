@@ -1,4 +1,4 @@
-"""Commands that make and fill a study: init, download, generate."""
+"""Commands that make and fill a study: init, upgrade, download, generate."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register this group's commands."""
     app.command()(init)
+    app.command()(upgrade)
     app.command()(download)
     app.command()(generate)
 
@@ -53,6 +54,28 @@ def init(
     made = make_study(folder, first, folder_of_first, labels, embeddings, _options(option or []), more)
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
+
+
+def upgrade(
+    folder: Annotated[Path, typer.Argument(help="The study's folder.")] = Path(),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would change.")] = False,
+) -> None:
+    """Bring the files of a study that an older version made up to date, and say what they lacked.
+
+    Keys of params.yaml that are missing come with their defaults, those that have moved are moved; dvc.yaml gets the
+    stages of this version, and stages of your own stay. The files before are kept as params.yaml.old and dvc.yaml.old.
+
+    Example: `ensemble upgrade --dry-run`
+    """
+    from pipeline.study.upgrade import plan_upgrade, upgrade_study
+
+    found = plan_upgrade(folder) if dry_run else upgrade_study(folder)
+    for line in found.changes:
+        typer.echo(line)
+    if not found.changes:
+        typer.echo("nothing to do: the study is up to date")
+    elif not dry_run:
+        typer.echo("next: dvc status shows what `dvc repro` will run")
 
 
 def _options(given: list[str]) -> dict[str, object]:

@@ -149,11 +149,11 @@ MOVED = {
 
 def _refuse_moved(path: Path, content: dict[str, Any]) -> None:
     for old, new in MOVED.items():
-        for found in _matches(content, old.split(".")):
-            raise UsageError(f"{path}: {found} is {new} now; move it there (docs/params.md)")
+        for found in matches(content, old.split(".")):
+            raise UsageError(f"{path}: {found} is {new} now; move it there, or run `ensemble upgrade` (docs/params.md)")
 
 
-def _matches(content: Any, parts: list[str], above: str = "") -> Iterator[str]:
+def matches(content: Any, parts: list[str], above: str = "") -> Iterator[str]:
     """Give the full names of the keys that a pattern with `*` means."""
     if not isinstance(content, dict):
         return
@@ -162,7 +162,7 @@ def _matches(content: Any, parts: list[str], above: str = "") -> Iterator[str]:
         if len(parts) == 1:
             yield f"{above}{name}"
         else:
-            yield from _matches(content[name], parts[1:], f"{above}{name}.")
+            yield from matches(content[name], parts[1:], f"{above}{name}.")
 
 
 def _one_line(error: ValidationError) -> str:

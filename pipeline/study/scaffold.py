@@ -69,10 +69,13 @@ def make_study(
         raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
     present = [name for name in TEMPLATES if (folder / name).exists()]
     if present:
-        raise UsageError(f"{folder} holds {present[0]} already; choose another folder or remove it")
+        raise UsageError(
+            f"{folder} holds {present[0]} already; choose another folder, or bring the study there up to date with "
+            "`ensemble upgrade`"
+        )
     for name, template in TEMPLATES.items():
         text = files("pipeline.study").joinpath("templates", template).read_text(encoding="utf-8")
-        write_text(folder / name, _filled(text, sources, deps, embeddings))
+        write_text(folder / name, filled(text, sources, deps, embeddings))
     _dvc_init(folder)
     return [*TEMPLATES, ".dvc/"]
 
@@ -134,9 +137,20 @@ def _replaced(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
-def _filled(
+def filled(
     text: str, sources: Sequence[tuple[str, Path, Mapping[str, Any]]], deps: list[str], embeddings: str | None
 ) -> str:
+    """Return a template with the marks of one study filled in.
+
+    Parameters
+    ----------
+    sources
+        Kind, folder and options of each source.
+    deps
+        Files that DVC watches for `ingest`.
+    embeddings
+        URL of the embedding stores; None: in the study.
+    """
     listed = "".join(f"\n      - {_inline(dep)}" for dep in deps)
     values = {
         "@COHORT@": _cohorts(sources),

@@ -110,9 +110,23 @@ def _study() -> Iterator[Finding]:
             yield Finding(PASS, f"records folder {folder}")
         else:
             yield Finding(WARN, f"records folder {folder} of {name} is not there", "set its path in params.yaml")
+    yield from stage_findings()
     yield from _storage(study)
     for name in params.experts:
         yield from _expert(study, name)
+
+
+def stage_findings() -> Iterator[Finding]:
+    """Say whether `dvc repro` finds in params.yaml what dvc.yaml names."""
+    from pipeline.study.upgrade import what_dvc_misses
+
+    try:
+        missing = what_dvc_misses(Path())
+    except EnsembleError as error:
+        yield Finding(FAIL, str(error), "correct dvc.yaml")
+        return
+    if missing:
+        yield Finding(FAIL, f"dvc.yaml names {', '.join(missing)}, which params.yaml lacks", "ensemble upgrade")
 
 
 def _storage(study: Study) -> Iterator[Finding]:
