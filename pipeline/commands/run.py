@@ -224,6 +224,9 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Instead: disturb evaluated test records, and judge the answers.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="The run of --robustness, under robustness in params.yaml; all if not given.")
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="Instead: fm-benchmark, every expert by the published protocol.", show_default=False)
     ] = "",
@@ -249,8 +252,8 @@ def evaluate(
         judge_leaderboard(device, fine_tune=fine_tune)
         return
     study = Study()
-    if robustness:
-        _judge_disturbed(study, device)
+    if robustness or name is not None:
+        _judge_disturbed(study, name, device)
         return
     stores = {name: study.embedding(name) for name in study.fitted_experts()}
     asked = study.params.evaluate
@@ -296,13 +299,14 @@ def evaluate(
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _judge_disturbed(study: Study, device: str | None) -> None:
+def _judge_disturbed(study: Study, name: str | None, device: str | None) -> None:
     from pipeline.compute.robustness import judge_disturbed
     from pipeline.views.robustness import robustness_tables
 
-    for table in robustness_tables(judge_disturbed(study, device)):
+    results, path = judge_disturbed(study, name, device)
+    for table in robustness_tables(results):
         print_table(table)
-    typer.echo(f"next: `ensemble report` shows {study.robustness}")
+    typer.echo(f"next: `ensemble report` shows {path}")
 
 
 def _evaluate_fit(fit: str, device: str | None, wide: bool) -> None:

@@ -89,13 +89,8 @@ class Study:
 
     @property
     def robustness(self) -> Path:
-        """robustness.json."""
-        return self.folder / "robustness.json"
-
-    @property
-    def disturbed(self) -> Path:
-        """robustness.parquet."""
-        return self.folder / "robustness.parquet"
+        """Folder of what disturbances do: NAME.json and NAME.parquet of each run."""
+        return self.folder / "robustness"
 
     @property
     def leaderboard(self) -> Path:

@@ -61,7 +61,7 @@ class Params(Settings):
     fit_heads: FitHeadsSection = FitHeadsSection()
     evaluate: EvaluateParams = EvaluateParams()
     report: ReportSection = ReportSection()
-    robustness: RobustnessSection = RobustnessSection()
+    robustness: dict[str, RobustnessSection] = Field(default_factory=dict)
     maps: dict[str, MapSection] = Field(default_factory=dict)
     leaderboard: LeaderboardSection = LeaderboardSection()
 
@@ -143,8 +143,11 @@ MOVED = {
     "fit_heads.options.memory_gb": "machine.memory_gb",
     "pretrain.*.device": "machine.device",
     "posttrain.*.device": "machine.device",
+    "robustness.records": "robustness.all.records",
+    "robustness.kinds": "robustness.all.kinds",
+    "robustness.mains_hz": "robustness.all.mains_hz",
 }
-"""Keys of version 0.1 that lie elsewhere now: what changes no result is in a section that DVC does not watch."""
+"""Keys of older versions that lie elsewhere now: what changes no result is in a section that DVC does not watch."""
 
 
 def _refuse_moved(path: Path, content: dict[str, Any]) -> None:
@@ -180,6 +183,7 @@ _NAMED: dict[str, type[BaseModel]] = {
     "pretrain": PretrainSection,
     "posttrain": PosttrainSection,
     "maps": MapSection,
+    "robustness": RobustnessSection,
 }
 """Sections whose keys are names that the user chose."""
 

@@ -24,6 +24,7 @@ TEMPLATES = {
     ".dvcignore": "dvcignore.txt",
     "weights/default": "weights-default.txt",
     "external/README.md": "external-readme.txt",
+    "robustness/README.md": "robustness-readme.txt",
 }
 KEPT = "embeddings/${key}.zarr:\n            persist: true"
 MARKED = "embeddings/${key}.json  # stands for the objects: DVC watches files of this machine alone"

@@ -149,7 +149,9 @@ def _inline(value: Any) -> str:
 def _fill(params: YamlText) -> Iterator[str]:
     """Add what `ensemble init` writes and the file lacks, with the template's comments."""
     cohort = params.value(()).get("cohort") or {}
-    sources = [(str(cohort.get("source", "")), Path(str(cohort.get("path", ""))), {})]
+    sources: list[tuple[str, Path, dict[str, Any]]] = [
+        (str(cohort.get("source", "")), Path(str(cohort.get("path", ""))), {})
+    ]
     template = YamlText(filled(_template(PARAMS_FILE), sources, [], None))
     for key, section in template.value(()).items():
         if key == "cohort" and "cohorts" in params.value(()):
@@ -180,7 +182,7 @@ def _stages(folder: Path, old: YamlText, params: YamlText) -> tuple[str, list[st
     content = params.value(())
     stores = {key: str(content.get(key, "")) for key in ("embeddings", "signals")}
     url = stores["embeddings"] if "://" in stores["embeddings"] else None
-    several = [("", Path(), {})] * (2 if "cohorts" in content else 1)
+    several: list[tuple[str, Path, dict[str, Any]]] = [("", Path(), {})] * (2 if "cohorts" in content else 1)
     editor = _dvc_editor()
     before = editor.load(old.text)
     after = editor.load(filled(_template(DVC_FILE), several, [], url))

@@ -93,7 +93,7 @@ class ReportPaths:
     fit
         config.json of the fit, for the checklist.
     robustness
-        robustness.json; one of another evaluation is left out, with a warning.
+        Folder of what disturbances do; results of another evaluation are left out, with a warning.
     leaderboard, leaderboard_costs
         leaderboard.json and leaderboard_costs.json.
     tables

@@ -84,18 +84,18 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
 
 def _add_robustness(facts: dict[str, Any], paths: ReportPaths) -> None:
     """Add what disturbances do; results that stand beside other predictions are left out, and the page says so."""
-    results = read_facts(paths.robustness)
-    if not results or paths.robustness is None:
-        return
-    try:
-        require_pair(results, paths.robustness, paths.predictions)
-    except StoreError:
-        stale = (
-            f"{paths.robustness.name} is of another evaluation and left out; run `ensemble evaluate --robustness` again"
-        )
-        facts["warnings"] = (*facts["warnings"], stale)
-        return
-    facts["robustness"] = robustness_section(results)
+    facts["robustness"] = []
+    for path in sorted(paths.robustness.glob("*.json")) if paths.robustness else ():
+        results = read_facts(path)
+        try:
+            require_pair(results, path, paths.predictions)
+        except StoreError:
+            name = f"{path.parent.name}/{path.name}"
+            stale = f"{name} is of another evaluation and left out; run `ensemble evaluate --robustness` again"
+            facts["warnings"] = (*facts["warnings"], stale)
+            continue
+        if section := robustness_section(path.stem, results):
+            facts["robustness"].append(section)
 
 
 def _unjudged(metrics: dict[str, Any]) -> dict[str, str]:

@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from stages.robustness.settings import RobustnessPaths, RobustnessSettings, RobustnessSummary
+from stages.robustness.settings import RobustnessPaths, RobustnessSection, RobustnessSettings, RobustnessSummary
 
 if TYPE_CHECKING:
     from stages.robustness.stage import run
 
-__all__ = ["RobustnessPaths", "RobustnessSettings", "RobustnessSummary", "run"]
+__all__ = ["RobustnessPaths", "RobustnessSection", "RobustnessSettings", "RobustnessSummary", "run"]
 
 
 def __getattr__(name: str) -> Any:

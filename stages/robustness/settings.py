@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("noise", "wander", "mains", "lead", "leads", "seconds
 
 
 class RobustnessSection(Settings):
-    """Section `robustness` of params.yaml.
+    """One entry of section `robustness` of params.yaml.
 
     Attributes
     ----------
@@ -69,9 +69,9 @@ class RobustnessPaths:
     evaluated
         predictions.parquet of the evaluation that the results stand beside.
     answers
-        robustness.parquet: every answer, from which all figures follow.
+        robustness/NAME.parquet: every answer, from which all figures follow.
     results
-        robustness.json.
+        robustness/NAME.json.
     """
 
     records: Path
@@ -84,6 +84,6 @@ class RobustnessPaths:
 
 @dataclass
 class RobustnessSummary:
-    """Content of robustness.json."""
+    """Content of robustness/NAME.json."""
 
     results: dict[str, Any] = field(default_factory=dict)

@@ -52,7 +52,7 @@ class ChosenRecords:
 
 
 def run(settings: RobustnessSettings, paths: RobustnessPaths, progress: Progress | None = None) -> RobustnessSummary:
-    """Disturb, answer, judge, and write robustness.parquet and robustness.json; equal inputs give equal bytes.
+    """Disturb, answer, judge, and write robustness/NAME.parquet and NAME.json; equal inputs give equal bytes.
 
     Raises
     ------

@@ -45,6 +45,8 @@ def study(tmp_path):
     (tmp_path / "cohort").mkdir()
     (tmp_path / "cohort/machine_measurements.csv").write_text("")
     shutil.copy(OLD / "params.yaml", folder)
+    with (folder / "params.yaml").open("a") as file:
+        file.write("robustness: {records: 40, kinds: [lead]}\n")  # as version 0.2 had it
     text = (OLD / "dvc.yaml").read_text()
     text = text.replace("\nplots:", f"{OWN_STAGE}\nplots:").replace(
         "    cmd: ensemble fit-heads\n    deps:\n", "    cmd: ensemble fit-heads\n    deps:\n      - notes.md\n"
@@ -93,10 +95,11 @@ def test_what_is_missing_is_added_and_what_has_moved_is_moved(study):
     assert "dvc.yaml: stage evaluate: outs + evaluation.json, evaluate_costs.json, decisions.json" in changes
     assert ".gitignore: /decisions.json added" in changes
     params = read_params(study)
+    assert params.robustness["all"].model_dump() == {"records": 40, "kinds": ("lead",), "mains_hz": 50.0}
     assert (params.machine.workers, params.embed.shard_records, params.maps) == (2, 16, {})
     text = (study / "params.yaml").read_text()
     kept = [line for line in before.splitlines() if line in text.splitlines()]
-    assert len(kept) == len(before.splitlines()) - 5, "five lines moved; every other one is as it was"
+    assert len(kept) == len(before.splitlines()) - 6, "six lines moved; every other one is as it was"
     assert (study / "params.yaml.old").read_text() == before
     assert (study / "weights/default").read_text() == "kept"
     assert (study / ".gitignore").read_text().startswith("/records.parquet\n/mine\n/signals.zarr\n")
@@ -127,7 +130,7 @@ def dvc_listed(study):
 def test_a_second_time_there_is_nothing_to_do(study, monkeypatch, ensemble):
     monkeypatch.chdir(study)
     dry = ensemble("upgrade", "--dry-run")
-    assert (study / "params.yaml").read_text() == (OLD / "params.yaml").read_text()
+    assert (study / "params.yaml").read_text().startswith((OLD / "params.yaml").read_text())
     done = ensemble("upgrade")
     assert done.stdout.splitlines()[:-1] == dry.stdout.splitlines()
     written = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
@@ -199,7 +202,13 @@ def test_an_old_study_goes_on_under_dvc(study, tmp_path):
     assert refused.returncode != 0
     assert "ensemble upgrade" in refused.stdout + refused.stderr
     upgrade_study(study)
+    params = YamlText((study / "params.yaml").read_text())
+    params.add(("robustness", "short"), "{records: 10, kinds: [seconds]}")
+    (study / "params.yaml").write_text(params.text)
     done = dvc(study, "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"decisions.json", "report.html", "note.txt", "tables"} <= {path.name for path in study.iterdir()}
+    tracked = yaml.safe_load((study / "dvc.lock").read_text())["stages"]["robustness@short"]["outs"]
+    assert [out["path"] for out in tracked] == ["robustness/short.json", "robustness/short.parquet"]
+    assert 'id="robustness"' in (study / "report.html").read_text()
     assert "up to date" in dvc(study, "repro").stdout

@@ -124,7 +124,7 @@ def study(tmp_path_factory, make_cohort, tiny_ecgfm) -> Path:
         "machine": {"device": "cpu"},
         "fit_heads": {"folds": 3, "options": {"lora": False, "gate_epochs": 0}},
         "evaluate": {"bootstrap": 100},
-        "robustness": {"records": 40, "kinds": ["noise", "leads", "seconds"]},
+        "robustness": {"all": {"records": 40, "kinds": ["noise", "leads", "seconds"]}},
         "report": {"cases": 0},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -145,7 +145,7 @@ def robust(study) -> Path:
 
 
 def test_undisturbed_answers_are_those_of_the_evaluation(robust):
-    answers = pd.read_parquet(robust / "robustness.parquet")
+    answers = pd.read_parquet(robust / "robustness/all.parquet")
     assert answers["record_id"].nunique() == 40
     plain = answers[answers["kind"] == "undisturbed"]
     judged = pd.read_parquet(robust / "predictions.parquet").astype({"record_id": str, "task": str, "method": str})
@@ -156,8 +156,8 @@ def test_undisturbed_answers_are_those_of_the_evaluation(robust):
 
 
 def test_figures_are_those_of_the_written_answers(robust):
-    answers = pd.read_parquet(robust / "robustness.parquet")
-    found = json.loads((robust / "robustness.json").read_text())
+    answers = pd.read_parquet(robust / "robustness/all.parquet")
+    found = json.loads((robust / "robustness/all.json").read_text())
     assert set(found["tasks"]) == {"sex", "age"}
     for method in ("gate", "expert:ecgfm"):
         judged = found["tasks"]["sex"]["methods"][method]
@@ -189,13 +189,14 @@ def test_the_report_shows_curves_of_this_evaluation_alone(robust):
 
 
 def test_results_of_another_evaluation_are_left_out_and_named(robust, tmp_path):
-    stale = tmp_path / "robustness.json"
-    text = (robust / "robustness.json").read_text()
+    stale = tmp_path / "robustness/all.json"
+    stale.parent.mkdir()
+    text = (robust / "robustness/all.json").read_text()
     stale.write_text(text.replace('"predictions_sha256": "', '"predictions_sha256": "0'))
     inputs = (robust / name for name in ("records.parquet", "metrics.json", "predictions.parquet"))
-    made = run(ReportSettings(cases=0), ReportPaths(*inputs, tmp_path / "report.html", robustness=stale))
+    made = run(ReportSettings(cases=0), ReportPaths(*inputs, tmp_path / "report.html", robustness=stale.parent))
     page = made.report.read_text(encoding="utf-8")
-    assert "robustness.json is of another evaluation and left out" in page
+    assert "robustness/all.json is of another evaluation and left out" in page
     assert 'aria-label="noise of sex"' not in page
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of robustness.json.
+"""What the page shows of robustness/NAME.json.
 
 Lives here: the template's context and the pictures. Not here: HTML (`robustness.html`), numbers (`stages.robustness`).
 """
@@ -32,11 +32,12 @@ _STYLES = ("s0", "s1", "s2", "s3")
 _PLACES = 3
 
 
-def robustness_section(results: Json) -> Json | None:
-    """Return the template's context; None where there are no results."""
+def robustness_section(name: str, results: Json) -> Json | None:
+    """Return the template's context of one run; None where there are no results."""
     if not results.get("tasks"):
         return None
     return {
+        "name": name,
         "records": f"{results['records']:,}",
         "patients": f"{results['patients']:,}",
         "absent": results.get("absent", []),
