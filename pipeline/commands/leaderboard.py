@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PRESET = "fm-benchmark"
 Tell = Callable[[str], None]
-FURTHEST_RATE = 0.01
-"""Of the first layers' learning rate, in shares of the head's: the benchmark's factor 0.1 for each of two groups."""
+HALF_DECAY = 0.1
+"""The benchmark's factor of the learning rate for each of two groups of layers below the head."""
 
 
 def check_preset(preset: str, *, fine_tune: bool) -> bool:
@@ -140,14 +140,20 @@ def _finetuned(
     study: Study, name: str, expert: ExpertRun, settings: LeaderboardSettings, device: str | None, tell: Tell
 ) -> ExpertRun:
     """Fine-tune an expert to each task and note where its predictions lie, or why there are none."""
-    files, reasons = {}, {}
-    for task in settings.tasks or _all_tasks(study):
+    from stages.leaderboard.crops import crop_seconds
+
+    files, reasons, tasks = {}, {}, list(settings.tasks or _all_tasks(study))
+    if expert.load is None:
+        reason = "its vectors were made by another tool, which cannot be fine-tuned"
+        return replace(expert, not_finetuned=dict.fromkeys(tasks, reason))
+    crop_s = crop_seconds(expert.load())
+    for task in tasks:
         tell(f"{name}/finetuned: {task}")
         try:
-            files[task] = fine_tune_expert(study, name, task, settings, device)
+            files[task] = fine_tune_expert(study, name, task, settings, crop_s, device)
         except (UsageError, InputError) as error:
             reasons[task] = str(error)
-    return replace(expert, finetuned=files, not_finetuned=reasons)
+    return replace(expert, finetuned=files, not_finetuned=reasons, finetuned_crop_s=crop_s)
 
 
 def _all_tasks(study: Study) -> Iterator[str]:
@@ -157,37 +163,34 @@ def _all_tasks(study: Study) -> Iterator[str]:
 
 
 def fine_tune_expert(
-    study: Study, name: str, task: str, settings: LeaderboardSettings, device: str | None = None
+    study: Study, name: str, task: str, settings: LeaderboardSettings, crop_s: float, device: str | None = None
 ) -> Path:
     """Fine-tune one expert to one task through `posttrain`, unless that was done; return the file of its predictions.
 
-    The whole record at a constant rate, without probing and stochastic depth; the learning rate falls from block to
-    block to a hundredth of the head's, as the benchmark's falls over three groups of layers. The version is
-    NAME+fmbench-TASK.
+    As published: crops, one linear layer on the mean, a constant rate that falls tenfold in each half of the blocks
+    below the head, the epoch of the best metric on validation records, predictions averaged over a record's crops.
+    The version is NAME+fmbench-TASK.
     """
     import numpy as np
 
     from cache import open_embeddings
     from cache.files import replacing
     from cache.fingerprint import file_digest, fingerprint
-    from pipeline.commands.train import current_store, posttrain_settings
-    from stages.experts import expert_class
+    from pipeline.commands.train import posttrain_settings
     from stages.posttrain import PosttrainPaths
     from stages.posttrain import run as run_posttrain
 
     store = open_embeddings(study.embedding(name))
     recipe = {name: value for name, value in settings.recipe().items() if name != "seed"}
-    made_from = {"store": store.fingerprint, "recipe": settings.recipe(), "records": file_digest(study.records)}
+    options = {**recipe, "task": task, "min_learning_rate": settings.learning_rate, "seeds": [settings.seed]}
+    options |= {"head": "linear", "drop_path": 0.0, "half_decay": HALF_DECAY, "absolute_error": True}
+    options |= {"crop_s": crop_s, "test_crops": "mean", "select": "metric"}
+    made_from = {"store": store.fingerprint, "options": options, "records": file_digest(study.records)}
     path = study.state / "leaderboard/finetuned" / f"{name}+{task}-{fingerprint(made_from)[:24]}.npz"
     if path.is_file():
         return path
-    cls, variant = expert_class(name)
-    blocks = max(1, len(cls.published_spec(variant).layer_names) - 1)
-    options = {**recipe, "task": task, "min_learning_rate": settings.learning_rate, "probing": False, "drop_path": 0.0}
-    options |= {"layer_decay": FURTHEST_RATE ** (1 / blocks), "seeds": [settings.seed]}
     asked = posttrain_settings(study, name, f"{name}+fmbench-{task}", options, device=device)
-    paths = PosttrainPaths(study.records, study.signals, study.state, current_store(study, asked))
-    found = run_posttrain(asked, paths)
+    found = run_posttrain(asked, PosttrainPaths(study.records, study.signals, study.state))
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **_as_fit(found, asked, study))
     return path

@@ -209,6 +209,10 @@ def posttrain_settings(
         teacher=None if params.teacher is None else str(study.folder / params.teacher),
         teacher_share=params.teacher_share,
         store=params.store,
+        crop_s=params.crop_s,
+        test_crops=params.test_crops,
+        half_decay=params.half_decay,
+        absolute_error=params.absolute_error,
     )
 
 
@@ -230,7 +234,7 @@ def current_store(study: Study, settings: PosttrainSettings) -> Location | None:
     from pipeline.compute.embedding import embed_settings
     from stages.embed import identity_of
 
-    if settings.head != "probe":  # it is not fitted on frozen features
+    if settings.head != "probe" or settings.crop_s is not None:  # it reads no frozen features of whole records
         return None
     path = study.embedding(settings.expert)
     of_expert = embed_settings(study, settings.expert, device="cpu", accept_licence=True)

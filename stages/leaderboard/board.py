@@ -79,16 +79,21 @@ class TaskScores:
         return {name: (float(row[0]), row[1:]) for name, row in zip(present, ranks, strict=True)}
 
 
-def score_tasks(predictions: Predictions, draws: Draws) -> tuple[dict[str, Comparison], dict[str, str]]:
-    """Score every method of every task on the same resamples; what nothing can be measured on is left out, with why."""
-    found, left_out = {}, {}
+def score_tasks(predictions: Predictions, draws: Draws) -> tuple[dict[str, TaskScores], Json, dict[str, str]]:
+    """Score every method of every task on the same resamples, and say what each task is.
+
+    Test predictions of one task at a time are in memory. What nothing can be measured on is left out, with why.
+    """
+    scores, about, left_out = dict[str, TaskScores](), Json(), dict[str, str]()
     for name, target in predictions.tasks.items():
         methods = judged_methods(predictions, name)
         if methods:
-            found[name] = compare(predictions, target, methods, draws, lambda method: None)  # noqa: ARG005
+            compared = compare(predictions, target, methods, draws, lambda method: None)  # noqa: ARG005
+            scores[name] = headline_scores(target, compared.samples)
+            about[name] = _task(compared, scores[name])
         else:
             left_out[name] = NOT_JUDGED
-    return found, left_out
+    return scores, about, left_out
 
 
 def headline_scores(target: Target, samples: Mapping[str, Bootstrap]) -> TaskScores:
@@ -119,8 +124,7 @@ def make_board(
     left_out
         What could not be judged -> why.
     """
-    compared, unjudged = score_tasks(predictions, draws)
-    scores = {name: headline_scores(one.target, one.samples) for name, one in compared.items()}
+    scores, tasks, unjudged = score_tasks(predictions, draws)
     described = [_row(row, rows, scores, experts[row.expert]) for row in rows]
     order = sorted(
         described, key=lambda r: (np.inf if r["mean_rank"] is None else r["mean_rank"]["value"], r["method"])
@@ -129,7 +133,7 @@ def make_board(
         "schema_version": SCHEMA_VERSION,
         "protocol": protocol,
         "bootstrap": {"unit": "patient", "resamples": draws.n, "seed": draws.seed, "level": LEVEL},
-        "tasks": {name: _task(one, scores[name]) for name, one in compared.items()},
+        "tasks": tasks,
         "rows": order,
         "left_out": {**left_out, **unjudged},
     }

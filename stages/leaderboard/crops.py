@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
-from cache.files import replacing
+from cache.files import replacing, write_text
 from cache.signals import SignalStore
 from stages.experts import Expert
 from stages.experts.contract import PRECISION_DTYPES, ExpertSpec
@@ -26,10 +26,13 @@ from stages.experts.faults import SAME_FAULTS, Faults, encode_checked
 from stages.experts.run import SignalGroup, prepare_group, torch_threads
 from stages.experts.signals.dsp import resample_rate
 from stages.experts.token_times import window_starts_s
+from stages.leaderboard.row_files import RowFile, write_rows
 
 RATE_HZ = 500
 CROP_S, LONG_CROP_S = 2.5, 5.0
 """Of the benchmark's crops: 5 s for encoders made for windows of 5 s (run.sh: hubert_ecg_base, ecg_fm), else 2.5 s."""
+OTHER_CROPS_S = {"jepa": 10.0, "stmem": 2.4}
+"""Of experts for which run.sh has another `--input-size` (ecg_jepa_multiblock, st_mem)."""
 WHOLE_S = 10.0
 BLOCK = 64
 """Records embedded and stored at once."""
@@ -37,13 +40,16 @@ Count = Callable[[int, int], None]
 
 
 def crop_seconds(expert: Expert) -> float:
-    """Return how long an expert's crops are: 5 s where its window is, or where it refuses 2.5 s.
+    """Return how long an expert's crops are: as published, or 5 s where its window is or where it refuses 2.5 s.
 
     Raises
     ------
     InputError
         It refuses 5 s as well.
     """
+    base = expert.spec.name.partition("+")[0]
+    if base in OTHER_CROPS_S:
+        return OTHER_CROPS_S[base]
     if expert.spec.seconds != LONG_CROP_S:
         try:
             expert.prepare(_silence(CROP_S), float(RATE_HZ))
@@ -55,7 +61,7 @@ def crop_seconds(expert: Expert) -> float:
 
 
 def _silence(seconds: float) -> np.ndarray:
-    return np.zeros((1, 12, int(seconds * RATE_HZ)), np.float32)
+    return np.zeros((1, 12, round(seconds * RATE_HZ)), np.float32)
 
 
 def cut_crops(signals_mv: np.ndarray, rate_hz: float, crop_s: float = CROP_S) -> np.ndarray:
@@ -71,7 +77,7 @@ def cut_crops(signals_mv: np.ndarray, rate_hz: float, crop_s: float = CROP_S) ->
     (2, 3, 12, 1250)
     """
     at_500_hz = resample_rate(signals_mv, rate_hz, RATE_HZ)
-    n_samples = int(crop_s * RATE_HZ)
+    n_samples = round(crop_s * RATE_HZ)
     n_crops = min(int(WHOLE_S / crop_s), at_500_hz.shape[-1] // n_samples)
     whole = at_500_hz[..., : n_crops * n_samples]
     cut = whole.reshape(*whole.shape[:-1], n_crops, n_samples)
@@ -97,15 +103,13 @@ class CropVectors:
         float32 [record, crop, dim]; NaN where there is no such crop, or no vector of it.
     token_files
         Of each block, its tokens [record, crop, token, dim]; empty for an expert without tokens.
+    crop_s
+        Length of a crop in seconds.
     """
 
-    vectors: np.ndarray
+    vectors: RowFile
     token_files: tuple[Path, ...]
-
-    @property
-    def crop_s(self) -> float:
-        """Length of a crop in seconds."""
-        return WHOLE_S / self.vectors.shape[1]
+    crop_s: float
 
     def tokens(self, rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
         """Read float32 [k, token, dim]: of each of `rows` the crop of that number in `crops`."""
@@ -149,9 +153,23 @@ def embed_crops(
                 _write_block(expert, signals, rows, folder, block)
         if progress is not None:
             progress(min((block + 1) * BLOCK, len(signals)), len(signals))
-    vectors = [np.load(_vectors_file(folder, block), allow_pickle=False) for block in range(n_blocks)]
     files = tuple(_tokens_file(folder, block) for block in range(n_blocks))
-    return CropVectors(np.concatenate(vectors), files if all(file.is_file() for file in files) else ())
+    crop_s = float(_length_file(folder).read_text(encoding="utf-8"))
+    return CropVectors(_joined(folder, n_blocks), files if all(file.is_file() for file in files) else (), crop_s)
+
+
+def _joined(folder: Path, n_blocks: int) -> RowFile:
+    """Return the vectors of all blocks in one file, which is written when it is first asked for."""
+    path = folder / "vectors.npy"
+    if path.is_file():
+        return RowFile.open(path)
+    blocks = [RowFile.open(_vectors_file(folder, block)) for block in range(n_blocks)]
+    shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
+    return write_rows(path, shape, np.float32, (part for block in blocks for _, part in block.blocks()))
+
+
+def _length_file(folder: Path) -> Path:
+    return folder / "crop_s.txt"
 
 
 def _vectors_file(folder: Path, block: int) -> Path:
@@ -164,6 +182,9 @@ def _tokens_file(folder: Path, block: int) -> Path:
 
 def _write_block(expert: Expert, signals: SignalStore, rows: slice, folder: Path, block: int) -> None:
     n, crop_s = rows.stop - rows.start, crop_seconds(expert)
+    if not _length_file(folder).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(_length_file(folder), f"{crop_s:g}\n")
     vectors = np.full((n, int(WHOLE_S / crop_s), expert.spec.embedding_dim), np.nan, np.float32)
     tokens = None if expert.spec.tokens is None else _no_tokens(expert, vectors.shape[:2], crop_s)
     faults = Faults(expert.spec.name, SAME_FAULTS)
@@ -220,4 +241,4 @@ def encode_crops(expert: Expert, x: Tensor, crop_s: float) -> tuple[np.ndarray, 
 
 def crop_facts() -> dict[str, int | float]:
     """Return what crops are, as part of what names their folder."""
-    return {"rate_hz": RATE_HZ, "crop_s": CROP_S, "long_crop_s": LONG_CROP_S, "block": BLOCK, "version": 1}
+    return {"rate_hz": RATE_HZ, "crop_s": CROP_S, "long_crop_s": LONG_CROP_S, "block": BLOCK, "version": 2}

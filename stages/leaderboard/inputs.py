@@ -1,12 +1,14 @@
 """What heads read: vectors and tokens of crops, or of whole records as they are cached.
 
-Not here: embedding crops (`crops`), training (`protocol`).
+Features stay in files: what is in memory grows with the cohort by some bytes a record, not by its vectors. Not here:
+embedding crops (`crops`), training (`protocol`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,21 +16,32 @@ from torch import Tensor
 
 from cache.embeddings import EmbeddingStore
 from stages.leaderboard.crops import CropVectors
+from stages.leaderboard.row_files import RowFile, write_rows
 
 ReadTokens = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class VectorInputs:
-    """One vector a crop: float32 [record, crop, dim]; NaN where there is none."""
+    """One vector a crop, [record, crop, dim], in a file or in memory; NaN where there is none.
 
-    vectors: np.ndarray
+    Attributes
+    ----------
+    present
+        Which crops have a vector, bool [record, crop].
+    fill
+        What stands for features that a record does not have, float32 [dim]; None: every vector is whole.
+    """
+
+    vectors: RowFile | np.ndarray
     present: np.ndarray
+    fill: np.ndarray | None = None
 
     @classmethod
-    def of(cls, vectors: np.ndarray) -> VectorInputs:
+    def of(cls, vectors: RowFile | np.ndarray) -> VectorInputs:
         """Note which crops have a vector."""
-        return cls(vectors, np.isfinite(vectors).any(-1))
+        present = [np.isfinite(part).any(-1) for _, part in _blocks(vectors)]
+        return cls(vectors, np.concatenate(present))
 
     @property
     def dim(self) -> int:
@@ -37,17 +50,28 @@ class VectorInputs:
 
     def filled(self, train: np.ndarray) -> VectorInputs:
         """Replace features that a record does not have by their mean over the training rows (0 without any)."""
-        holes = ~np.isfinite(self.vectors) & self.present[..., None]
-        if not holes.any():
-            return self
-        seen = self.vectors[train].reshape(-1, self.dim)
-        known = np.isfinite(seen)
-        mean = np.where(known, seen, 0).sum(0) / np.maximum(known.sum(0), 1)
-        return replace(self, vectors=np.where(holes, mean.astype(np.float32), self.vectors))
+        holes, is_train = False, np.isin(np.arange(len(self.present)), train)
+        sums, counts = np.zeros(self.dim), np.zeros(self.dim, np.int64)
+        for rows, part in _blocks(self.vectors):
+            known = np.isfinite(part)
+            holes |= bool((~known & self.present[rows][..., None]).any())
+            seen, known = part[is_train[rows]], known[is_train[rows]]
+            sums += np.where(known, seen, 0).sum((0, 1), dtype=np.float64)
+            counts += known.sum((0, 1))
+        return replace(self, fill=(sums / np.maximum(counts, 1)).astype(np.float32)) if holes else self
 
     def read(self, rows: np.ndarray, crops: np.ndarray) -> Tensor:
         """Return [k, dim]."""
-        return torch.from_numpy(self.vectors[rows, crops])
+        of_rows = self.vectors.read(rows) if isinstance(self.vectors, RowFile) else self.vectors[rows]
+        x = of_rows[np.arange(len(rows)), crops].astype(np.float32, copy=False)
+        return torch.from_numpy(x if self.fill is None else np.where(np.isfinite(x), x, self.fill))
+
+
+def _blocks(vectors: RowFile | np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    if isinstance(vectors, RowFile):
+        yield from vectors.blocks()
+    else:
+        yield slice(0, len(vectors)), vectors
 
 
 @dataclass(frozen=True)
@@ -90,16 +114,32 @@ def crop_inputs(found: CropVectors) -> ExpertInputs:
     return ExpertInputs(vectors, TokenInputs(vectors.present, int(dim), found.tokens), crop_s=found.crop_s)
 
 
-def native_inputs(store: EmbeddingStore) -> ExpertInputs:
-    """Return what heads read of a store: its vectors, and its seconds as tokens where it has the view `segments`."""
-    vectors = VectorInputs.of(store.read_embedding().astype(np.float32)[:, None])
+def native_inputs(store: EmbeddingStore, folder: Path) -> ExpertInputs:
+    """Return what heads read of a store: its vectors, and its seconds as tokens where it has the view `segments`.
+
+    Parameters
+    ----------
+    folder
+        Where they are laid out as rows, uncompressed, unless that was done.
+    """
+    embedding = _laid_out(store, "embedding", folder)
+    vectors = VectorInputs.of(replace(embedding, shape=(len(embedding), 1, *embedding.shape[1:])))
     if "segments" not in store.views:
         return ExpertInputs(vectors, None, "the store has no segments (experts.NAME.views)")
-    segments = store.read_view("segments")
-    present = vectors.present & np.isfinite(segments).all(-1).any(-1)[:, None]
+    segments = _laid_out(store, "segments", folder)
+    has_some = np.concatenate([np.isfinite(part).all(-1).any(-1) for _, part in segments.blocks()])
 
     def read(rows: np.ndarray, crops: np.ndarray) -> np.ndarray:
         del crops  # a whole record is one
-        return segments[rows].astype(np.float32)
+        return segments.read(rows).astype(np.float32)
 
-    return ExpertInputs(vectors, TokenInputs(present, int(segments.shape[-1]), read))
+    return ExpertInputs(vectors, TokenInputs(vectors.present & has_some[:, None], int(segments.shape[-1]), read))
+
+
+def _laid_out(store: EmbeddingStore, name: str, folder: Path) -> RowFile:
+    path = folder / f"{name}.npy"
+    if path.is_file():
+        return RowFile.open(path)
+    shards = (store.rows_of(shard) for shard in range(store.n_shards))
+    first = store.read(name, slice(0, 1))
+    return write_rows(path, (len(store), *first.shape[1:]), first.dtype, (store.read(name, rows) for rows in shards))

@@ -24,7 +24,7 @@ from stages.heads.targets.losses import activate
 from stages.heads.targets.tasks import TaskSpec, layout
 from stages.leaderboard.settings import LeaderboardSettings
 
-PREDICT_ROWS = 512
+PREDICT_ROWS = 128
 Judge = Callable[[np.ndarray], float]
 """Metric of validation predictions [record, columns]; higher is better; NaN where undefined."""
 

@@ -25,7 +25,8 @@ class LeaderboardSection(Settings):
     Attributes
     ----------
     inputs
-        crops: four of 2.5 s at 500 Hz, embedded for it; native: the cached vectors and seconds of the whole record.
+        crops: those of the benchmark, mostly four of 2.5 s, embedded for it; native: the cached vectors and seconds of
+        the whole record.
     epochs, batch_size, learning_rate, weight_decay
         Of AdamW, at a constant rate.
     """
@@ -82,6 +83,8 @@ class ExpertRun:
         Task -> npz with `rows` and `predictions` of a fine-tuned copy (and the kept `epoch`), as its caller made them.
     not_finetuned
         Task -> why there is no such copy although one was asked for.
+    finetuned_crop_s
+        Length in seconds of the crops that copies were trained on and judged by; None: whole records.
     """
 
     store: Location
@@ -90,6 +93,7 @@ class ExpertRun:
     records_per_s: float | None = None
     finetuned: Mapping[str, Path] = field(default_factory=dict)
     not_finetuned: Mapping[str, str] = field(default_factory=dict)
+    finetuned_crop_s: float | None = None
 
 
 @dataclass(frozen=True)

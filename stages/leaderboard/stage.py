@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.files import staged, write_text
 from cache.fingerprint import fingerprint
-from cache.records import Target, open_records, records_digest
+from cache.records import READING_COLUMNS, Target, open_records, records_digest
 from cache.signals import open_signals
 from stages.leaderboard.board import BoardRow, as_csv, costs_of, make_board
 from stages.leaderboard.crops import CROP_S, LONG_CROP_S, RATE_HZ, crop_facts, embed_crops
@@ -89,7 +88,7 @@ class _Work:
     def open(cls, settings: LeaderboardSettings, paths: LeaderboardPaths, tell: Progress) -> _Work:
         if not paths.experts:
             raise UsageError("no experts: name at least one under `experts` in params.yaml")
-        records = open_records(paths.records)
+        records = open_records(paths.records, without=READING_COLUMNS)
         tasks, left_out = [], {}
         for target in _targets(records, settings.tasks):
             try:
@@ -115,7 +114,7 @@ class _Work:
 
     def _inputs(self, name: str, expert: ExpertRun, store: EmbeddingStore, source: Source) -> ExpertInputs | None:
         if source == "native":
-            return native_inputs(store)
+            return native_inputs(store, self.paths.state / "native" / fingerprint(_origin(store, source))[:32])
         if expert.load is None:
             self.left_out[f"{name}/crops"] = "its vectors were made by another tool, which cannot be run on crops"
             return None
@@ -126,10 +125,11 @@ class _Work:
         except InputError as error:
             self.left_out[f"{name}/crops"] = str(error)
             return None
-        if not np.isfinite(found.vectors).any():
+        inputs = crop_inputs(found)
+        if not inputs.vectors.present.any():
             self.left_out[f"{name}/crops"] = f"it has no vector of a record of {found.crop_s:g} s"
             return None
-        return crop_inputs(found)
+        return inputs
 
     def _judge_inputs(
         self, name: str, store: EmbeddingStore, source: Source, inputs: ExpertInputs, table: PredictionWriter
@@ -154,7 +154,8 @@ class _Work:
                 _note(row, task, fit, table)
 
     def _judge_finetuned(self, name: str, expert: ExpertRun, table: PredictionWriter) -> None:
-        row = BoardRow(name, "finetuned", "native", "mean")
+        crop_s = expert.finetuned_crop_s
+        row = BoardRow(name, "finetuned", "native" if crop_s is None else "crops", "mean", crop_s)
         self.left_out |= {f"{row.method} on {task}": why for task, why in expert.not_finetuned.items()}
         for task in self.tasks:
             if task.target.name in expert.finetuned:

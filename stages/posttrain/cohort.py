@@ -19,6 +19,7 @@ from cache.signals import open_signals
 from cache.storage.locations import Location
 from stages.experts import Expert
 from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
+from stages.posttrain.inputs import RecordInputs, TestCrops, WholeRecords, open_crops
 from stages.scoring.metrics import score
 from stages.scoring.predictions import PredictionBlock
 from stages.training.inputs import input_identity, prepared_inputs, training_rows
@@ -33,14 +34,14 @@ class LabelledCohort:
     rows
         Their rows in records.parquet, ascending; positions count these rows.
     inputs
-        [position, windows, ...], mapped into memory.
+        What the network reads of the records, mapped into memory.
     y, known
         Targets and label weights, [position, columns], the tasks' columns side by side.
     """
 
     records: pd.DataFrame
     rows: np.ndarray
-    inputs: np.ndarray
+    inputs: RecordInputs
     targets: tuple[Target, ...]
     tasks: tuple[TaskSpec, ...]
     y: torch.Tensor
@@ -48,7 +49,15 @@ class LabelledCohort:
     signals_digest: str
 
     @classmethod
-    def read(cls, expert: Expert, names: tuple[str, ...], paths: tuple[Path, Location], state: Path) -> Self:
+    def read(
+        cls,
+        expert: Expert,
+        names: tuple[str, ...],
+        paths: tuple[Path, Location],
+        state: Path,
+        crop_s: float | None = None,
+        test_crops: TestCrops = "mean",
+    ) -> Self:
         """Read the cohort as `expert` takes it.
 
         Parameters
@@ -59,6 +68,8 @@ class LabelledCohort:
             records.parquet and signals.zarr.
         state
             The study's state folder.
+        crop_s, test_crops
+            As in `PosttrainSettings`.
 
         Raises
         ------
@@ -73,7 +84,12 @@ class LabelledCohort:
         y, known = _columns(records, targets, tasks)
         parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
         rows = np.intersect1d(np.concatenate(parts), np.flatnonzero(known.any(1)))
-        inputs, rows = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
+        inputs: RecordInputs
+        if crop_s is None:
+            x, rows = prepared_inputs(state / "inputs", input_identity(expert), expert.prepare, signals, rows)
+            inputs = WholeRecords(x)
+        else:
+            inputs, rows = open_crops(state / "inputs", signals, rows, crop_s, expert.prepare, test_crops)
         y, known = y[rows], known[rows]
         train = records["split"].to_numpy()[rows] == "train"
         for block in layout(tasks):

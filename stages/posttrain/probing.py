@@ -28,14 +28,20 @@ class Labelled:
 
 
 class Head(nn.Module):
-    """Standardised features, one linear map. The scaling is that of the frozen backbone's training features."""
+    """Standardised features, one linear map. The scaling is that of the frozen backbone's training features.
+
+    Parameters
+    ----------
+    absolute_error
+        Whether regressions lose the absolute error instead of half the squared one.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, blocks: tuple[Block, ...]) -> None:
+    def __init__(self, width: int, blocks: tuple[Block, ...], *, absolute_error: bool = False) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks, self.absolute_error = blocks, absolute_error
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.linear = nn.Linear(width, n_columns(blocks))
@@ -54,7 +60,10 @@ class Head(nn.Module):
 
     def loss(self, logits: Tensor, y: Tensor, known: Tensor) -> Tensor:
         """Mean loss over records; each has at least one label."""
-        losses, _ = task_losses(logits.float(), y, known, self.blocks)
+        logits = logits.float()
+        if self.absolute_error and all(block.task.kind == "regression" for block in self.blocks):
+            return ((logits - y).abs() * known).mean()
+        losses, _ = task_losses(logits, y, known, self.blocks)
         return losses.mean()
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cache.storage.locations import Location
 
 
+Select = Literal["best", "metric", "last"]
+HeadKind = Literal["probe", "joint", "linear"]
+
+
 class PosttrainSection(TrainingSection):
     """One version to post-train; see docs/pretraining.md."""
 
@@ -33,14 +37,18 @@ class PosttrainSection(TrainingSection):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
-    select: Literal["best", "last"] = "best"
+    select: Select = "best"
     fractions: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] | None = None
     warmup_epochs: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)
     start: Literal["weights", "random"] = "weights"
-    head: Literal["probe", "joint"] = "probe"
+    head: HeadKind = "probe"
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
+    crop_s: float | None = Field(default=None, gt=0)
+    test_crops: Literal["mean", "middle"] = "mean"
+    half_decay: float = Field(default=1.0, gt=0, le=1)
+    absolute_error: bool = False
     augment: Augmentation = Augmentation()
     mixup: float = Field(default=0.0, ge=0)
     teacher: str | None = None
@@ -76,7 +84,8 @@ class PosttrainSettings:
     probing, drop_path
         False and 0 are the two ablations; both together are plain fine-tuning.
     select
-        `best`: the epoch of the lowest validation loss, the weights before the first step (epoch 0) included.
+        `best`: the epoch of the lowest validation loss, the weights before the first step (epoch 0) included. `metric`:
+        that of the best headline metric on validation records (the loss, where their labels define none). `last`.
     fractions
         Shares of the training patients; the largest makes the version.
     seeds
@@ -87,7 +96,16 @@ class PosttrainSettings:
         `weights`: the checkpoint, or the expert's own. `random`: weights that the seed draws.
     head
         `probe`: one linear map, fitted before anything else is trained. `joint`: maps that are trained with the
-        network from the start, one for each part of the embedding.
+        network from the start, one for each part of the embedding. `linear`: one map of the embedding as it is,
+        trained with the network from the start.
+    crop_s
+        Seconds of a crop, one of which, beginning anywhere, stands for each record at each visit; None: whole records.
+    test_crops
+        What is said of a record: `mean`, of what is said of its crops one after the other; or of the `middle` one.
+    half_decay
+        Factor of the learning rate of the later half of the blocks below the head; its square is the earlier half's.
+    absolute_error
+        Whether regressions are trained by the absolute error instead of the squared one.
     augment, mixup
         What a step sees instead of the records: changed ones (see `Augmentation`), and mixtures of two (the parameter
         of the Beta distribution that shares are drawn from; 0: none).
@@ -110,12 +128,16 @@ class PosttrainSettings:
     layer_decay: float = 1.0
     dropout: float | None = None
     gradient_checkpointing: bool = False
-    select: Literal["best", "last"] = "best"
+    select: Select = "best"
     fractions: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
     start: Literal["weights", "random"] = "weights"
-    head: Literal["probe", "joint"] = "probe"
+    head: HeadKind = "probe"
     head_dropout: float = 0.0
+    crop_s: float | None = None
+    test_crops: Literal["mean", "middle"] = "mean"
+    half_decay: float = 1.0
+    absolute_error: bool = False
     augment: Mapping[str, float] = field(default_factory=dict)
     mixup: float = 0.0
     teacher: str | Path | None = None
@@ -135,6 +157,12 @@ class PosttrainSettings:
             raise UsageError(f"fractions {list(self.fractions)}: expected shares such as 0.1,0.3,1")
         if not self.seeds:
             raise UsageError("seeds: give at least one")
+        if self.half_decay != 1 and self.layer_decay != 1:
+            raise UsageError("half_decay and layer_decay: set one of them")
+        if self.absolute_error and self.head == "joint":
+            raise UsageError("absolute_error: belongs to `head: linear` or `probe`")
+        if len(self.tasks) > 1 and self.select == "metric":
+            raise UsageError("select: metric chooses by one task; of several tasks choose `best` or `last`")
         if len(self.tasks) > 1 and self.head != "joint":
             raise UsageError(f"task {self.task}: several tasks are learnt together by `head: joint` alone")
 

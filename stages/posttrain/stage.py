@@ -23,11 +23,13 @@ from stages.experts import Expert, load_expert
 from stages.experts.versions import is_trained_version, read_version
 from stages.posttrain.cohort import LabelledCohort
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.inputs import inputs_of, mean_of_records
 from stages.posttrain.joint import JointHead
 from stages.posttrain.probing import Head, Labelled, fit_probe
 from stages.posttrain.settings import PosttrainPaths, PosttrainSettings, PosttrainSummary
 from stages.posttrain.teacher import taught
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
+from stages.scoring.metrics import HEADLINE, METRICS
 from stages.training.distributed import Group, training_group
 from stages.training.inputs import input_identity
 from stages.training.loop import Training
@@ -64,7 +66,8 @@ def _all_runs(s: PosttrainSettings, paths: PosttrainPaths, group: Group, progres
     expert = _load(s)
     residual_blocks(expert)
     with group.leader_first():
-        data = LabelledCohort.read(expert, s.tasks, (paths.records, paths.signals), paths.state)
+        read = (paths.records, paths.signals), paths.state, s.crop_s, s.test_crops
+        data = LabelledCohort.read(expert, s.tasks, *read)
     summary = PosttrainSummary(s.name, test_rows=data.rows[data.of("test")])
     for fraction in sorted(s.fractions, reverse=True):
         for seed in s.seeds:
@@ -129,7 +132,7 @@ class _Run:
             torch.manual_seed(self.seed)
             tuned = self._network()
         entry: dict[str, Any] = {"fraction": self.fraction, "seed": self.seed, "n_train": len(self.train)}
-        entry |= self._probe(tuned) if isinstance(tuned.head, Head) else {}
+        entry |= self._probe(tuned) if self.s.head == "probe" else {}
         training = self._training(tuned, progress)
         result: Any = training.run()
         del tuned
@@ -144,7 +147,7 @@ class _Run:
         assert isinstance(tuned.head, Head)
         features = self._frozen(tuned)
         fresh = {k: v.clone() for k, v in tuned.head.state_dict().items()}
-        train = self._labelled(features[self.train], self.train)
+        train = self._labelled(features, self.train)
         penalty = fit_probe(tuned.head, train, self._validation(features))
         judged, self.probe_predictions = self._judge(tuned, features)
         if not self.s.probing:
@@ -160,8 +163,10 @@ class _Run:
             checkpoint_blocks(expert.module.get_submodule(path) for path in paths if expert.module is not None)
         depth = StochasticDepth(expert, s.drop_path, s.drop_path_schedule) if s.drop_path else None
         head: Head | JointHead
-        if s.head == "probe":
-            head = Head(expert.spec.embedding_dim, self.data.blocks)
+        if s.head != "joint":
+            head = Head(expert.spec.embedding_dim, self.data.blocks, absolute_error=s.absolute_error)
+            if s.head == "linear":
+                head.linear.reset_parameters()
         else:
             head = JointHead(expert.spec.embedding_dim, self.data.blocks, expert.embedding_parts, s.head_dropout)
         return Tuned(expert, head, depth).to(s.loop.device)
@@ -172,7 +177,7 @@ class _Run:
 
     def _frozen(self, tuned: Tuned) -> torch.Tensor:
         """Return the frozen backbone's features, from the expert's store if there is one."""
-        if self.paths.features is None:
+        if self.paths.features is None or self.s.crop_s is not None:
             return self._features(tuned, np.concatenate([self.train, self._judged]))
         stored = open_embeddings(self.paths.features).read_embedding()[self.data.rows].astype(np.float32)
         if not np.isfinite(stored).all():
@@ -180,21 +185,23 @@ class _Run:
         return torch.from_numpy(stored)
 
     def _features(self, tuned: Tuned, positions: np.ndarray) -> torch.Tensor:
-        """Compute features [position, width] of the records at `positions`; NaN elsewhere."""
+        """Compute features [input, width] of the records at `positions`; NaN elsewhere."""
         batch = self.s.loop.micro_batch or self.s.loop.batch_size
-        local_share = self.group.share_of(positions)
+        inputs = inputs_of(self.data.inputs, positions)
+        local_share = self.group.share_of(inputs)
         part = tuned.frozen_features(self.data.inputs, local_share, batch)
-        found = part.new_full((len(self.data.rows), part.shape[1]), torch.nan)
-        found[positions] = self.group.join(part, len(positions))
+        found = part.new_full((len(self.data.inputs.positions), part.shape[1]), torch.nan)
+        found[inputs] = self.group.join(part, len(inputs))
         return found.cpu()
 
-    def _labelled(self, x: torch.Tensor, positions: np.ndarray) -> Labelled:
-        """Join features of the records at `positions` with their labels, on the device."""
-        chosen, device = torch.from_numpy(positions), self.s.loop.device
-        return Labelled(x.to(device), self.y[chosen].to(device), self.data.known[chosen].to(device))
+    def _labelled(self, features: torch.Tensor, positions: np.ndarray) -> Labelled:
+        """Join features [input, width] of the records at `positions` with their labels, on the device."""
+        inputs, device = inputs_of(self.data.inputs, positions), self.s.loop.device
+        chosen = torch.from_numpy(self.data.inputs.positions[inputs])
+        return Labelled(features[inputs].to(device), self.y[chosen].to(device), self.data.known[chosen].to(device))
 
     def _validation(self, features: torch.Tensor) -> Labelled | None:
-        return self._labelled(features[self.val], self.val) if len(self.val) else None
+        return self._labelled(features, self.val) if len(self.val) else None
 
     def _training(self, tuned: Tuned, progress: Say | None) -> Training:
         s, tag = self.s, f"{self.s.name}-{self.fraction:g}-{self.seed}"
@@ -204,13 +211,14 @@ class _Run:
                 self.data.inputs, self.train, self.y, self.data.known, augment=Augmentation(**s.augment), mixup=s.mixup
             ),
             replace(s.loop, seed=self.seed),
-            groups=rate_groups(tuned, s.layer_decay),
+            groups=rate_groups(tuned, s.layer_decay, s.half_decay),
             checkpoint=self.paths.state / "training" / f"{tag}.pt",
             identity=self.group.agree(self._identity(tuned)),
             group=self.group,
             progress=progress,
             after_epoch=self._after_epoch if len(self.val) else None,
-            keep_best="validation_loss" if len(self.val) and s.select == "best" else "",
+            keep_best=self._keep_best(),
+            judge_start=s.select == "best",  # an untrained head may be lucky on a metric
             some_unused=True,
         )
 
@@ -225,13 +233,36 @@ class _Run:
         return fingerprint({"asked": asked, "inputs": inputs, "cohort": cohort, "start": start})
 
     def _after_epoch(self, model: Any, _: int) -> dict[str, float]:
-        judged = self._labelled(self._features(model, self.val)[self.val], self.val)
+        features = self._features(model, self.val)
+        judged = self._labelled(features, self.val)
         with torch.no_grad():
-            return {"validation_loss": float(model.head.loss(model.head(judged.x), judged.y, judged.known))}
+            entry = {"validation_loss": float(model.head.loss(model.head(judged.x), judged.y, judged.known))}
+        if self._keep_best() == "validation_cost":
+            entry["validation_cost"] = self._cost(self._predicted(model, features))
+        return entry
+
+    def _keep_best(self) -> str:
+        """Name what chooses the epoch; the loss where validation labels define no metric."""
+        if not len(self.val) or self.s.select == "last":
+            return ""
+        anything = np.full(self.data.y.shape, 0.5, np.float32)
+        by_metric = self.s.select == "metric" and np.isfinite(self._cost(anything))
+        return "validation_cost" if by_metric else "validation_loss"
+
+    def _cost(self, predicted: np.ndarray) -> float:
+        """Return the headline metric on validation records, negative where higher is better."""
+        name = HEADLINE[self.data.targets[0].kind][0]
+        sign = -1.0 if METRICS[name].higher_is_better else 1.0
+        return sign * self.data.metrics(predicted, self.val).get(name, np.nan)
+
+    def _predicted(self, tuned: Tuned, features: torch.Tensor) -> np.ndarray:
+        """Return what is said of each record [position, columns]: the mean over its inputs [input, width]."""
+        of_records = mean_of_records(self.data.inputs, tuned.probabilities(features))
+        return (of_records * self.scale + self.centre).numpy()
 
     def _judge(self, tuned: Tuned, features: torch.Tensor) -> tuple[dict[str, dict[str, float]], np.ndarray]:
         """Return the metrics on validation and test records, and the test predictions."""
-        predicted = (tuned.probabilities(features) * self.scale + self.centre).numpy()
+        predicted = self._predicted(tuned, features)
         found = {name: self.data.metrics(predicted, part) for name, part in (("val", self.val), ("test", self.test))}
         return found, predicted[self.test]
 
@@ -243,6 +274,8 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
     loop = settings_of_result(s.loop)
     strategy = ("probing", "drop_path", "drop_path_schedule", "layer_decay", "dropout", "select")
     joint = ("head", "head_dropout", "augment", "mixup", "teacher_share", "store")
+    linear = ("head", "half_decay", "absolute_error", "augment", "mixup", "store")
+    cropped = ("crop_s", "test_crops")
     facts = {
         "made_by": "posttrain",
         "parent": s.expert,
@@ -254,6 +287,8 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
         "parameters": {
             **{name: getattr(s, name) for name in strategy},
             **({name: getattr(s, name) for name in joint} if s.head == "joint" else {}),
+            **({name: getattr(s, name) for name in linear} if s.head == "linear" else {}),
+            **({name: getattr(s, name) for name in cropped} if s.crop_s is not None else {}),
             "seed": run.seed,
             **loop,
         },

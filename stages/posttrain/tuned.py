@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stages.experts import Expert
 from stages.heads.targets.losses import activate
 from stages.posttrain.drop_path import StochasticDepth, residual_blocks
+from stages.posttrain.inputs import RecordInputs
 from stages.posttrain.joint import JointHead
 from stages.posttrain.probing import Head
 from stages.training.augment import augmented
@@ -43,13 +44,13 @@ class Tuned(nn.Module):
         return self.head.loss(self.head(self.features(x)), y, known)
 
     @torch.no_grad()
-    def frozen_features(self, x: np.ndarray, rows: np.ndarray, batch: int) -> Tensor:
-        """Return the features [row, width] of records `rows`, in eval mode, on the network's device."""
+    def frozen_features(self, inputs: RecordInputs, rows: np.ndarray, batch: int) -> Tensor:
+        """Return the features [row, width] of judged inputs `rows`, in eval mode, on the network's device."""
         was_training, device = self.training, self.head.mean.device
         self.eval()
 
         def of(part: slice) -> Tensor:
-            return self.features(torch.from_numpy(np.array(x[rows[part]])).to(device))
+            return self.features(inputs.read(rows[part]).to(device))
 
         parts = in_batches(len(rows), batch, of)
         self.train(was_training)
@@ -61,10 +62,12 @@ class Tuned(nn.Module):
             return activate(self.head(features.to(self.head.mean.device)).float(), self.head.blocks).cpu()
 
 
-def rate_groups(tuned: Tuned, layer_decay: float) -> list[dict[str, Any]]:
+def rate_groups(tuned: Tuned, layer_decay: float, half_decay: float = 1.0) -> list[dict[str, Any]]:
     """Parameter groups whose learning rate falls by `layer_decay` from block to block towards the input.
 
     What stands before the first block counts as one block more; the head and what follows the last have the full rate.
+    With a `half_decay` the later half of the blocks, and what follows the last, has that share of the head's rate, and
+    what stands before has its square.
     """
     paths = [f"{path}." for path, _ in residual_blocks(tuned.expert)]
     groups: dict[int, list[nn.Parameter]] = {}
@@ -75,6 +78,8 @@ def rate_groups(tuned: Tuned, layer_decay: float) -> list[dict[str, Any]]:
         behind = len(paths) if reached == len(paths) - 1 else -1
         if parameter.requires_grad:
             groups.setdefault(behind if inside is None else inside, []).append(parameter)
+    if half_decay != 1:
+        return _groups_of_halves(groups, len(paths) // 2, half_decay, list(tuned.head.parameters()))
     groups.setdefault(len(paths), []).extend(tuned.head.parameters())
     return [
         {"params": parameters, "scale": layer_decay ** (len(paths) - index)}
@@ -82,12 +87,21 @@ def rate_groups(tuned: Tuned, layer_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+def _groups_of_halves(
+    groups: dict[int, list[nn.Parameter]], middle: int, decay: float, head: list[nn.Parameter]
+) -> list[dict[str, Any]]:
+    early = [parameter for index, part in sorted(groups.items()) if index < middle for parameter in part]
+    late = [parameter for index, part in sorted(groups.items()) if index >= middle for parameter in part]
+    scaled = ((early, decay**2), (late, decay), (head, 1.0))
+    return [{"params": parameters, "scale": scale} for parameters, scale in scaled if parameters]
+
+
 class TaskBatches:
     """Labelled records as the loop fetches them: as they are, or changed and mixed."""
 
     def __init__(
         self,
-        inputs: np.ndarray,
+        inputs: RecordInputs,
         positions: np.ndarray,
         y: Tensor,
         known: Tensor,
@@ -104,7 +118,7 @@ class TaskBatches:
 
     def fetch(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[Tensor, ...]:
         """Return input, targets and label weights of records `rows`."""
-        x = torch.from_numpy(np.ascontiguousarray(self.inputs[self.positions[rows]]))
+        x = self.inputs.draw(self.positions[rows], generator)
         chosen = torch.from_numpy(self.positions[rows])
         batch = x, self.y[chosen], self.known[chosen]
         if self.augment.changes:

@@ -60,8 +60,8 @@ class Training:
     groups
         Parameter groups for AdamW, each with its own `scale` of the learning rate; None: one of all parameters.
     keep_best
-        Entry of `after_epoch` whose lowest value chooses the result, the weights before the first step included; empty:
-        the last epoch's.
+        Entry of `after_epoch` whose lowest value chooses the result, the weights before the first step included if
+        `judge_start`; empty: the last epoch's.
     some_unused
         Whether parameters may be left without a gradient, which a group of processes has to know.
     checkpoint
@@ -81,6 +81,7 @@ class Training:
         progress: Callable[[int, int, float], None] | None = None,
         after_epoch: AfterEpoch | None = None,
         keep_best: str = "",
+        judge_start: bool = True,
         some_unused: bool = False,
     ) -> None:
         self.settings, self.batches, self.model = settings, batches, model
@@ -88,6 +89,7 @@ class Training:
         self.device = torch.device(settings.device)
         self.checkpoint, self.identity = checkpoint, identity
         self.progress, self.after_epoch, self.keep_best = progress, after_epoch, keep_best
+        self.judge_start = judge_start
         self.best: dict[str, Any] | None = None
         self.history = History()
         self.batch = self._batch_size()
@@ -120,7 +122,7 @@ class Training:
         """Train to the end, and return the result: the model, or its moving average. Both are left in eval mode."""
         devices = [self.device] if self.device.type == "cuda" else []
         written = time.monotonic()
-        if self.step == 0 and self.keep_best:
+        if self.step == 0 and self.keep_best and self.judge_start:
             self._measure({"epoch": 0})
         with torch.random.fork_rng(devices):
             while self.step < self.steps:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from stages.posttrain.inputs import WholeRecords
 from stages.posttrain.tuned import TaskBatches, mixed
 from stages.training.augment import augmented
 from stages.training.settings import Augmentation
@@ -87,9 +88,10 @@ def test_labels_are_mixed_as_their_records_are():
 def test_batches_are_a_function_of_the_generator():
     inputs = np.random.default_rng(0).normal(size=(10, 1, 12, 50)).astype(np.float32)
     y, known = torch.arange(10.0)[:, None], torch.ones(10, 1)
-    batches = TaskBatches(inputs, np.arange(2, 8), y, known, augment=STRONG, mixup=0.4)
+    whole, rows = WholeRecords(inputs), np.arange(2, 8)
+    batches = TaskBatches(whole, rows, y, known, augment=STRONG, mixup=0.4)
     first, again = (batches.fetch(np.array([0, 5, 2]), np.random.default_rng(7)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    plain = TaskBatches(inputs, np.arange(2, 8), y, known).fetch(np.array([0, 5, 2]), np.random.default_rng(7))
+    plain = TaskBatches(whole, rows, y, known).fetch(np.array([0, 5, 2]), np.random.default_rng(7))
     assert plain[1][:, 0].tolist() == [2, 7, 4]
     assert np.array_equal(plain[0].numpy(), inputs[[2, 7, 4]])

@@ -268,7 +268,7 @@ def test_a_killed_run_goes_on_to_the_same_crops(board_paths, tmp_path):
     assert not (tmp_path / "resumed/vectors-000001.npy").exists()
     embed_crops(load, signals, tmp_path / "resumed")
     names = sorted(p.name for p in (tmp_path / "whole").iterdir())
-    assert len(names) == 6
+    assert len(names) == 8
     for name in names:
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in before} == before
@@ -320,13 +320,17 @@ def test_the_command_judges_and_fine_tunes_the_study(toy_study, ensemble, monkey
     board = json.loads((toy_study / "leaderboard.json").read_text())
     kinds = {(row["mode"], row["inputs"]) for row in board["rows"]}
     both = {(mode, source) for mode in ("linear", "frozen") for source in ("crops", "native")}
-    assert kinds == both | {("finetuned", "native")}
+    assert kinds == both | {("finetuned", "crops")}
     costs = json.loads((toy_study / "leaderboard_costs.json").read_text())
     record = json.loads((toy_study / ".ensemble/runs/embed-ecgfm.json").read_text())
     assert costs["records_per_s"]["ecgfm"] == pytest.approx(record["n_embedded"] / record["seconds"]["total"])
     tuned = json.loads((toy_study / "weights/versions/ecgfm+fmbench-sex/results.json").read_text())["runs"][0]
     row = next(row for row in board["rows"] if row["mode"] == "finetuned")
     assert row["scores"]["sex"]["value"] == pytest.approx(tuned["tuned"]["test"]["auroc"])
+    assert (row["crop_s"], row["kept_epochs"]["sex"], tuned["epoch"]) == (5.0, 1, 1)
+    facts = json.loads((toy_study / "weights/versions/ecgfm+fmbench-sex/version.json").read_text())["parameters"]
+    asked = {"crop_s": 5.0, "test_crops": "mean", "head": "linear", "half_decay": 0.1, "select": "metric"}
+    assert asked.items() <= facts.items()
     assert "finetuned" in done.stdout
     params["experts"]["ecgfm"]["precision"] = "bf16"
     (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
