@@ -26,7 +26,7 @@ from stages.experts.faults import SAME_FAULTS, Faults, encode_checked
 from stages.experts.run import SignalGroup, prepare_group, torch_threads
 from stages.experts.signals.dsp import resample_rate
 from stages.experts.token_times import window_starts_s
-from stages.leaderboard.row_files import RowFile, write_rows
+from stages.leaderboard.row_files import NumberedRows, write_rows
 
 RATE_HZ = 500
 CROP_S, LONG_CROP_S = 2.5, 5.0
@@ -107,7 +107,7 @@ class CropVectors:
         Length of a crop in seconds.
     """
 
-    vectors: RowFile
+    vectors: NumberedRows
     token_files: tuple[Path, ...]
     crop_s: float
 
@@ -158,12 +158,12 @@ def embed_crops(
     return CropVectors(_joined(folder, n_blocks), files if all(file.is_file() for file in files) else (), crop_s)
 
 
-def _joined(folder: Path, n_blocks: int) -> RowFile:
+def _joined(folder: Path, n_blocks: int) -> NumberedRows:
     """Return the vectors of all blocks in one file, which is written when it is first asked for."""
     path = folder / "vectors.npy"
     if path.is_file():
-        return RowFile.open(path)
-    blocks = [RowFile.open(_vectors_file(folder, block)) for block in range(n_blocks)]
+        return NumberedRows.open(path)
+    blocks = [NumberedRows.open(_vectors_file(folder, block)) for block in range(n_blocks)]
     shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
     return write_rows(path, shape, np.float32, (part for block in blocks for _, part in block.blocks()))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cache.embeddings import EmbeddingStore
 from stages.leaderboard.crops import CropVectors
-from stages.leaderboard.row_files import RowFile, write_rows
+from stages.leaderboard.row_files import NumberedRows, write_rows
 
 ReadTokens = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -33,12 +33,12 @@ class VectorInputs:
         What stands for features that a record does not have, float32 [dim]; None: every vector is whole.
     """
 
-    vectors: RowFile | np.ndarray
+    vectors: NumberedRows | np.ndarray
     present: np.ndarray
     fill: np.ndarray | None = None
 
     @classmethod
-    def of(cls, vectors: RowFile | np.ndarray) -> VectorInputs:
+    def of(cls, vectors: NumberedRows | np.ndarray) -> VectorInputs:
         """Note which crops have a vector."""
         present = [np.isfinite(part).any(-1) for _, part in _blocks(vectors)]
         return cls(vectors, np.concatenate(present))
@@ -62,13 +62,13 @@ class VectorInputs:
 
     def read(self, rows: np.ndarray, crops: np.ndarray) -> Tensor:
         """Return [k, dim]."""
-        of_rows = self.vectors.read(rows) if isinstance(self.vectors, RowFile) else self.vectors[rows]
+        of_rows = self.vectors.read(rows) if isinstance(self.vectors, NumberedRows) else self.vectors[rows]
         x = of_rows[np.arange(len(rows)), crops].astype(np.float32, copy=False)
         return torch.from_numpy(x if self.fill is None else np.where(np.isfinite(x), x, self.fill))
 
 
-def _blocks(vectors: RowFile | np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    if isinstance(vectors, RowFile):
+def _blocks(vectors: NumberedRows | np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    if isinstance(vectors, NumberedRows):
         yield from vectors.blocks()
     else:
         yield slice(0, len(vectors)), vectors
@@ -136,10 +136,10 @@ def native_inputs(store: EmbeddingStore, folder: Path) -> ExpertInputs:
     return ExpertInputs(vectors, TokenInputs(vectors.present & has_some[:, None], int(segments.shape[-1]), read))
 
 
-def _laid_out(store: EmbeddingStore, name: str, folder: Path) -> RowFile:
+def _laid_out(store: EmbeddingStore, name: str, folder: Path) -> NumberedRows:
     path = folder / f"{name}.npy"
     if path.is_file():
-        return RowFile.open(path)
+        return NumberedRows.open(path)
     shards = (store.rows_of(shard) for shard in range(store.n_shards))
     first = store.read(name, slice(0, 1))
     return write_rows(path, (len(store), *first.shape[1:]), first.dtype, (store.read(name, rows) for rows in shards))

@@ -19,7 +19,7 @@ BLOCK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
-class RowFile:
+class NumberedRows:
     """A .npy file [row, ...], of which some rows at a time are read.
 
     Examples
@@ -38,7 +38,7 @@ class RowFile:
     offset: int
 
     @classmethod
-    def open(cls, path: Path) -> RowFile:
+    def open(cls, path: Path) -> NumberedRows:
         """Open a file.
 
         Raises
@@ -75,7 +75,9 @@ class RowFile:
             yield rows, self.read(np.arange(rows.start, rows.stop))
 
 
-def write_rows(path: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike, parts: Iterable[np.ndarray]) -> RowFile:
+def write_rows(
+    path: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike, parts: Iterable[np.ndarray]
+) -> NumberedRows:
     """Write parts [k, ...] one after the other into a file [row, ...], and open it; all or nothing."""
     kind = np.dtype(dtype)
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -83,4 +85,4 @@ def write_rows(path: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike, p
         np.lib.format.write_array_header_1_0(file, about)
         for part in parts:
             file.write(np.ascontiguousarray(part, kind).tobytes())
-    return RowFile.open(path)
+    return NumberedRows.open(path)

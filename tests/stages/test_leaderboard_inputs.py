@@ -10,7 +10,7 @@ from cache.upkeep.resume import create_embeddings
 from stages.experts import load_expert
 from stages.leaderboard.crops import crop_seconds
 from stages.leaderboard.inputs import VectorInputs, native_inputs
-from stages.leaderboard.row_files import RowFile, write_rows
+from stages.leaderboard.row_files import NumberedRows, write_rows
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def test_rows_are_those_that_were_written(tmp_path, monkeypatch):
 def test_a_file_that_is_none_is_told(tmp_path):
     (tmp_path / "rows.npy").write_bytes(b"half")
     with pytest.raises(StoreError, match=r"rows\.npy: not an array"):
-        RowFile.open(tmp_path / "rows.npy")
+        NumberedRows.open(tmp_path / "rows.npy")
 
 
 def test_a_killed_write_leaves_no_file(tmp_path):
