@@ -16,6 +16,7 @@ import pandas as pd
 from cache.errors import UsageError
 from cache.records import Target
 from stages.heads.decisions.answers import PRESENCE, Decisions
+from stages.heads.decisions.operating_points import WITH_THRESHOLDS, labels_by_class
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import MAIN_METHOD, Draws, judged_methods, labelled_test_block
 from stages.scoring.decisions.coverage import Groups, judge_coverage, of_intervals, of_sets
@@ -37,13 +38,13 @@ def check_prevalence(prevalence: Prevalence, tasks: Sequence[Target]) -> None:
     UsageError
         Naming it, and what there is.
     """
-    known = {task.name: task for task in tasks if task.kind in ("binary", "multilabel")}
+    known = {task.name: task for task in tasks if task.kind in WITH_THRESHOLDS}
     for name, value in prevalence.items():
         if name not in known:
             listed = ", ".join(known) or "none"
-            raise UsageError(f"evaluate.prevalence: '{name}' is no binary or multilabel task; there are: {listed}")
+            raise UsageError(f"evaluate.prevalence: '{name}' is no task with classes; there are: {listed}")
         of_classes = isinstance(value, Mapping)
-        if of_classes != (known[name].kind == "multilabel"):
+        if of_classes != (known[name].kind != "binary"):
             words = "one for each class, such as {MI: 0.05}" if not of_classes else "a number, such as 0.05"
             raise UsageError(f"evaluate.prevalence: {name} ({known[name].kind}) needs {words}")
         for label in value if isinstance(value, Mapping) else ():
@@ -104,8 +105,9 @@ def _thresholds(
     above = _by_fold(block, lambda p, fold: decisions.points.above(target.name, p, fold))
     if points is None or above is None:
         return {}
-    n = len(block)
-    columns = zip(above.reshape(n, -1).T, block.y_true.reshape(n, -1).T, block.y_pred.reshape(n, -1).T, strict=True)
+    said_of, p_of = (values.reshape(len(block), -1) for values in (above, block.y_pred))
+    truth_of = labels_by_class(target.kind, block.y_true, said_of.shape[1])
+    columns = zip(said_of.T, truth_of.T, p_of.T, strict=True)
     given = prevalence if isinstance(prevalence, Mapping) else dict.fromkeys(points.classes, prevalence)
     classes, curves = {}, {}
     for k, (name, (said, truth, p)) in enumerate(zip(points.classes, columns, strict=True)):

@@ -23,7 +23,7 @@ from stages.scoring.summary import write_metrics
 from tests.stages.synthetic_predictions import TARGETS, guess, truths, write_judged
 
 DRAWS = Draws(60, 3)
-PREVALENCE = {"gender": 0.1, "superclass": {"MI": 0.02}}
+PREVALENCE = {"gender": 0.1, "superclass": {"MI": 0.02}, "report_label": {"AF": 0.02}}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,13 @@ def rows_of(table: pd.DataFrame, task: str, label: str) -> pd.DataFrame:
     return rows if task == "gender" else rows[rows["class"] == label]
 
 
-CLASSES = [("gender", "female"), ("superclass", "MI"), ("superclass", "HYP")]
+CLASSES = [
+    ("gender", "female"),
+    ("superclass", "MI"),
+    ("superclass", "HYP"),
+    ("report_label", "AF"),
+    ("report_label", "other"),
+]
 
 
 @pytest.mark.parametrize(("task", "label"), CLASSES)
@@ -195,12 +201,14 @@ def test_undefined_rates_are_null_and_thresholds_that_are_missing_judge_nothing(
 def test_a_prevalence_is_of_a_class_that_exists():
     targets = list(TARGETS.values())
     check_prevalence(PREVALENCE, targets)
-    with pytest.raises(UsageError, match=r"'age' is no binary or multilabel task; there are: gender, superclass"):
+    with pytest.raises(UsageError, match=r"'age' is no task with classes; there are: gender, report_label, superclass"):
         check_prevalence({"age": 0.1}, targets)
     with pytest.raises(UsageError, match=r"'XX' is no class of superclass"):
         check_prevalence({"superclass": {"XX": 0.1}}, targets)
     with pytest.raises(UsageError, match=r"superclass \(multilabel\) needs one for each class"):
         check_prevalence({"superclass": 0.1}, targets)
+    with pytest.raises(UsageError, match=r"report_label \(multiclass\) needs one for each class"):
+        check_prevalence({"report_label": 0.1}, targets)
     with pytest.raises(ValidationError):
         EvaluateSettings(prevalence={"gender": 1.5})
 

@@ -71,7 +71,7 @@ def test_a_rule_says_what_it_needs():
         OperatingRule(value=0.9)
     with pytest.raises(ValidationError, match="a share above 0 and below 1"):
         OperatingRule(rule="alarm_rate", value=1.5)
-    with pytest.raises(UsageError, match=r"'rr' is no binary or multilabel task.*there are: sex, super"):
+    with pytest.raises(UsageError, match=r"'rr' is no task with classes.*there are: sex, report, super"):
         check_rules(OperatingPointsSection(tasks={"rr": OperatingRule()}), TASKS)
 
 
@@ -103,8 +103,9 @@ def test_test_records_choose_no_threshold_of_their_fit(small):
     flipped = {name: values.copy() for name, values in targets.items()}
     for name in ("sex", "super"):
         flipped[name][: n // 4] = 1 - flipped[name][: n // 4]
+    flipped["report"][: n // 4] = np.roll(flipped["report"][: n // 4], 1)
     _, changed = points_of(features, flipped)
-    for name in ("sex", "super"):
+    for name in ("sex", "super", "report"):
         np.testing.assert_array_equal(points.tasks[name].of_folds[0], changed.tasks[name].of_folds[0])
         assert (points.tasks[name].of_folds[1] != changed.tasks[name].of_folds[1]).any(), "fit 1 validates on them"
     held = heads.held_out_
@@ -135,6 +136,11 @@ def test_averaged_answers_are_the_mean_of_the_fits_that_hold_a_record_out(small)
     np.testing.assert_array_equal(held.averaged("report").y_true, small[1]["report"])
     expected = choose_threshold(found.y_pred[:, 1], found.y_true[:, 1], OperatingRule())
     assert points.tasks["super"].thresholds[1] == expected.threshold
+    report = held.averaged("report")
+    for k, threshold in enumerate(points.tasks["report"].thresholds):
+        against_the_rest = np.where(report.y_true < 0, np.nan, report.y_true == k)
+        expected = choose_threshold(report.y_pred[:, k], against_the_rest, OperatingRule())
+        np.testing.assert_equal(threshold, expected.threshold)
 
 
 def test_thresholds_stay_with_the_fit(small, tmp_path: Path):
@@ -146,7 +152,7 @@ def test_thresholds_stay_with_the_fit(small, tmp_path: Path):
         np.testing.assert_array_equal(loaded.tasks[name].of_folds, task.of_folds)
         assert loaded.tasks[name].facts == task.facts
         assert loaded.tasks[name].rule == task.rule
-    assert set(loaded.tasks) == {"sex", "super"}
+    assert set(loaded.tasks) == {"sex", "super", "report"}
     assert loaded.tasks["sex"].classes == ("female",)
     limit = loaded.thresholds("sex")[0]
     said = loaded.above("sex", np.array([limit, limit - 1e-6, np.nan]))

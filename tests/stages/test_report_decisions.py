@@ -61,7 +61,11 @@ def test_every_threshold_and_coverage_is_on_the_page(study, page):
 def test_curves_are_drawn_and_stay_in_their_frame(study, page):
     found = read_metrics(study / "decisions.json")["tasks"]
     drawn = re.findall(r'<svg viewBox="0 0 (\d+) (\d+)"[^>]*aria-label="Decision curve of (.*?)">(.*?)</svg>', page)
-    assert {name for *_, name, _ in drawn} == {"female", *found["superclass"]["decision_curves"]}
+    assert {name for *_, name, _ in drawn} == {
+        "female",
+        *found["superclass"]["decision_curves"],
+        *found["report_label"]["decision_curves"],
+    }
     for width, height, _, marks in drawn:
         for points in re.findall(r'polyline class="curve[^"]*" points="(.*?)"', marks):
             for pair in points.split():

@@ -73,8 +73,8 @@ class Decisions:
         -------
         binary: `threshold`, `above`, `set` (names of classes), `uncertain`. multilabel: `thresholds` and `above`
         ({class: ...}), `sets` ({class: some of "absent", "present"}), `uncertain` (names of classes). multiclass:
-        `set`, `uncertain`. regression: `low`, `high`. With sets and ends, `coverage`. What
-        the fit does not hold is left out.
+        `thresholds` and `above` of each class against the rest, `set`, `uncertain`. regression: `low`, `high`. With
+        sets and ends, `coverage`. What the fit does not hold is left out.
         """
         rows = np.asarray(value, dtype=np.float64)[None]
         found = self._thresholds(task, rows) | self._sets(task, rows)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 FILE = "operating_points.json"
 SCHEMA_VERSION = 1
-WITH_THRESHOLDS = ("binary", "multilabel")
-"""Kinds whose classes have a threshold; of a multiclass task the most probable class decides."""
+WITH_THRESHOLDS = ("binary", "multiclass", "multilabel")
+"""Kinds whose classes have a threshold; each class of a multiclass task has one against the rest."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TaskPoints:
     rule
         By which they were chosen.
     classes
-        Names: the positive one of a binary task, every one of a multilabel task.
+        Names: the positive one of a binary task, every one of a multiclass or multilabel task.
     thresholds
         [classes], for new ECGs: chosen on the mean of the fits' held-out answers. NaN: the labels could not decide.
     of_folds
@@ -85,7 +85,7 @@ class OperatingPoints:
         Parameters
         ----------
         probability
-            [n] of a binary task, [n, classes] of a multilabel one, as `predict_proba` gives them.
+            [n] of a binary task, [n, classes] of the others, as `predict_proba` gives them.
 
         Returns
         -------
@@ -137,7 +137,7 @@ def check_rules(rules: OperatingPointsSection, tasks: Sequence[TaskSpec]) -> Non
     for name in rules.tasks:
         if name not in known:
             raise UsageError(
-                f"fit_heads.operating_points.tasks: '{name}' is no binary or multilabel task of this study; "
+                f"fit_heads.operating_points.tasks: '{name}' is no task with classes of this study; "
                 f"there are: {', '.join(known) or 'none'}"
             )
 
@@ -150,8 +150,8 @@ def class_names(task: TaskSpec) -> tuple[str, ...]:
 
 
 def _choose(held_out: HeldOut, task: TaskSpec, rule: OperatingRule) -> TaskPoints:
-    facts = _columns(held_out.averaged(task.name), rule)
-    folds = [_columns(held_out.of_fold(task.name, fold), rule) for fold in range(held_out.n_folds)]
+    facts = _columns(task.kind, held_out.averaged(task.name), rule)
+    folds = [_columns(task.kind, held_out.of_fold(task.name, fold), rule) for fold in range(held_out.n_folds)]
     return TaskPoints(
         rule,
         class_names(task),
@@ -161,9 +161,32 @@ def _choose(held_out: HeldOut, task: TaskSpec, rule: OperatingRule) -> TaskPoint
     )
 
 
-def _columns(found: HeldOutTask, rule: OperatingRule) -> tuple[ChosenThreshold, ...]:
-    n = len(found.y_true)
-    truth, predicted = found.y_true.reshape(n, -1), found.y_pred.reshape(n, -1)
+def labels_by_class(kind: str, y_true: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the labels [n, columns] that each threshold is about: 1 the record has the class, 0 not, NaN unknown.
+
+    Parameters
+    ----------
+    y_true
+        As `HeldOutTask` has it: of a multiclass task numbers of classes, of which one column a class is made, each
+        against the rest.
+
+    Examples
+    --------
+    >>> labels_by_class("multiclass", np.array([1, -1]), 2)
+    array([[ 0.,  1.],
+           [nan, nan]])
+    """
+    if kind != "multiclass":
+        return y_true.reshape(len(y_true), -1)
+    known = np.isfinite(y_true) & (y_true >= 0)
+    found = np.full((len(y_true), n_classes), np.nan)
+    found[known] = y_true[known].astype(np.int64)[:, None] == np.arange(n_classes)
+    return found
+
+
+def _columns(kind: str, found: HeldOutTask, rule: OperatingRule) -> tuple[ChosenThreshold, ...]:
+    predicted = found.y_pred.reshape(len(found.y_pred), -1)
+    truth = labels_by_class(kind, found.y_true, predicted.shape[1])
     return tuple(choose_threshold(predicted[:, k], truth[:, k], rule) for k in range(truth.shape[1]))
 
 
