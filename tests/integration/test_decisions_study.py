@@ -95,7 +95,7 @@ def test_another_rule_moves_the_threshold_alone(study, monkeypatch, ensemble):
         ({"rule": "sensitivity"}, r"fit_heads\.operating_points.*rule 'sensitivity' needs a value"),
         (
             {"tasks": {"age": {"rule": "youden"}}},
-            r"'age' is no binary or multilabel task of this study; there are: sex",
+            r"'age' is no task with classes of this study; there are: sex",
         ),
         ({"rule": "yuden"}, r"fit_heads\.operating_points\.rule"),
     ],

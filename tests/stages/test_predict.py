@@ -222,6 +222,7 @@ def test_a_part_says_of_every_kind_of_task_what_the_heads_say(tmp_path):
                     assert (row["low"], row["high"]) == pytest.approx((said["low"], said["high"]))
                 elif task.kind == "multiclass":
                     assert (row["in_set"], row["uncertain"]) == (label in said["set"], said["uncertain"])
+                    assert row["above_threshold"] == said["above"][label]
                 elif task.kind == "multilabel":
                     assert row["above_threshold"] == said["above"][label]
                     assert (row["in_set"], row["uncertain"]) == (

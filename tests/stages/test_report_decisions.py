@@ -56,6 +56,9 @@ def test_every_threshold_and_coverage_is_on_the_page(study, page):
     assert page.count("Sets of classes that hold the truth of 85 % of new patients") == 3
     assert page.count('<th class="num">mean width</th>') == 1
     assert "a sensitivity of at least 0.8" in page
+    assert page.count("Each class stands against the rest") == 1
+    other = found["report_label"]["operating_points"]["classes"]["AF"]
+    assert f'<td class="num">{other["positives"]} of {other["n"]}</td>' in page
 
 
 def test_curves_are_drawn_and_stay_in_their_frame(study, page):

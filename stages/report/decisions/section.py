@@ -41,6 +41,7 @@ def decision_section(found: Json | None) -> Json | None:
     points = found.get("operating_points")
     return {
         "rule": _rule(points) if points else "",
+        "against_the_rest": found.get("kind") == "multiclass",
         "columns": [title for _, title in RATES],
         "given": any(judged.get("given") for judged in points["classes"].values()) if points else False,
         "rows": [_row(name, judged) for name, judged in points["classes"].items()] if points else [],
