@@ -1,8 +1,8 @@
-"""Put trained versions of `seed` into the package: `python -m weights.pack_seed VERSION [VERSION ...] --records FILE`.
+"""Put trained versions into the package: `python -m weights.pack_seed [--expert seed-ssl] VERSION ... --records FILE`.
 
 Each VERSION is a folder such as build/seed/encoders/0/weights/versions/seed+ptbxl; they stand side by side. Writes
 the weights (float16) and the keyed hashes of the patients that they have seen beside the experts' code, and prints what
-the expert's file has to say of them: SHA256, PARAMETERS and the number of members.
+the expert's `Release` has to say of them.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from cache.fingerprint import canonical_json, file_digest
 from cache.records import open_records
+from stages.experts import expert_class
 from stages.experts.checkpoints import PACKAGE_FOLDER
-from stages.experts.models.ecg.seed import PATIENTS_FILE, PATIENTS_KEY, WEIGHTS_FILE
 from stages.training.versions import patient_digests
 
 
@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("versions", type=Path, nargs="+")
     parser.add_argument("--records", type=Path, required=True, help="records.parquet that the versions learnt from")
     parser.add_argument("--out", type=Path, default=PACKAGE_FOLDER)
+    parser.add_argument("--expert", choices=("seed", "seed-ssl"), default="seed")
     options = parser.parse_args()
+    release = expert_class(options.expert)[0].release
     tensors, facts = {}, []
     for member, folder in enumerate(options.versions):
         for key, value in load_file(folder / "model.safetensors").items():
@@ -35,14 +37,14 @@ def main() -> None:
         facts.append(json.loads((folder / "version.json").read_text()))
     joined = {**facts[0], "curves": [each["curve"] for each in facts], "members": len(facts)}
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / WEIGHTS_FILE
+    path = options.out / release.weights_file
     save_file(tensors, path, metadata={"ensemble": canonical_json(joined)})
     path.chmod(0o644)
     records = open_records(options.records)
-    seen = patient_digests(records[records["split"] == "train"], PATIENTS_KEY)
-    np.save(options.out / PATIENTS_FILE, seen, allow_pickle=False)
+    seen = patient_digests(records[records["split"] == "train"], release.patients_key)
+    np.save(options.out / release.patients_file, seen, allow_pickle=False)
     learnt = sum(v.numel() for k, v in tensors.items() if not k.endswith(("running_mean", "running_var", "tracked")))
-    print(f'SHA256 = "{file_digest(path)}"\nPARAMETERS = {learnt:_}\nmembers: {len(facts)}; {len(seen)} patients')
+    print(f'sha256="{file_digest(path)}"\nparameters={learnt:_}\nmembers: {len(facts)}; {len(seen)} patients')
 
 
 if __name__ == "__main__":

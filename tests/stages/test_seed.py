@@ -83,7 +83,7 @@ def test_the_file_says_what_made_it(seed):
 
 
 def test_patients_that_it_has_seen_are_told_apart_by_their_hashes(seed, tmp_path):
-    listed = np.load(PACKAGE_FOLDER / seed_module.PATIENTS_FILE)
+    listed = np.load(PACKAGE_FOLDER / seed.spec.weights.patients)
     assert listed.dtype == np.uint64
     assert 2_000 < len(listed) <= 2_272
     assert (np.diff(listed) > 0).all()
@@ -91,7 +91,7 @@ def test_patients_that_it_has_seen_are_told_apart_by_their_hashes(seed, tmp_path
     assert packaged_patients_seen(seed.spec, strangers) == 0
     assert packaged_patients_seen(load_expert("rocket").spec, strangers) is None
     key = f"seed {seed.spec.version}".encode()
-    assert key == seed_module.PATIENTS_KEY
+    assert key == seed_module.Seed.release.patients_key
     assert not np.isin(patient_digests(strangers), patient_digests(strangers, key)).any()
 
 

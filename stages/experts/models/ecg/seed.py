@@ -1,15 +1,15 @@
 """Expert `seed`: small convolutional networks whose weights come with the package, trained on 2,272 ECGs of PTB-XL.
 
 Lives here: its input, its configuration, `prepare`, `encode`. Not here: the network (`parts.seed_net`), how the
-weights were made (docs/seed.md).
+weights were made (docs/seed.md), the weights of self-supervision alone (`seed_ssl`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.signal
@@ -36,19 +36,56 @@ WINDOWS_PER_PASS = 4
 OPTIONS = SeedOptions()
 FREE = ("members", "stem", "widths", "blocks", "kernel")
 """Options that a version of one's own may change; the input's geometry stays."""
-PARAMETERS = 1_880_064
-WEIGHTS_FILE = "seed.safetensors"
-PATIENTS_FILE = "seed.patients.npy"
-PATIENTS_KEY = b"seed 2"
-"""Name and version: the key of the hashes in that file."""
-SHA256 = "44062dddb6e84106e0051e747331aa1593716bfac2f9e7b628fa77e7c515a570"
-
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
+
+
+@dataclass(frozen=True)
+class Release:
+    """Weights in the package, made by docs/seed.md's recipe.
+
+    Attributes
+    ----------
+    options
+        Sizes of their network.
+    weights_file, patients_file
+        Beside the experts' code: the tensors in float16, and a keyed hash of every patient that they were trained on.
+    """
+
+    name: str
+    title: str
+    version: str
+    options: SeedOptions
+    parameters: int
+    sha256: str
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file of weights."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def patients_file(self) -> str:
+        """Name of the file of hashed patients."""
+        return f"{self.name}.patients.npy"
+
+    @property
+    def patients_key(self) -> bytes:
+        """Key of the hashes in that file: name and version."""
+        return f"{self.name} {self.version}".encode()
 
 
 @register("seed")
 class Seed(Expert):
     """Residual networks of convolutions with squeeze-and-excitation, side by side, on millivolts at 100 Hz."""
+
+    release: ClassVar[Release] = Release(
+        name="seed",
+        title="Small convolutional networks, trained on PTB-XL's folds 1 to 8",
+        version="2",
+        options=OPTIONS,
+        parameters=1_880_064,
+        sha256="44062dddb6e84106e0051e747331aa1593716bfac2f9e7b628fa77e7c515a570",
+    )
 
     residual_branches = r"(?P<block>members\.\d+\.stages\.\d+\.\d+)\.branch"
     pretraining = PretrainingRecipe(
@@ -59,7 +96,7 @@ class Seed(Expert):
     @classmethod
     def published_spec(cls, variant: str | None = None) -> ExpertSpec:
         """Spec of the weights in the package."""
-        return _spec(OPTIONS, PARAMETERS)
+        return _spec(cls.release, cls.release.options, cls.release.parameters)
 
     @classmethod
     def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
@@ -77,11 +114,12 @@ class Seed(Expert):
     ) -> Seed:
         """Construct from overrides of `FREE` and the network's state dict, float16 or float32."""
         expert = cls(preprocessing=preprocessing)
-        expert.module = SeedNet(seed_options(config))
+        expert.module = SeedNet(seed_options(config, cls.release))
         if state is not None:
             state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-            load_strict(expert.module, state, expert="seed")
-        expert.spec = _spec(expert.module.options, sum(p.numel() for p in expert.module.parameters()))
+            load_strict(expert.module, state, expert=cls.release.name)
+        n_parameters = sum(p.numel() for p in expert.module.parameters())
+        expert.spec = _spec(cls.release, expert.module.options, n_parameters)
         return expert
 
     @property
@@ -100,18 +138,20 @@ class Seed(Expert):
         signals = _dsp.resample_rate(_dsp.as_signals(signals_mv), rate_hz, RATE_HZ)
         n_samples = signals.shape[-1]
         if n_samples < SHORTEST_S * RATE_HZ:
-            raise InputError(f"expert 'seed': records of {n_samples / RATE_HZ:g} s are shorter than {SHORTEST_S:g} s")
+            raise InputError(
+                f"expert '{self.release.name}': records of {n_samples / RATE_HZ:g} s are shorter than {SHORTEST_S:g} s"
+            )
         x = scipy.signal.sosfiltfilt(_HIGHPASS, _dsp.fill_gaps(signals), axis=-1).astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(_dsp.even_windows(x, min(n_samples, N_SAMPLES))))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, 12, time], time at most 1000. No mask."""
         if mask is not None:
-            raise UsageError("expert 'seed' takes no mask; leave it out")
+            raise UsageError(f"expert '{self.release.name}' takes no mask; leave it out")
         if x.ndim != 3 or x.shape[1] != len(STANDARD_LEADS) or not OPTIONS.stride <= x.shape[2] <= N_SAMPLES:
             raise InputError(
-                f"expert 'seed': input {list(x.shape)}; expected [batch, 12, time], time from {OPTIONS.stride} to "
-                f"{N_SAMPLES}"
+                f"expert '{self.release.name}': input {list(x.shape)}; expected [batch, 12, time], time from "
+                f"{OPTIONS.stride} to {N_SAMPLES}"
             )
         return encode_in_chunks(self._encode, x, mask, WINDOWS_PER_PASS)
 
@@ -128,7 +168,7 @@ class Seed(Expert):
         return Encoding(layers, torch.cat([pooled(m) for m in members], dim=1), tokens=tokens)
 
 
-def seed_options(config: Mapping[str, Any] | None) -> SeedOptions:
+def seed_options(config: Mapping[str, Any] | None, release: Release) -> SeedOptions:
     """Lay overrides of the network's size over the published configuration.
 
     Raises
@@ -136,24 +176,24 @@ def seed_options(config: Mapping[str, Any] | None) -> SeedOptions:
     UsageError
         Another option, or stages whose widths and blocks are not as many.
     """
-    given = architecture_overrides("seed", config, FREE)
+    given = architecture_overrides(release.name, config, FREE)
     lists: dict[str, Any] = {key: tuple(int(v) for v in given[key]) for key in ("widths", "blocks") if key in given}
     changed = {**given, **lists}
-    options = replace(OPTIONS, **changed)
+    options = replace(release.options, **changed)
     if len(options.widths) != len(options.blocks) or len(options.widths) < 2:
         raise UsageError(
-            f"expert 'seed': widths {list(options.widths)} and blocks {list(options.blocks)} describe two stages or "
+            f"expert '{release.name}': widths {list(options.widths)} and blocks {list(options.blocks)} describe two stages or "
             "more, each with one width and one number of blocks"
         )
     return options
 
 
-def _spec(options: SeedOptions, n_parameters: int) -> ExpertSpec:
+def _spec(release: Release, options: SeedOptions, n_parameters: int) -> ExpertSpec:
     stages = (options.stem, *options.widths)
     return ExpertSpec(
-        name="seed",
-        title="Small convolutional networks, trained on PTB-XL's folds 1 to 8",
-        version="2",
+        name=release.name,
+        title=release.title,
+        version=release.version,
         source="docs/seed.md; architecture after xresnet1d, Strodthoff et al. 2021, arXiv 2004.13701",
         sampling_rate_hz=RATE_HZ,
         seconds=N_SAMPLES / RATE_HZ,
@@ -164,8 +204,10 @@ def _spec(options: SeedOptions, n_parameters: int) -> ExpertSpec:
         embedding_dim=options.members * options.member_dim,
         licence="Apache-2.0",
         parameters=n_parameters,
-        published_parameters=PARAMETERS,
-        weights=WeightsSource("", WEIGHTS_FILE, "", SHA256, packaged=True, patients=PATIENTS_FILE),
+        published_parameters=release.parameters,
+        weights=WeightsSource(
+            "", release.weights_file, "", release.sha256, packaged=True, patients=release.patients_file
+        ),
         pretrained_on=("ptbxl",),
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record as it is, from 2.5 s",
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 mV, as a flat one is",

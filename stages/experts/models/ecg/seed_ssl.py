@@ -1,0 +1,28 @@
+"""Expert `seed-ssl`: a network of `seed` whose packaged weights come from signals alone: no label taught it.
+
+For those who judge on PTB-XL, whose labels `seed` has learnt. Lives here: its release. Not here: input and network
+(`seed`), how the weights were made (docs/seed.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from stages.experts.models.ecg.seed import OPTIONS, Release, Seed
+from stages.experts.registry import register
+
+
+@register("seed-ssl")
+class SeedSsl(Seed):
+    """A residual network of convolutions that learnt to tell hidden parts of a record."""
+
+    pretraining = None
+    release: ClassVar[Release] = Release(
+        name="seed-ssl",
+        title="Small convolutional network, self-supervised on PTB-XL's folds 1 to 8",
+        version="1",
+        options=replace(OPTIONS, members=1),
+        parameters=626_688,
+        sha256="",
+    )

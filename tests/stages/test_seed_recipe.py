@@ -1,0 +1,78 @@
+"""The programs that make and judge the packaged encoders: whom they learn from, what is compared with what."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stages.heads import TaskSpec
+from weights import judge_seed, signal_targets
+from weights.seed_expert import split_rows
+
+
+def test_components_tell_what_the_vectors_tell_and_use_the_learnt_rows_alone():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(200, 3))
+    rocket = hidden @ rng.normal(size=(3, 40)) + 0.01 * rng.normal(size=(200, 40))
+    morphology = np.where(rng.random((200, 6)) < 0.1, np.nan, hidden[:, :1] * np.arange(1, 7))
+    learnt = np.arange(120)
+    found = signal_targets.signal_targets({"rocket": rocket, "morphology": morphology}, learnt)
+    assert [sum(key.startswith(name) for key in found) for name in ("rocket", "morphology")] == [40, 6]
+    first = np.stack([found[f"rocket_{k}"] for k in range(3)], 1)
+    fitted = np.linalg.lstsq(np.c_[first, np.ones(200)], hidden, rcond=None)[0]
+    assert np.abs(np.c_[first, np.ones(200)] @ fitted - hidden)[learnt].mean() < 0.1
+    assert all(np.isfinite(values).all() for values in found.values())
+    assert np.std(found["rocket_0"][learnt]) == pytest.approx(1, abs=0.05)
+    changed = rocket.copy()
+    changed[150:] *= 3
+    again = signal_targets.signal_targets({"rocket": changed, "morphology": morphology}, learnt)
+    assert np.array_equal(found["rocket_0"][learnt], again["rocket_0"][learnt])
+    assert not np.array_equal(found["rocket_0"][150:], again["rocket_0"][150:])
+
+
+def test_a_patient_is_in_one_part_and_a_fifth_of_them_validates():
+    patients = np.repeat([f"p{k}" for k in range(50)], 3)
+    known, test = np.arange(120), np.arange(120, 150)
+    train, val, judged = split_rows(known, test, patients)
+    assert np.array_equal(judged, test)
+    assert sorted([*train, *val]) == known.tolist()
+    assert not set(patients[train]) & set(patients[val])
+    assert len(np.unique(patients[val])) == 8
+
+
+def test_groups_part_the_records_by_sex_and_age():
+    targets = {"sex": np.array([0, 1, 1, 0]), "age": np.array([30.0, 50.0, 70.0, np.nan])}
+    groups = judge_seed._groups(targets, subgroups=True)
+    assert {name: None if rows is None else rows.tolist() for name, rows in groups.items()} == {
+        "": None,
+        "men": [True, False, False, True],
+        "women": [False, True, True, False],
+        "under 50": [True, False, False, False],
+        "50 to 70": [False, True, False, False],
+        "70 or older": [False, False, True, False],
+    }
+    assert list(judge_seed._groups(targets, subgroups=False)) == [""]
+
+
+def test_arms_differ_by_the_encoder_and_are_kept(tmp_path, capsys):
+    """An encoder that knows the label is worth much; the second run reads what the first has kept."""
+    rng = np.random.default_rng(1)
+    n = 240
+    patients = np.array([f"p{k}" for k in range(n)])
+    sex = rng.integers(0, 2, n).astype(float)
+    features = {name: rng.normal(size=(n, 4)).astype(np.float32) for name in judge_seed.DEFAULT}
+    encoder = (sex[:, None] * 2 + rng.normal(size=(n, 3))).astype(np.float32)
+    task = TaskSpec("sex", "binary")
+    arms = judge_seed.Arms(patients, {"sex": sex}, (task,), features, encoder)
+    splits = [(np.arange(0, 120), np.arange(120, 160), np.arange(160, n))]
+    said = judge_seed.kept(tmp_path / "judged" / "x.npz", [(arms, splits)])
+    assert set(said) == {"sex/without", "sex/with", "sex/alone", "sex/rocket", "sex/morphology"}
+    assert np.isnan(said["sex/with"][:160]).all()
+    assert np.isfinite(said["sex/with"][160:]).all()
+    again = judge_seed.kept(tmp_path / "judged" / "x.npz", [])
+    assert all(np.array_equal(said[key], again[key], equal_nan=True) for key in said)
+    judge_seed.compare(task, sex, patients, said, SimpleNamespace(resamples=100))
+    printed = capsys.readouterr().out
+    assert "sex (auroc, 80 records)" in printed
+    gain = float(printed.split("with minus without: ")[1].split()[0])
+    assert gain > 0.2
