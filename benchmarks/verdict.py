@@ -138,7 +138,11 @@ def embed(study: Path, name: str) -> None:
             rows = slice(start, min(start + BATCH, len(signals)))
             valid, rates = signals.valid_of(rows), signals.rates_of(rows)
             signals_mv = signals.read_mv(rows)
-            batch = [Signal(x[:, : max(int(n), 1)], float(r)) for x, n, r in zip(signals_mv, valid, rates, strict=True)]
+            # A record that could not be read has no rate and no sample: an expert refuses it, and its row stays NaN.
+            batch = [
+                Signal(x[:, : max(int(n), 1)], float(r) or 500.0)
+                for x, n, r in zip(signals_mv, valid, rates, strict=True)
+            ]
             found = embed_records(expert, batch)
             np.savez(part.with_suffix(".writing.npz"), embedding=found.embedding, layers=found.layers)
             part.with_suffix(".writing.npz").rename(part)

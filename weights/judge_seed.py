@@ -101,6 +101,7 @@ def elsewhere(name: str, options: argparse.Namespace) -> None:
     for expert in (*DEFAULT, options.expert):
         embed(folder, expert)
     patients, targets, tasks = read_study(folder)
+    tasks = tuple(task for task in tasks if task.kind != "survival")  # rotations know no horizons
     found = {expert: _embedding(folder, expert) for expert in (*DEFAULT, options.expert)}
     encoder = found.pop(options.expert)
     arms = Arms(patients, targets, tasks, found, encoder)

@@ -140,7 +140,8 @@ def with_components(home: Path, study: Study, k: int, recipe: dict[str, Any]) ->
     found = signal_targets(study.features, study.learnt(k))
     recipe["posttrain"][VERSIONS["seed-ssl"]]["task"] = ",".join(found)
     if not (home / "records.parquet").is_file():
-        records = study.records_without(k).assign(**found)
+        table = study.records_without(k)
+        records = pd.concat([table, pd.DataFrame(found, index=table.index)], axis=1)
         write_records(home / "records.parquet", records, [Target(name, "regression", unit="1") for name in found])
 
 

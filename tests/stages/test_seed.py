@@ -28,8 +28,9 @@ from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.settings import LoopSettings
 from stages.training.versions import packaged_patients_seen, patient_digests
+from weights.signal_targets import COMPONENTS
 
-FILE = PACKAGE_FOLDER / "seed.safetensors"
+NAMES = ("seed", "seed-ssl")
 real_data = pytest.mark.skipif("ENSEMBLE_TEST_DATA" not in os.environ, reason="ENSEMBLE_TEST_DATA is not set")
 SMALL = {"members": 2, "stem": 8, "widths": (8, 16), "blocks": (1, 1)}
 RHYTHMS = (
@@ -48,38 +49,49 @@ def seed():
     return load_expert("seed")
 
 
-def test_it_loads_without_download_and_stays_small(seed):
-    assert FILE.stat().st_size <= 5_000_000
-    assert seed.spec.parameters <= 2_500_000
-    assert seed.spec == expert_class("seed")[0].published_spec()
-    with safe_open(FILE, "pt") as file:
-        dtypes = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_without_download_and_stays_small(name):
+    expert, file = load_expert(name), PACKAGE_FOLDER / f"{name}.safetensors"
+    assert sum((PACKAGE_FOLDER / f"{each}.safetensors").stat().st_size for each in NAMES) <= 6_000_000
+    assert file.stat().st_size <= 5_000_000
+    assert expert.spec.parameters <= 2_500_000
+    assert expert.spec == expert_class(name)[0].published_spec()
+    with safe_open(file, "pt") as opened:
+        dtypes = {opened.get_tensor(key).dtype for key in opened.keys()}  # noqa: SIM118
     assert dtypes == {torch.float16, torch.int64}
-    assert all(p.dtype == torch.float32 for p in seed.module.parameters())
+    assert all(p.dtype == torch.float32 for p in expert.module.parameters())
 
 
-def test_the_file_is_the_one_that_the_spec_names(monkeypatch, tmp_path):
-    spec = seed_module.Seed.published_spec()
-    assert find_weights(spec, None) == FILE
-    assert sha256_of(FILE) == spec.weights.sha256
-    (tmp_path / FILE.name).write_bytes(FILE.read_bytes()[:-1] + b"\0")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_the_one_that_the_spec_names(name, monkeypatch, tmp_path):
+    spec, file = expert_class(name)[0].published_spec(), PACKAGE_FOLDER / f"{name}.safetensors"
+    assert find_weights(spec, None) == file
+    assert sha256_of(file) == spec.weights.sha256
+    (tmp_path / file.name).write_bytes(file.read_bytes()[:-1] + b"\0")
     monkeypatch.setattr("stages.experts.checkpoints.PACKAGE_FOLDER", tmp_path)
     with pytest.raises(WeightsError, match=r"has sha256 .*install the package again"):
         find_weights(spec, None)
-    (tmp_path / FILE.name).unlink()
+    (tmp_path / file.name).unlink()
     with pytest.raises(WeightsError, match="is missing"):
         find_weights(spec, None)
 
 
-def test_the_file_says_what_made_it(seed):
-    with safe_open(FILE, "pt") as file:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_says_what_made_it(name):
+    with safe_open(PACKAGE_FOLDER / f"{name}.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["ensemble"])
     assert facts["base"] == "seed"
     assert facts["made_by"] == "posttrain"
     assert facts["cohort"]["sources"] == ["ptbxl"]
-    assert len(facts["curves"]) == facts["members"] == seed.module.options.members
+    assert len(facts["curves"]) == facts["members"] == load_expert(name).module.options.members
     for curve in facts["curves"]:
         assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+
+
+def test_no_label_taught_seed_ssl():
+    with safe_open(PACKAGE_FOLDER / "seed-ssl.safetensors", "pt") as file:
+        tasks = json.loads(file.metadata()["ensemble"])["task"].split(",")
+    assert tasks == [f"{name}_{k}" for name, count in COMPONENTS.items() for k in range(count)]
 
 
 def test_patients_that_it_has_seen_are_told_apart_by_their_hashes(seed, tmp_path):
@@ -103,6 +115,9 @@ def test_patients_of_ptbxls_folds_1_to_8_were_seen_and_no_others(seed):
     learnt = table["strat_fold"] <= 8
     assert packaged_patients_seen(seed.spec, table[learnt]) == table[learnt]["patient_id"].nunique()
     assert packaged_patients_seen(seed.spec, table[~learnt]) == 0
+    seen_by_ssl = packaged_patients_seen(expert_class("seed-ssl")[0].published_spec(), table[learnt])
+    assert 0.7 < seen_by_ssl / table[learnt]["patient_id"].nunique() < 0.9
+    assert packaged_patients_seen(expert_class("seed-ssl")[0].published_spec(), table[~learnt]) == 0
 
 
 @pytest.mark.slow
@@ -117,8 +132,9 @@ def test_a_wheel_holds_the_weights(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("stages/experts/weights/seed.safetensors") == FILE.read_bytes()
-        assert "stages/experts/weights/seed.patients.npy" in archive.namelist()
+        for name in NAMES:
+            for file in (f"{name}.safetensors", f"{name}.patients.npy"):
+                assert archive.read(f"stages/experts/weights/{file}") == (PACKAGE_FOLDER / file).read_bytes()
 
 
 def test_amplitude_and_lead_are_seen(seed):
@@ -144,10 +160,11 @@ def test_less_than_2_5_s_are_refused(seed):
 
 
 @pytest.mark.slow
-def test_its_features_tell_rhythms_better_than_those_of_random_weights(seed):
+@pytest.mark.parametrize("name", NAMES)
+def test_its_features_tell_rhythms_better_than_those_of_random_weights(name):
     signals, report = _records(600)
     torch.manual_seed(0)
-    random = load_expert("seed", random_weights=True)
+    seed, random = load_expert(name), load_expert(name, random_weights=True)
     x = seed.prepare(signals, 500.0)
     classes = [np.isin(report, kinds) for kinds in RHYTHMS]
     labels = np.stack(classes, axis=1).astype(float)

@@ -1,6 +1,7 @@
 """Expert `seed-ssl`: a network of `seed` whose packaged weights come from signals alone: no label taught it.
 
-For those who judge on PTB-XL, whose labels `seed` has learnt. Lives here: its release. Not here: input and network
+It learnt to tell, of a disturbed part of a record, what `rocket` and `morphology` see of the whole. For those who judge
+on PTB-XL, whose labels `seed` has learnt. Lives here: its release. Not here: input and network
 (`seed`), how the weights were made (docs/seed.md).
 """
 
@@ -15,14 +16,14 @@ from stages.experts.registry import register
 
 @register("seed-ssl")
 class SeedSsl(Seed):
-    """A residual network of convolutions that learnt to tell hidden parts of a record."""
+    """A residual network of convolutions that learnt from signals alone."""
 
     pretraining = None
     release: ClassVar[Release] = Release(
         name="seed-ssl",
-        title="Small convolutional network, self-supervised on PTB-XL's folds 1 to 8",
+        title="Small convolutional network, self-supervised on signals of PTB-XL's folds 1 to 8",
         version="1",
         options=replace(OPTIONS, members=1),
         parameters=626_688,
-        sha256="",
+        sha256="d3e662ae2bcdd8f36f800d96b324759ebafc308768c301d9902f9a70ba410e00",
     )
