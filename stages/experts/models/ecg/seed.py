@@ -182,8 +182,8 @@ def seed_options(config: Mapping[str, Any] | None, release: Release) -> SeedOpti
     options = replace(release.options, **changed)
     if len(options.widths) != len(options.blocks) or len(options.widths) < 2:
         raise UsageError(
-            f"expert '{release.name}': widths {list(options.widths)} and blocks {list(options.blocks)} describe two stages or "
-            "more, each with one width and one number of blocks"
+            f"expert '{release.name}': widths {list(options.widths)} and blocks {list(options.blocks)} describe two "
+            "stages or more, each with one width and one number of blocks"
         )
     return options
 
