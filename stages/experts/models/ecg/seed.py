@@ -88,7 +88,7 @@ class Seed(Expert):
     )
 
     residual_branches = r"(?P<block>members\.\d+\.stages\.\d+\.\d+)\.branch"
-    pretraining = PretrainingRecipe(
+    pretraining: ClassVar[PretrainingRecipe | None] = PretrainingRecipe(
         "inpaint", epochs=40, learning_rate=2e-3, weight_decay=0.05, warmup_share=0.05, encoder_only=True
     )
     module: SeedNet
