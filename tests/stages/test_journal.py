@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +15,9 @@ from stages.evaluate.decisions import judge_decisions
 from stages.heads.decisions.answers import Decisions
 from stages.report import ReportPaths, ReportSettings, run
 from stages.report.journal.checklist import AUTHORS, FILLED, tripod_checklist
-from stages.report.journal.files import JournalTable, latex_text, write_tables
+from stages.report.journal.files import JournalTable, write_tables
 from stages.report.journal.flow import participant_flow
+from stages.report.journal.latex import beyond_pdflatex, latex_table, latex_text
 from stages.report.journal.section import run_facts
 from stages.scoring.comparison import Draws
 from stages.scoring.predictions import open_predictions
@@ -132,21 +135,97 @@ def test_performance_and_thresholds_are_those_of_the_outputs(study):
     assert {"age", "gender", "report_label", "superclass"} == set(table(study, "coverage")["task"])
 
 
+def parts_of(text: str) -> list[tuple[str, list[str]]]:
+    """The columns and the rows of every part of a table, heads once."""
+    found = []
+    for name, head, body in re.findall(r"\\begin\{(tabular|longtable)\}\{([^\n]*)\}\n(.*?)\\end\{\1\}", text, re.S):
+        columns = re.sub(r">\{.*?\}p\{[^}]*\}", "p", head)
+        once = body.partition("\\endfirsthead")[2] if name == "longtable" else body
+        found.append((columns, [line for line in once.splitlines() if line.endswith(r"\\")]))
+    return found
+
+
 def test_latex_has_as_many_cells_in_every_row(study):
     files = sorted((study / "tables").glob("*.tex"))
     assert [path.stem for path in files] == [path.stem for path in sorted((study / "tables").glob("*.csv"))]
     assert len(files) == 7
     for path in files:
-        text = path.read_text(encoding="utf-8")
-        head, body = re.search(r"\\begin\{tabular\}\{(.*)\}\n(.*)\\end\{tabular\}", text, re.S).groups()
-        columns = re.sub(r"p\{[^}]*\}", "p", head)
-        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-            assert len(rows) == len(list(csv.reader(file)))
-        for row in rows:
-            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
-            assert not re.search(r"(?<!\\)[%#_]", row)
+            n_rows = len(list(csv.reader(file)))
+        parts = parts_of(path.read_text(encoding="utf-8"))
+        assert parts
+        for columns, rows in parts:
+            assert len(rows) == n_rows
+            for row in rows:
+                assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+                assert not re.search(r"(?<!\\)[%#]", row)
     assert latex_text(r"a_b & 50 % {x} $5 \n") == r"a\_b \& 50 \% \{x\} \$5 \textbackslash{}n"
+
+
+def test_wide_tables_come_in_parts_that_repeat_what_a_row_is_about():
+    head = ["task", "class", *(f"rate {k}" for k in range(9))]
+    rows = [["flag", f"class {k}", *[f"0.{k}00 (0.100-0.900)"] * 9] for k in range(3)]
+    parts = parts_of(latex_table("wide", "Wide", head, rows, 2))
+    assert len(parts) > 1
+    shown = [row.removesuffix(r" \\").split(" & ") for row in (found[1][1] for found in parts)]
+    assert {tuple(cells[:2]) for cells in shown} == {("flag", "class 0")}
+    assert [cell for cells in shown for cell in cells[2:]] == rows[0][2:]
+    words = latex_table("words", "Words", ["item", "answer"], [["1", "long " * 60]], 1)
+    [share] = re.findall(r"p\{(0\.\d+)\\linewidth\}", words)
+    assert 0.8 < float(share) < 1
+    long = latex_table("long", "Long", ["item"], [["1"]] * 60, 1)
+    assert long.count(r"\begin{longtable}") == 1
+    assert r"\begin{table}" not in long
+
+
+STRANGE = (
+    "50 % & more",
+    "a_b #1",
+    "{x} $5 \\n",
+    "Müller, Århus, Łódź",
+    "[60, 70) ≥ 65",
+    "* starred",
+    'QTc "long" ≤ 500 µs²',
+    "\N{GREEK SMALL LETTER ALPHA}-block → β",
+    "~^|<>",
+    "25 °C ± 1 \N{MULTIPLICATION SIGN} 10\N{MINUS SIGN}3",
+)
+
+
+def test_every_table_compiles_and_fits_the_page(study, tmp_path):
+    """By pdflatex itself, with names of classes and cohorts that hold what LaTeX reads otherwise."""
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("pdflatex is not installed: apt-get install texlive-latex-base texlive-latex-recommended")
+    rates = [[word, word, *["0.900 (0.812\N{EN DASH}0.988)"] * 8] for word in STRANGE]
+    strange = JournalTable("strange", STRANGE[0], ["class", "source", *STRANGE[:8]], rates, 2)
+    write_tables([strange], tmp_path)
+    named = [strange.name, *(path.stem for path in sorted((study / "tables").glob("*.tex")))]
+    for path in (study / "tables").glob("*.tex"):
+        shutil.copy(path, tmp_path)
+    inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in named)
+    preamble = r"\documentclass{article}\usepackage{array,booktabs,longtable}"
+    (tmp_path / "all.tex").write_text(f"{preamble}\\begin{{document}}\n{inputs}\n\\end{{document}}\n")
+    for _ in range(2):  # longtable settles its widths in the second run
+        done = subprocess.run(
+            [program, "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "all.log").read_text(errors="replace")
+    assert "Float too large" not in log
+    assert not [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log) if float(points) > 12]
+    assert (tmp_path / "all.pdf").stat().st_size > 20_000
+
+
+def test_letters_that_pdflatex_lacks_are_named():
+    assert beyond_pdflatex("".join(STRANGE)) == ""
+    assert beyond_pdflatex("心电 é") == "心电"
+    assert "% pdflatex lacks 心: use xelatex or lualatex" in latex_table("t", "T", ["心"], [["1"]], 1)
 
 
 def test_tables_that_are_gone_are_removed(tmp_path):

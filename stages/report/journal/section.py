@@ -69,9 +69,9 @@ def _flow_tables(flow: Flow) -> list[JournalTable]:
         for name in flow.tasks
     ]
     return [
-        JournalTable("flow", "Flow of participants; 'all' are those together", head, rows),
+        JournalTable("flow", "Flow of participants; 'all' are those together", head, rows, 2),
         JournalTable(
-            "labels", "Readable records by label", ["split", "source", "task", "labelled", "no label"], labels
+            "labels", "Readable records by label", ["split", "source", "task", "labelled", "no label"], labels, 3
         ),
     ]
 
@@ -88,7 +88,7 @@ def _performance_table(run: RunFacts) -> JournalTable:
                 texts = [number(value[key], places) for key in ("value", "low", "high")]
                 rows.append([task, METRICS[metric].title, unit, method_title(method, described.get(method)), *texts])
     head = ["task", "metric", "unit", "method", "value", "95 % low", "95 % high"]
-    return JournalTable("performance", "Test records, with 95 % patient-bootstrap intervals", head, rows)
+    return JournalTable("performance", "Test records, with 95 % patient-bootstrap intervals", head, rows, 4)
 
 
 def _decision_tables(decisions: Json) -> list[JournalTable]:
@@ -107,7 +107,7 @@ def _operating_table(decisions: Json) -> JournalTable:
                          str(judged["n"]), *cells, *(more if given else ["", "", ""])])  # fmt: skip
     head = ["task", "class", "rule", "threshold", "positive", "records", *(title for _, title in RATES)]
     head += ["given prevalence", "PPV there", "NPV there"]
-    return JournalTable("operating_points", "Thresholds on test records, with 95 % intervals", head, rows)
+    return JournalTable("operating_points", "Thresholds on test records, with 95 % intervals", head, rows, 2)
 
 
 def _coverage_table(decisions: Json) -> JournalTable:
@@ -125,7 +125,7 @@ def _coverage_table(decisions: Json) -> JournalTable:
             ]  # fmt: skip
     head = ["task", "answer", "records of", "promised", "coverage", "patients", "records"]
     return JournalTable(
-        "coverage", "Coverage of conformal sets and intervals by patient, with 95 % intervals", head, rows
+        "coverage", "Coverage of conformal sets and intervals by patient, with 95 % intervals", head, rows, 3
     )
 
 
