@@ -12,14 +12,18 @@ import pytest
 
 from cache.records import open_records, write_records
 from stages.evaluate.decisions import judge_decisions
+from stages.external.calibration import calibration
+from stages.external.recalibration import recalibration
+from stages.external.transfer import transfer
 from stages.heads.decisions.answers import Decisions
 from stages.report import ReportPaths, ReportSettings, run
+from stages.report.external.section import read_external
 from stages.report.journal.checklist import AUTHORS, FILLED, tripod_checklist
 from stages.report.journal.files import JournalTable, write_tables
 from stages.report.journal.flow import participant_flow
 from stages.report.journal.latex import beyond_pdflatex, latex_table, latex_text
 from stages.report.journal.section import run_facts
-from stages.scoring.comparison import Draws
+from stages.scoring.comparison import Draws, labelled_test_block
 from stages.scoring.predictions import open_predictions
 from stages.scoring.summary import read_metrics, summarise, write_metrics
 from tests.stages.synthetic_predictions import TARGETS, write_study
@@ -251,6 +255,38 @@ def test_the_checklist_has_every_item_once_and_says_what_it_cannot_know(study):
         assert answers[item] == ""
     page = (study / "report.html").read_text(encoding="utf-8")
     assert page.count("The run cannot know this.") == (rows["answered"] == AUTHORS).sum()
+
+
+def test_external_validation_answers_its_items(study, tmp_path):
+    records, metrics = open_records(study / "records.parquet"), read_metrics(study / "metrics.json")
+    predictions = open_predictions(study / "predictions.parquet")
+    found = {**metrics, "fit": "north-fit", "notes": ["3 of 9 patients have the id of one in the fit's own study"]}
+    found |= {"calibration": {}, "transfer": {}, "recalibration": {}, "left_out": {}}
+    for name, target in TARGETS.items():
+        block = labelled_test_block(predictions, name, "gate")
+        found["calibration"][name] = calibration(target, block, Draws(20))
+        found["transfer"][name] = transfer(target, block, predictions, "gate", Draws(20))
+        found["recalibration"][name] = recalibration(target, block, (20, 30), 3, 0)
+    write_metrics(tmp_path / "north-fit/metrics.json", found, predictions.path)
+    judged = read_external(tmp_path)
+    plain = {i.number: i.answer for i in tripod_checklist(run_facts(metrics, records, FIT, {}))}
+    of_both = {i.number: i.answer for i in tripod_checklist(run_facts(metrics, records, FIT, {"external": judged}))}
+    assert {item for item in ITEMS if of_both[item] != plain[item]} == {
+        "1", "4", "12a", "12e", "12f", "16", "21", "23a", "24",
+    }  # fmt: skip
+    for item, answer in of_both.items():
+        assert answer.startswith(plain[item]), "what the study's own fit says stays"
+    value = metrics["tasks"]["gender"]["methods"]["gate"]["auroc"]["value"]
+    assert (
+        f"'north-fit' here: age: MAE {metrics['tasks']['age']['methods']['gate']['mae']['value']:.3f}" in of_both["23a"]
+    )
+    assert f"gender: AUROC {value:.3f}" in of_both["23a"]
+    assert f"calibration slope {judged[0]['calibration']['gender']['slope']['value']:.3f}" in of_both["23a"]
+    assert "3 of 9 patients" in of_both["16"]
+    assert "on 20, 30 patients" in of_both["12f"]
+    after = judged[0]["recalibration"]["age"][-1]["mae"]["intercept_and_slope"]["value"]
+    assert "age on 30 patients: MAE" in of_both["24"]
+    assert f"{after:.3f} after intercept and slope" in of_both["24"]
 
 
 def test_answers_follow_the_run(study):

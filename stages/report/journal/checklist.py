@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from stages.report.journal.flow import ALL, Flow
+from stages.report.journal.external_items import external_answer
+from stages.report.journal.flow import ALL
+from stages.report.journal.run_facts import RunFacts
 from stages.scoring.comparison import main_method
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF
 from stages.scoring.table import number
@@ -21,33 +21,7 @@ Json = dict[str, Any]
 FILLED, PARTLY, AUTHORS = "from the run", "partly from the run", "for the authors"
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What outputs of earlier stages say.
-
-    Attributes
-    ----------
-    fit
-        heads/config.json; empty where it is not given.
-    facts
-        Of the page: experts, commands, versions, decisions.
-    """
-
-    metrics: Json
-    records: pd.DataFrame
-    flow: Flow
-    fit: Json
-    facts: Json
-
-    @property
-    def decisions(self) -> Json:
-        """Task -> its part of decisions.json."""
-        return dict(self.facts.get("decisions", {}))
-
-    @property
-    def options(self) -> Json:
-        """The fit's parameters."""
-        return dict(self.fit.get("params", {}))
+Answer = Callable[[RunFacts], str]
 
 
 @dataclass(frozen=True)
@@ -79,9 +53,15 @@ class ChecklistItem:
 def tripod_checklist(run: RunFacts) -> list[ChecklistItem]:
     """Return all items in the order of the checklist."""
     return [
-        ChecklistItem(number, section, topic, answer(run) if answer else "", missing)
-        for number, section, topic, answer, missing in _ITEMS
+        ChecklistItem(item, section, topic, _answer(run, item, answer), missing)
+        for item, section, topic, answer, missing in _ITEMS
     ]
+
+
+def _answer(run: RunFacts, item: str, answer: Answer | None) -> str:
+    """Return what this study's fit and the fits of others that were judged here say to an item."""
+    parts = [answer(run) if answer else "", external_answer(item, run.external)]
+    return " ".join(part for part in parts if part)
 
 
 def _tasks(run: RunFacts) -> str:
@@ -333,7 +313,6 @@ def _input_quality(run: RunFacts) -> str:  # noqa: ARG001
     )
 
 
-Answer = Callable[[RunFacts], str]
 _ITEMS: tuple[tuple[str, str, str, Answer | None, str], ...] = (
     ("1", "Title", "Prediction model study, target population, outcome", _title, "the target population"),
     ("2", "Abstract", "Structured abstract", None, "the abstract (TRIPOD+AI for abstracts)"),

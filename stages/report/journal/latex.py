@@ -166,7 +166,7 @@ def _widths(columns: Sequence[Sequence[str]]) -> list[float | None]:
         return [None] * len(whole)
     room = LINE - GAP * len(whole) - sum(least)
     wishes = [
-        sum(map(len, column)) ** 0.5 if w > n else 0.0 for column, w, n in zip(columns, whole, least, strict=True)
+        float(sum(map(len, column))) if w > n else 0.0 for column, w, n in zip(columns, whole, least, strict=True)
     ]
     shares = [room * wish / (sum(wishes) or 1.0) for wish in wishes]
     return [min(w, n + share) if w > n else None for w, n, share in zip(whole, least, shares, strict=True)]

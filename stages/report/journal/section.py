@@ -15,10 +15,11 @@ from markupsafe import Markup
 from stages.report.decisions.section import RATES, cell
 from stages.report.glossary import method_title
 from stages.report.journal.characteristics import characteristics
-from stages.report.journal.checklist import AUTHORS, FILLED, PARTLY, RunFacts, tripod_checklist
+from stages.report.journal.checklist import AUTHORS, FILLED, PARTLY, tripod_checklist
 from stages.report.journal.files import JournalTable
 from stages.report.journal.flow import Flow, participant_flow
 from stages.report.journal.flow_figure import flow_figure
+from stages.report.journal.run_facts import RunFacts
 from stages.scoring.metrics import METRICS
 from stages.scoring.table import columns, decimals, number, ordered_methods
 
