@@ -31,14 +31,21 @@ def show(
     """
     from pipeline.study.folder import Study
     from pipeline.views.ecgs import find_ecg
-    from stages.plots import picture_format, plot_ecg, require_matplotlib, save_picture
+    from stages.plots import picture_format, plot_ecg, require_matplotlib, save_picture, scale_of
 
     require_matplotlib()
     target = Path(f"{Path(record).stem}.svg") if out is None else out.expanduser()
     picture_format(target)
     ecg = find_ecg(Study(), record, whole=start > 0)
     figure = plot_ecg(
-        ecg.signals_mv, ecg.rate_hz, layout=layout, rhythm=rhythm, start_s=start, title=ecg.name, notes=ecg.warnings
+        ecg.signals_mv,
+        ecg.rate_hz,
+        layout=layout,
+        rhythm=rhythm,
+        start_s=start,
+        title=ecg.name,
+        notes=ecg.warnings,
+        scale=scale_of(ecg.amplitude),
     )
     typer.echo(str(save_picture(figure, target)))
 

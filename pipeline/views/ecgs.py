@@ -49,7 +49,8 @@ def _of_study(study: Study, records: RecordRows, row: int) -> Recorded:
     for _, signals_mv, rate_hz in open_signals(study.signals).read_groups(slice(row, row + 1)):
         facts["pace_spikes"] = facts["pace_spikes"] or 0
         warnings = quality_warnings(facts, signals_mv.shape[2] / rate_hz)
-        return Recorded(name, signals_mv[0], rate_hz, tuple(warnings))
+        amplitude = records.row_options.get("amplitude", "mV")
+        return Recorded(name, signals_mv[0], rate_hz, tuple(warnings), amplitude)
     raise InputError(f"record {name} has no signal in signals.zarr; run `ensemble ingest` again")
 
 

@@ -57,7 +57,8 @@ def explain_settings(
 
     column, label = _column(target, label, ask, ecg.signals_mv)
     scale = SCALES.get(target.kind, "log odds") or target.unit or "value"
-    return ExplainSettings(ecg.signals_mv, ecg.rate_hz, _on_scale(ask, column, scale), ecg.name, task, label, scale)
+    asked = _on_scale(ask, column, scale)
+    return ExplainSettings(ecg.signals_mv, ecg.rate_hz, asked, ecg.name, task, label, scale, amplitude=ecg.amplitude)
 
 
 def _check_class(target: Any, label: str | None) -> None:

@@ -20,6 +20,7 @@ from stages.ecg_map.colours import colourings
 from stages.ecg_map.page import render
 from stages.ecg_map.plane import plane
 from stages.ecg_map.settings import MapPaths, MapSettings, MapSummary
+from stages.plots.scale import SignalScale, scale_of
 from stages.plots.strokes import packed_strokes
 from stages.scoring.gate_weights import open_gate_weights
 from stages.scoring.predictions import open_predictions
@@ -55,7 +56,8 @@ def run(settings: MapSettings, paths: MapPaths, progress: Progress | None = None
     shown = records.iloc[rows]
     predictions = None if paths.predictions is None else open_predictions(paths.predictions)
     weights = None if paths.gate_weights is None else open_gate_weights(paths.gate_weights)
-    strokes, words = _strokes(settings, paths, rows)
+    scale = scale_of((records.attrs.get("row_options") or {}).get("amplitude", "mV"))
+    strokes, words = _strokes(settings, paths, rows, scale)
     notes += words
     left_out = int(len(has_vector) - len(rows))
     if left_out:
@@ -92,7 +94,9 @@ def _vectors(space: Space, wanted: np.ndarray, progress: Progress | None) -> np.
     return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)
 
 
-def _strokes(settings: MapSettings, paths: MapPaths, rows: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
+def _strokes(
+    settings: MapSettings, paths: MapPaths, rows: np.ndarray, scale: SignalScale
+) -> tuple[np.ndarray | None, list[str]]:
     """Return the small ECGs, int8 [m, 12, points], and a note where there are none."""
     if not settings.thumbnails or paths.signals is None:
         return None, []
@@ -104,8 +108,11 @@ def _strokes(settings: MapSettings, paths: MapPaths, rows: np.ndarray) -> tuple[
     found = []
     for row in map(int, rows):
         groups = list(store.read_groups(slice(row, row + 1)))
-        found.append(packed_strokes(groups[0][1][0], groups[0][2]) if groups else packed_strokes(None, 1.0))
-    return np.stack(found), []
+        found.append(
+            packed_strokes(scale.drawn(groups[0][1][0]), groups[0][2]) if groups else packed_strokes(None, 1.0)
+        )
+    words = f"small ECGs at {scale.gain}, a square is {scale.square}: {scale.note}"
+    return np.stack(found), [words] if scale.note else []
 
 
 def _write_table(paths: MapPaths, settings: MapSettings, method: str, shown: pd.DataFrame, places: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.explain.settings import ExplainSettings, ExplainSummary
-from stages.plots import Shade, plot_ecg, save_picture
+from stages.plots import Shade, plot_ecg, save_picture, scale_of
 
 DRAWN = "gate"
 LEAST = 0.1
@@ -40,5 +40,6 @@ def draw(settings: ExplainSettings, found: ExplainSummary, path: Path) -> None:
         title=title,
         notes=(scale, *found.warnings),
         shades=shown,
+        scale=scale_of(settings.amplitude),
     )
     save_picture(figure, path)

@@ -25,6 +25,8 @@ class ExplainSettings:
         The frozen experts and the fit; larger = more of the class, or of the value.
     scale
         What the numbers are: log odds, or the task's unit.
+    amplitude
+        Unit of the signals: mV or z-score.
     records_at_once
         Occluded ECGs that are answered together.
     """
@@ -37,6 +39,7 @@ class ExplainSettings:
     label: str = ""
     scale: str = "log odds"
     records_at_once: int = 16
+    amplitude: str = "mV"
 
 
 @dataclass(frozen=True)

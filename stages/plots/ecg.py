@@ -16,6 +16,7 @@ from cache.signals import LEADS
 from stages.plots import style
 from stages.plots.files import require_matplotlib
 from stages.plots.layouts import MM_PER_MV, MM_PER_SECOND, PAPER_SECONDS, SheetLayout, Strip, layout_named
+from stages.plots.scale import MILLIVOLTS, SignalScale
 from stages.plots.windows import gaps, sheet
 
 EDGE_MM, PULSE_MM, FOOT_MM, LINE_MM = 5.0, 10.0, 8.0, 4.5
@@ -53,6 +54,7 @@ def plot_ecg(
     title: str = "",
     notes: Sequence[str] = (),
     shades: Sequence[Shade] = (),
+    scale: SignalScale = MILLIVOLTS,
 ) -> Any:
     """Draw ten seconds of an ECG at 25 mm/s and 10 mm/mV.
 
@@ -70,6 +72,8 @@ def plot_ecg(
         Lines below the title: what a reader should know of the signal, such as an exchange of electrodes.
     shades
         Grounds drawn below the traces.
+    scale
+        Of signals in another unit; a line below the title says so.
 
     Returns
     -------
@@ -93,7 +97,8 @@ def plot_ecg(
     import matplotlib as mpl
 
     chosen = layout_named(layout, rhythm)
-    window = sheet(signals_mv, rate_hz, start_s)
+    window = sheet(scale.drawn(signals_mv), rate_hz, start_s)
+    notes = [*notes, scale.note] if scale.note else notes
     lines = [line for note in notes for line in textwrap.wrap(note, LETTERS_A_LINE)]
     with mpl.rc_context(style.RC):
         paper = _Paper(chosen, len(lines), start_s)
@@ -103,7 +108,8 @@ def plot_ecg(
         for strip in chosen.strips:
             paper.strip(strip, window[LEADS.index(strip.lead)], rate_hz)
         paper.pulses()
-        paper.foot(f"25 mm/s   10 mm/mV   {rate_hz:g} Hz   from {start_s:g} s")
+        pulse = "" if scale is MILLIVOLTS else f"   pulse {PULSE_MV * MM_PER_MV / scale.mm_per_unit:g} {scale.unit}"
+        paper.foot(f"25 mm/s   {scale.gain}{pulse}   {rate_hz:g} Hz   from {start_s:g} s")
     return paper.figure
 
 

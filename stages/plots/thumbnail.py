@@ -11,6 +11,7 @@ import numpy as np
 
 from cache.signals import LEADS
 from stages.plots.layouts import LAYOUTS, MM_PER_MV, MM_PER_SECOND
+from stages.plots.scale import MILLIVOLTS, SignalScale
 from stages.plots.windows import sheet
 
 GRID_ID = "ecg-grid"
@@ -31,7 +32,7 @@ def grid_symbol() -> str:
     return f'{start}<symbol id="{GRID_ID}" {_SIZE}><path d="{lines}"/></symbol></svg>'
 
 
-def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str) -> str:
+def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str, scale: SignalScale = MILLIVOLTS) -> str:
     """Return a small ECG as SVG.
 
     Parameters
@@ -41,8 +42,10 @@ def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str) -> str:
         the lead's median, so that R and S keep their height.
     label
         What a screen reader says.
+    scale
+        Of signals in another unit, which is written into the picture.
     """
-    window = sheet(signals_mv, rate_hz)
+    window = sheet(scale.drawn(signals_mv), rate_hz)
     parts = []
     for strip in LAYOUTS["3x4"].strips:
         if strip.rhythm:
@@ -56,6 +59,8 @@ def thumbnail(signals_mv: np.ndarray, rate_hz: float, label: str) -> str:
             parts.append(f'<text x="{x + 90}" y="{y}">no samples</text>')
         else:
             parts.append(f'<path d="{_path(farthest_points(wave, rate_hz, DRAWN_HZ), x, y)}"/>')
+    if scale is not MILLIVOLTS:
+        parts.append(f'<text x="{WIDTH - 4}" y="{HEIGHT - 6}" text-anchor="end">{scale.gain}</text>')
     title = html.escape(label)
     return f'<svg class="ecg" {_SIZE} role="img" aria-label="{title}"><use href="#{GRID_ID}"/>{"".join(parts)}</svg>'
 

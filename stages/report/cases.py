@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from cache.records import Target
 from cache.signals import SignalStore
+from stages.plots.scale import SignalScale, scale_of
 from stages.plots.thumbnail import thumbnail
 from stages.report.settings import ReportSection
 from stages.scoring.cases import choose
@@ -35,7 +36,7 @@ def case_groups(
 ) -> dict[str, list[Json]]:
     """Return task -> groups {"title", "cases": [(caption, SVG)]}, groups without a record left out."""
     row_of = {str(name): k for k, name in enumerate(records["record_id"])}
-    drawer = _Drawer(store, row_of, settings.hide_ids)
+    drawer = _Drawer(store, row_of, settings.hide_ids, signal_scale(records))
     found = {}
     for task in metrics["tasks"]:
         target, methods = predictions.tasks[task], list(metrics["tasks"][task]["methods"])
@@ -52,11 +53,16 @@ def case_groups(
     return found
 
 
+def signal_scale(records: pd.DataFrame) -> SignalScale:
+    """Return the scale that the signals of a study are drawn on."""
+    return scale_of((records.attrs.get("row_options") or {}).get("amplitude", "mV"))
+
+
 class _Drawer:
     """Reads and draws each record once, however many tasks show it."""
 
-    def __init__(self, store: SignalStore, row_of: dict[str, int], hide_ids: bool) -> None:
-        self._store, self._row_of, self._hide_ids = store, row_of, hide_ids
+    def __init__(self, store: SignalStore, row_of: dict[str, int], hide_ids: bool, scale: SignalScale) -> None:
+        self._store, self._row_of, self._hide_ids, self._scale = store, row_of, hide_ids, scale
         self._drawn: dict[str, Markup] = {}
 
     def case(self, target: Target, block: PredictionBlock, row: int) -> tuple[str, Markup]:
@@ -71,7 +77,7 @@ class _Drawer:
         row = self._row_of.get(record)
         if row is not None:
             for _, signals_mv, rate_hz in self._store.read_groups(slice(row, row + 1)):
-                return thumbnail(signals_mv[0], rate_hz, label)
+                return thumbnail(signals_mv[0], rate_hz, label, self._scale)
         return ""
 
 

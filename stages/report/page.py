@@ -134,6 +134,7 @@ def _task(name: str, metrics: Json, predictions: Predictions, weights: pd.DataFr
         "attention": attention_pictures(name, facts.get("attention", {})),
         "decisions": decision_section(facts.get("decisions", {}).get(name)),
         "cases": facts.get("cases", {}).get(name, []),
+        "scale": facts.get("scale"),
         "learning": Markup(_learning(name, found, series, facts)),
         "learning_missing": [
             (f"{float(fraction):.3g}", reason.rstrip("."))

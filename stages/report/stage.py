@@ -15,7 +15,7 @@ from cache.errors import StoreError
 from cache.files import write_text
 from cache.records import open_records
 from cache.signals import open_signals
-from stages.report.cases import case_groups
+from stages.report.cases import case_groups, signal_scale
 from stages.report.costs import method_costs
 from stages.report.external.section import read_external
 from stages.report.journal.files import write_tables
@@ -70,6 +70,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
+        facts["scale"] = signal_scale(records)
     _add_robustness(facts, paths)
     facts["leaderboard"] = leaderboard_section(read_facts(paths.leaderboard), read_facts(paths.leaderboard_costs))
     of_run = run_facts(metrics, records, read_facts(paths.fit), facts)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+import shutil
 
 import numpy as np
 import pytest
 
-from cache.records import Target
+from cache.records import Target, open_records, write_records
 from cache.signals import create_signals, to_microvolts
+from stages.plots import plot_ecg, scale_of
 from stages.plots.thumbnail import thumbnail
 from stages.report import ReportPaths, ReportSettings, run
 from stages.scoring.cases import choose, label_issues
@@ -86,6 +88,21 @@ def test_a_thumbnail_keeps_the_height_of_r_and_names_what_is_not_there():
         assert thumbnail(np.tile(signals, 2)[:, : int(10 * rate_hz)], rate_hz, "").count("<path") == 11
 
 
+def test_z_scores_are_drawn_in_standard_deviations_and_say_so():
+    signals = np.zeros((12, 5000))
+    signals[0, 250] = 4.0
+    drawn = thumbnail(signals, 500, "", scale_of("z-score"))
+    assert "l49 0 1-40" in heights(drawn, "I")  # four deviations: 10 mm up
+    assert ">2.5 mm/SD</text>" in drawn
+    assert scale_of("mV").square == "200 ms and 0.5 mV"
+    assert "mm/" not in thumbnail(signals, 500, "", scale_of("mV"))
+    figure = plot_ecg(signals, scale=scale_of("z-score"), notes=["flat leads"])
+    words = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert "2.5 mm/SD   pulse 4 SD" in words
+    assert "signals are z-scores" in words
+    assert "mV" not in words
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = write_judged(tmp_path_factory.mktemp("cases"))
@@ -108,6 +125,7 @@ def test_each_task_shows_its_cases_drawn_and_named(study, tmp_path):
     assert found.count("<h4>Most certain, and right</h4>") == 3
     assert found.count("<h4>Probably mislabelled</h4>") == 3
     assert found.count("<h4>Largest errors</h4>") == 1
+    assert found.count("25 mm/s, 10 mm/mV: a square of the grid is 200 ms and 0.5 mV.") == 4
     assert 4 * 3 * 2 < found.count('<svg class="ecg"') <= 4 * 4 * 2
     assert re.search(r"<figcaption>rec\d+: labelled (fe)?male; says female \d\.\d\d", found)
     assert "Unreadable records by name" in found
@@ -122,3 +140,16 @@ def test_ids_are_hidden_and_pictures_left_out_on_request(study, tmp_path):
     without = page(study, tmp_path / "b.html", cases=0)
     assert 'class="ecg"' not in without
     assert "ecg-grid" not in without
+
+
+def test_cases_of_a_cohort_of_z_scores_are_on_their_scale(study, tmp_path):
+    """The page of the same signals, of which the table says that they are z-scores."""
+    records = open_records(study / "records.parquet")
+    targets = list(records.attrs["targets"].values())
+    of_scores = tmp_path / "scores"
+    shutil.copytree(study, of_scores)
+    write_records(of_scores / "records.parquet", records, targets, row_options={"amplitude": "z-score"})
+    found = page(of_scores, tmp_path / "scores.html", cases=1)
+    assert found.count("25 mm/s, 2.5 mm/SD: a square of the grid is 200 ms and 2 SD. The signals are z-scores") == 4
+    assert found.count(">2.5 mm/SD</text>") == found.count('<svg class="ecg"')
+    assert "10 mm/mV" not in found

@@ -35,12 +35,15 @@ class Recorded(NamedTuple):
         float32 [12, time] in mV; missing = NaN.
     warnings
         What a reader of the predictions should know about the signal.
+    amplitude
+        Unit of the signals, where it is not mV: as `row_options` of records.parquet have it.
     """
 
     name: str
     signals_mv: np.ndarray
     rate_hz: float
     warnings: tuple[str, ...] = ()
+    amplitude: str = "mV"
 
 
 def find_ecgs(paths: Sequence[str | Path], *, follow_links: bool = False, notes: list[str] | None = None) -> list[Path]:
