@@ -44,27 +44,31 @@ def check_preset(preset: str, *, fine_tune: bool) -> bool:
     return bool(preset)
 
 
-def judge_leaderboard(device: str | None, *, fine_tune: bool) -> None:
-    """Judge every expert of the study by the published protocol, and print the board."""
+def judge_leaderboard(device: str | None, name: str | None = None, *, fine_tune: bool) -> None:
+    """Judge every expert of the study by the published protocol, and print the board.
+
+    Parameters
+    ----------
+    name
+        Of an entry of `leaderboard` in params.yaml; None: `fm-benchmark`, by the defaults where there is no such entry.
+    """
     from pipeline.views.leaderboard import leaderboard_table
     from pipeline.views.report_facts import overlap_warnings
     from stages.leaderboard import LeaderboardPaths, run
 
     study = Study()
-    settings = leaderboard_settings(study)
+    settings = leaderboard_settings(study, name, fine_tune=fine_tune)
     tell = partial(typer.echo, err=True)
-    experts = {name: _expert_run(study, name, device) for name in study.params.experts}
-    if fine_tune:
-        experts = {name: _finetuned(study, name, one, settings, device, tell) for name, one in experts.items()}
-    paths = LeaderboardPaths(
-        study.records, study.signals, experts, study.leaderboard_predictions, study.leaderboard,
-        study.leaderboard_table, study.leaderboard_costs, study.state / "leaderboard",
-    )  # fmt: skip
+    experts = {expert: _expert_run(study, expert, device) for expert in study.params.experts}
+    if settings.fine_tune:
+        experts = {each: _finetuned(study, each, one, settings, device, tell) for each, one in experts.items()}
+    folder = study.leaderboard / (name or PRESET)
+    paths = LeaderboardPaths.of(folder, study.records, study.signals, experts, study.state / "leaderboard")
     found = run(settings, paths, tell)
     _print_board(found, leaderboard_table)
     for warning in overlap_warnings(study, list(experts)):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"-> {study.leaderboard}, {study.leaderboard_table}; `ensemble report` shows it beside a fit")
+    typer.echo(f"-> {folder}; `ensemble report` shows it beside a fit")
 
 
 def _print_board(found: LeaderboardSummary, table: Callable[..., Any]) -> None:
@@ -77,13 +81,24 @@ def _print_board(found: LeaderboardSummary, table: Callable[..., Any]) -> None:
         typer.echo(f"left out: {what}: {reason}")
 
 
-def leaderboard_settings(study: Study) -> LeaderboardSettings:
-    """Return what params.yaml says of the board."""
-    from stages.leaderboard import LeaderboardSettings
+def leaderboard_settings(study: Study, name: str | None = None, *, fine_tune: bool = False) -> LeaderboardSettings:
+    """Return what params.yaml says of a board; `fine_tune` adds fine-tuned copies.
 
-    asked = study.params.tasks
+    Raises
+    ------
+    UsageError
+        A name that params.yaml does not have.
+    """
+    from stages.leaderboard import LeaderboardSettings
+    from stages.leaderboard.settings import LeaderboardSection
+
+    boards, asked = study.params.leaderboard, study.params.tasks
+    if name is not None and name not in boards:
+        listed = ", ".join(boards) or "none"
+        raise UsageError(f"--name {name}: leaderboard in params.yaml has no such entry; it has {listed}")
+    section = boards.get(name or PRESET, LeaderboardSection())
     return LeaderboardSettings(
-        **study.params.leaderboard.model_dump(),
+        **{**section.model_dump(), "fine_tune": section.fine_tune or fine_tune},
         tasks=None if asked == "all" else tuple(asked),
         bootstrap=study.params.evaluate.bootstrap,
         seed=study.params.seed,

@@ -225,13 +225,15 @@ def evaluate(
         bool, typer.Option("--robustness", help="Instead: disturb evaluated test records, and judge the answers.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="The run of --robustness, under robustness in params.yaml; all if not given.")
+        str | None,
+        typer.Option(help="Of --robustness or --preset: the run's, under robustness or leaderboard in params.yaml."),
     ] = None,
     preset: Annotated[
         str, typer.Option(help="Instead: fm-benchmark, every expert by the published protocol.", show_default=False)
     ] = "",
     fine_tune: Annotated[
-        bool, typer.Option("--fine-tune", help="With --preset fm-benchmark: fine-tune every expert to every task, too.")
+        bool,
+        typer.Option("--fine-tune", help="With --preset fm-benchmark: fine-tune every expert to every task as well."),
     ] = False,
 ) -> None:
     """Judge the fit on held-out patients: the gate, each expert and reference methods, with intervals.
@@ -249,7 +251,7 @@ def evaluate(
     from stages.evaluate import EvaluatePaths, EvaluateSettings, run
 
     if check_preset(preset, fine_tune=fine_tune):
-        judge_leaderboard(device, fine_tune=fine_tune)
+        judge_leaderboard(device, name, fine_tune=fine_tune)
         return
     study = Study()
     if robustness or name is not None:

@@ -94,23 +94,8 @@ class Study:
 
     @property
     def leaderboard(self) -> Path:
-        """leaderboard.json."""
-        return self.folder / "leaderboard.json"
-
-    @property
-    def leaderboard_table(self) -> Path:
-        """leaderboard.csv."""
-        return self.folder / "leaderboard.csv"
-
-    @property
-    def leaderboard_costs(self) -> Path:
-        """leaderboard_costs.json."""
-        return self.folder / "leaderboard_costs.json"
-
-    @property
-    def leaderboard_predictions(self) -> Path:
-        """leaderboard.parquet."""
-        return self.folder / "leaderboard.parquet"
+        """Folder of leaderboards: a folder NAME of each run."""
+        return self.folder / "leaderboard"
 
     @property
     def fit_costs(self) -> Path:

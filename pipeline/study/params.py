@@ -63,7 +63,7 @@ class Params(Settings):
     report: ReportSection = ReportSection()
     robustness: dict[str, RobustnessSection] = Field(default_factory=dict)
     maps: dict[str, MapSection] = Field(default_factory=dict)
-    leaderboard: LeaderboardSection = LeaderboardSection()
+    leaderboard: dict[str, LeaderboardSection] = Field(default_factory=dict)
 
 
 def read_params(folder: Path = Path()) -> Params:
@@ -146,6 +146,7 @@ MOVED = {
     "robustness.records": "robustness.all.records",
     "robustness.kinds": "robustness.all.kinds",
     "robustness.mains_hz": "robustness.all.mains_hz",
+    **{f"leaderboard.{name}": f"leaderboard.fm-benchmark.{name}" for name in LeaderboardSection.model_fields},
 }
 """Keys of older versions that lie elsewhere now: what changes no result is in a section that DVC does not watch."""
 
@@ -184,6 +185,7 @@ _NAMED: dict[str, type[BaseModel]] = {
     "posttrain": PosttrainSection,
     "maps": MapSection,
     "robustness": RobustnessSection,
+    "leaderboard": LeaderboardSection,
 }
 """Sections whose keys are names that the user chose."""
 

@@ -25,6 +25,7 @@ TEMPLATES = {
     "weights/default": "weights-default.txt",
     "external/README.md": "external-readme.txt",
     "robustness/README.md": "robustness-readme.txt",
+    "leaderboard/README.md": "leaderboard-readme.txt",
 }
 KEPT = "embeddings/${key}.zarr:\n            persist: true"
 MARKED = "embeddings/${key}.json  # stands for the objects: DVC watches files of this machine alone"

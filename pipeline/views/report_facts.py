@@ -55,7 +55,6 @@ def report_paths(study: Study, tables: Path | None = None) -> ReportPaths:
         study.robustness,
         study.external,
         study.leaderboard,
-        study.leaderboard_costs,
     )
 
 

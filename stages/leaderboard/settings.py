@@ -29,6 +29,8 @@ class LeaderboardSection(Settings):
         the whole record.
     epochs, batch_size, learning_rate, weight_decay
         Of AdamW, at a constant rate.
+    fine_tune
+        Whether every expert is fine-tuned to every task as well.
     """
 
     inputs: tuple[Source, ...] = ("crops", "native")
@@ -36,6 +38,7 @@ class LeaderboardSection(Settings):
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
+    fine_tune: bool = False
 
 
 class LeaderboardSettings(LeaderboardSection):
@@ -122,6 +125,14 @@ class LeaderboardPaths:
     table: Path
     costs: Path
     state: Path
+
+    @classmethod
+    def of(
+        cls, folder: Path, records: Path, signals: Location, experts: Mapping[str, ExpertRun], state: Path
+    ) -> LeaderboardPaths:
+        """Name the outputs of a board in its folder: leaderboard.json and the others beside it."""
+        outputs = (folder / f"leaderboard{end}" for end in (".parquet", ".json", ".csv", "_costs.json"))
+        return cls(records, signals, experts, *outputs, state)
 
 
 @dataclass

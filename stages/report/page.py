@@ -76,7 +76,7 @@ def context(
         "bad_records": tables.bad_records(records) if facts.get("cases") and not facts["hide_ids"] else [],
         "journal": facts.get("journal"),
         "robustness": facts.get("robustness"),
-        "leaderboard": facts.get("leaderboard"),
+        "leaderboard": facts.get("leaderboard", []),
         "experts": facts.get("experts", []),
         "trainings": [training_figures.training(version) for version in facts.get("trainings", [])],
         "commands": facts.get("commands", ["dvc repro"]),

@@ -94,8 +94,8 @@ class ReportPaths:
         config.json of the fit, for the checklist.
     robustness
         Folder of what disturbances do; results of another evaluation are left out, with a warning.
-    leaderboard, leaderboard_costs
-        leaderboard.json and leaderboard_costs.json.
+    leaderboard
+        Folder of leaderboards: NAME/leaderboard.json and NAME/leaderboard_costs.json.
     tables
         Folders of the tables as CSV and LaTeX.
     external
@@ -118,7 +118,6 @@ class ReportPaths:
     robustness: Path | None = None
     external: Path | None = None
     leaderboard: Path | None = None
-    leaderboard_costs: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
         facts["scale"] = signal_scale(records)
     _add_robustness(facts, paths)
-    facts["leaderboard"] = leaderboard_section(read_facts(paths.leaderboard), read_facts(paths.leaderboard_costs))
+    facts["leaderboard"] = _leaderboards(paths.leaderboard)
     of_run = run_facts(metrics, records, read_facts(paths.fit), facts)
     tables = journal_tables(of_run)
     facts["journal"] = journal_section(of_run, tables)
@@ -97,6 +97,16 @@ def _add_robustness(facts: dict[str, Any], paths: ReportPaths) -> None:
             continue
         if section := robustness_section(path.stem, results):
             facts["robustness"].append(section)
+
+
+def _leaderboards(folder: Path | None) -> list[dict[str, Any]]:
+    """Return the sections of all boards NAME/leaderboard.json, in the order of their names."""
+    boards = sorted(folder.glob("*/leaderboard.json")) if folder else []
+    found = [
+        leaderboard_section(path.parent.name, read_facts(path), read_facts(path.with_name("leaderboard_costs.json")))
+        for path in boards
+    ]
+    return [section for section in found if section is not None]
 
 
 def _unjudged(metrics: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A study that version 0.1 made goes on with this one: `ensemble upgrade`, under real DVC."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -204,11 +205,20 @@ def test_an_old_study_goes_on_under_dvc(study, tmp_path):
     upgrade_study(study)
     params = YamlText((study / "params.yaml").read_text())
     params.add(("robustness", "short"), "{records: 10, kinds: [seconds]}")
+    params.add(("leaderboard", "quick"), "{epochs: 1, inputs: [native]}")
     (study / "params.yaml").write_text(params.text)
     done = dvc(study, "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"decisions.json", "report.html", "note.txt", "tables"} <= {path.name for path in study.iterdir()}
     tracked = yaml.safe_load((study / "dvc.lock").read_text())["stages"]["robustness@short"]["outs"]
     assert [out["path"] for out in tracked] == ["robustness/short.json", "robustness/short.parquet"]
-    assert 'id="robustness"' in (study / "report.html").read_text()
+    listed = yaml.safe_load((study / "dvc.lock").read_text())["stages"]["leaderboard@quick"]["outs"]
+    assert [(out["path"], out["nfiles"]) for out in listed] == [("leaderboard/quick", 4)]
+    page = (study / "report.html").read_text()
+    assert 'id="robustness"' in page
+    assert 'id="leaderboard"' in page
     assert "up to date" in dvc(study, "repro").stdout
+    params = (study / "params.yaml").read_text()
+    (study / "params.yaml").write_text(params.replace("{epochs: 1, inputs: [native]}", "{epochs: 2, inputs: [native]}"))
+    concerned = dvc(study, "status", "--json").stdout
+    assert set(json.loads(concerned)) == {"leaderboard@quick"}, "nothing else watches it"

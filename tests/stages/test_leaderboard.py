@@ -181,8 +181,7 @@ def board_paths(tmp_path_factory: pytest.TempPathFactory, make_cohort, tiny_ecgf
 
 def _paths(folder: Path, experts) -> LeaderboardPaths:
     inputs = folder / "records.parquet", folder / "signals.zarr"
-    outputs = (folder / f"leaderboard{end}" for end in (".parquet", ".json", ".csv", "_costs.json"))
-    return LeaderboardPaths(*inputs, experts, *outputs, folder / "state")
+    return LeaderboardPaths.of(folder, *inputs, experts, folder / "state")
 
 
 SETTINGS = LeaderboardSettings(epochs=4, batch_size=16, bootstrap=100)
@@ -287,7 +286,7 @@ def test_costs_stand_beside_the_board_and_in_the_table(board_paths):
 def test_the_report_draws_accuracy_against_cost(board_paths):
     run(SETTINGS, board_paths)
     board, costs = (json.loads(path.read_text()) for path in (board_paths.board, board_paths.costs))
-    section = leaderboard_section(board, costs)
+    section = leaderboard_section("mine", board, costs)
     assert [words.split(" against ")[1] for words, _ in section["pictures"]] == [
         "records a second of embed",
         "parameters of the expert",
@@ -295,7 +294,7 @@ def test_the_report_draws_accuracy_against_cost(board_paths):
     assert all(svg.count("<circle") == 4 for _, svg in section["pictures"])  # mine has no known cost
     assert [row["names"][0] for row in section["rows"]] == [row["expert"] for row in board["rows"]]
     assert section["without_tokens"] == ["mine"]
-    assert leaderboard_section({}, {}) is None
+    assert leaderboard_section("mine", {}, {}) is None
 
 
 def test_what_cannot_be_judged_is_told(board_paths):
@@ -312,16 +311,17 @@ def test_the_command_judges_and_fine_tunes_the_study(toy_study, ensemble, monkey
     """The whole way from params.yaml: an embedded expert, its crops, heads, a fine-tuned copy through posttrain."""
     monkeypatch.chdir(toy_study)
     params = yaml.safe_load((toy_study / "params.yaml").read_text())
-    params |= {"leaderboard": {"epochs": 1, "batch_size": 16}, "tasks": ["sex"], "evaluate": {"bootstrap": 100}}
+    params |= {"leaderboard": {"quick": {"epochs": 1, "batch_size": 16}}, "tasks": ["sex"]}
+    params |= {"evaluate": {"bootstrap": 100}}
     (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
     assert ensemble("embed", "--expert", "ecgfm").returncode == 0
-    done = ensemble("evaluate", "--preset", "fm-benchmark", "--fine-tune")
+    done = ensemble("evaluate", "--preset", "fm-benchmark", "--name", "quick", "--fine-tune")
     assert done.returncode == 0, done.stderr
-    board = json.loads((toy_study / "leaderboard.json").read_text())
+    board = json.loads((toy_study / "leaderboard/quick/leaderboard.json").read_text())
     kinds = {(row["mode"], row["inputs"]) for row in board["rows"]}
     both = {(mode, source) for mode in ("linear", "frozen") for source in ("crops", "native")}
     assert kinds == both | {("finetuned", "crops")}
-    costs = json.loads((toy_study / "leaderboard_costs.json").read_text())
+    costs = json.loads((toy_study / "leaderboard/quick/leaderboard_costs.json").read_text())
     record = json.loads((toy_study / ".ensemble/runs/embed-ecgfm.json").read_text())
     assert costs["records_per_s"]["ecgfm"] == pytest.approx(record["n_embedded"] / record["seconds"]["total"])
     tuned = json.loads((toy_study / "weights/versions/ecgfm+fmbench-sex/results.json").read_text())["runs"][0]
@@ -343,3 +343,5 @@ def test_the_preset_is_named_right(ensemble, toy_study, monkeypatch):
     monkeypatch.chdir(toy_study)
     assert "expected fm-benchmark" in ensemble("evaluate", "--preset", "fmbench").stderr
     assert "belongs to --preset fm-benchmark" in ensemble("evaluate", "--fine-tune").stderr
+    unknown = ensemble("evaluate", "--preset", "fm-benchmark", "--name", "other")
+    assert "--name other: leaderboard in params.yaml has no such entry; it has none" in unknown.stderr

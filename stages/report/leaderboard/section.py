@@ -1,4 +1,4 @@
-"""What the page shows of leaderboard.json and leaderboard_costs.json.
+"""What the page shows of leaderboard/NAME: leaderboard.json and leaderboard_costs.json.
 
 Lives here: the template's context and the pictures. Not here: HTML (`leaderboard.html`), numbers
 (`stages.leaderboard`).
@@ -22,14 +22,15 @@ SIZE = (480, 300)
 _PLACES = 3
 
 
-def leaderboard_section(board: Json, costs: Json) -> Json | None:
-    """Return the template's context; None where there is no board."""
+def leaderboard_section(name: str, board: Json, costs: Json) -> Json | None:
+    """Return the template's context of one board; None where there is none."""
     rows = board.get("rows", [])
     if not rows:
         return None
     speeds = costs.get("records_per_s", {})
     tasks = board["tasks"]
     return {
+        "name": name,
         "protocol": board["protocol"],
         "columns": [(name, METRICS[found["metric"]].title, found["unit"]) for name, found in tasks.items()],
         "rows": [_row(row, tasks, speeds) for row in rows],
