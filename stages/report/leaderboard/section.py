@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from stages.report.svg import Axes, nice_ticks
@@ -18,7 +17,10 @@ from stages.scoring.table import DASH, number
 
 Json = dict[str, Any]
 MODES = {"linear": "s0", "frozen": "s1", "finetuned": "s2"}
-SIZE = (480, 300)
+SIZE = (560, 340)
+NAME_WIDTH, NAME_HEIGHT, NAME_GAP, NAME_STEPS = 6.3, 12.0, 14.0, 24
+"""Of an expert's name: pixels a letter, a line, from its cost; how many half lines it may be moved."""
+Box = tuple[float, float, float, float]
 _PLACES = 3
 
 
@@ -43,8 +45,9 @@ def leaderboard_section(name: str, board: Json, costs: Json) -> Json | None:
 
 def _row(row: Json, tasks: Json, speeds: Json) -> Json:
     speed, size = speeds.get(row["expert"]), row["expert_parameters"]
+    crops = "" if row["crop_s"] is None else f" of {row['crop_s']:g} s"
     return {
-        "names": [row["expert"], row["mode"], row["inputs"], row["pooling"]],
+        "names": [row["expert"], row["mode"], row["inputs"] + crops, row["pooling"]],
         "cells": [interval_words(row["scores"].get(task), found["metric"]) for task, found in tasks.items()],
         "rank": interval_words(row["mean_rank"], "", 1),
         "rank_of_experts": interval_words(row["mean_rank_of_experts"], "", 1),
@@ -79,6 +82,8 @@ def _pictures(rows: list[Json], speeds: Json) -> list[tuple[str, str]]:
 def cost_figure(points: list[tuple[float | None, Json]], metric: str, labels: tuple[str, str]) -> str:
     """Draw accuracy with its 95 % interval over a cost on a logarithmic axis; nothing where no cost is known.
 
+    An expert's rows have one cost: they stand side by side around it, and its name stands once. Better is higher.
+
     Parameters
     ----------
     points
@@ -89,23 +94,108 @@ def cost_figure(points: list[tuple[float | None, Json]], metric: str, labels: tu
     ]
     if not known:
         return ""
-    values = [row[metric][key] for _, row in known for key in ("value", "low", "high")]
-    numbers = [value for value in values if value is not None]
-    pad = 0.06 * (max(numbers) - min(numbers)) or 0.05 * abs(max(numbers)) or 1.0
-    low, high = min(numbers) - pad, max(numbers) + pad
-    first, last = min(x for x, _ in known) - 0.3, max(x for x, _ in known) + 0.6
+    low, high = _padded([row[metric][key] for _, row in known for key in ("value", "low", "high")])
+    first, last = min(x for x, _ in known) - 0.3, max(x for x, _ in known) + 0.5
+    better_is_lower = metric == "mean_rank"
     axes = Axes(
-        SIZE, (first, last), (low, high), title=labels[1], labels=("", labels[1]), margins=(66, 12, 10, 40),
-        ticks=((), nice_ticks(low, high)),
+        SIZE, (first, last), (high, low) if better_is_lower else (low, high), title=f"{labels[1]} over {labels[0]}",
+        labels=("", labels[1]), margins=(66, 12, 10, 40), ticks=((), nice_ticks(low, high)),
     )  # fmt: skip
-    for power in range(math.ceil(first), math.floor(last) + 1):
-        axes.drawing.line([(axes.px(power), 10), (axes.px(power), SIZE[1] - 40)], "grid")
-        axes.drawing.text(axes.px(power), SIZE[1] - 26, f"{10.0**power:,g}", "label middle")
+    for tick in decimal_ticks(first, last):
+        at = axes.px(math.log10(tick))
+        axes.drawing.line([(at, 10), (at, SIZE[1] - 40)], "grid")
+        axes.drawing.text(at, SIZE[1] - 26, short_number(tick), "label middle")
     axes.drawing.text(SIZE[0] / 2, SIZE[1] - 9, labels[0], "label middle")
     for x, row in known:
-        css, found = MODES.get(row["mode"], "s9"), row[metric]
-        if found["low"] is not None:
-            axes.line((x, x), (found["low"], found["high"]), f"whisker {css}")
-        axes.dots(np.array([x]), np.array([found["value"]]), f"dot {css}", 4 if row["inputs"] == "native" else 2.5)
-        axes.drawing.text(axes.px(x) + 6, axes.py(found["value"]) + 3.5, row["expert"], "label")
+        _draw_row(axes, axes.px(x) + _beside(row), row, metric)
+    _write_names(axes, known, metric)
     return axes.svg()
+
+
+def _padded(values: list[float | None]) -> tuple[float, float]:
+    numbers = [value for value in values if value is not None]
+    pad = 0.06 * (max(numbers) - min(numbers)) or 0.05 * abs(max(numbers)) or 1.0
+    return min(numbers) - pad, max(numbers) + pad
+
+
+def decimal_ticks(first: float, last: float) -> list[float]:
+    """Return round numbers between two powers of ten: 1, 10, 100, or 1, 2, 5, 10 where there would be few.
+
+    >>> decimal_ticks(0.5, 3.2), decimal_ticks(1.2, 2.1)
+    ([10.0, 100.0, 1000.0], [20.0, 50.0, 100.0])
+    """
+    steps = (1,) if last - first > 2 else (1, 2, 5)
+    powers = range(math.floor(first), math.floor(last) + 1)
+    found = [step * 10.0**power for power in powers for step in steps]
+    return [tick for tick in found if 10.0**first <= tick <= 10.0**last]
+
+
+def short_number(value: float) -> str:
+    """Write a round number: 0.5, 200, 50 k, 2 M.
+
+    >>> [short_number(value) for value in (0.5, 200.0, 50_000.0, 2e6, 1e9)]
+    ['0.5', '200', '50 k', '2 M', '1 G']
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):g} {unit}"
+    return f"{value:g}"
+
+
+def _beside(row: Json) -> float:
+    """Return how far from the expert's cost its row stands, in pixels: by mode, and by inputs within."""
+    return 7.0 * (list(MODES).index(row["mode"]) - 1) + (2.0 if row["inputs"] == "native" else -2.0)
+
+
+def _draw_row(axes: Axes, at: float, row: Json, metric: str) -> None:
+    css, found = MODES[row["mode"]], row[metric]
+    if found["low"] is not None:
+        axes.drawing.line([(at, axes.py(found["low"])), (at, axes.py(found["high"]))], f"whisker {css}")
+    axes.drawing.circle(at, axes.py(found["value"]), 4 if row["inputs"] == "native" else 2.5, f"dot {css}")
+
+
+def _write_names(axes: Axes, known: list[tuple[float, Json]], metric: str) -> None:
+    """Write every expert's name as near to its best row as neither a row nor another name stands."""
+    best: dict[str, tuple[float, float]] = {}
+    for x, row in known:
+        at = (axes.px(x), axes.py(row[metric]["value"]))
+        best[row["expert"]] = min(best.get(row["expert"], at), at, key=lambda point: point[1])
+    taken = [_box_of_row(axes, axes.px(x) + _beside(row), row, metric) for x, row in known]
+    for expert, (x, y) in sorted(best.items(), key=lambda item: item[1][1]):
+        box = _free_box(x, y, NAME_WIDTH * len(expert), taken)
+        taken.append(box)
+        side = box[0] if box[0] > x else box[2]
+        if abs(side - x) > NAME_GAP + 1 or abs(_middle(box) - y) > NAME_HEIGHT:
+            axes.drawing.line([(x, y), (side, _middle(box))], "grid")
+        axes.drawing.text(box[0], _middle(box) + 3.5, expert, "label")
+
+
+def _box_of_row(axes: Axes, at: float, row: Json, metric: str) -> Box:
+    found = row[metric]
+    ends = [axes.py(found[key]) for key in ("value", "low", "high") if found[key] is not None]
+    return at - 4, min(ends) - 3, at + 4, max(ends) + 3
+
+
+def _free_box(x: float, y: float, width: float, taken: list[Box]) -> Box:
+    """Return the place of a name that is nearest to its point; right of the point where there is none."""
+    half = NAME_HEIGHT / 2
+    moves = range(-NAME_STEPS, NAME_STEPS + 1)
+    lefts = [x + NAME_GAP + 8 * k for k in range(10)] + [x - NAME_GAP - 8 * k - width for k in range(10)]
+    boxes = [(left, y + half * k - half, left + width, y + half * k + half) for left in lefts for k in moves]
+    free = [
+        box
+        for box in boxes
+        if box[0] > 62 and box[2] < SIZE[0] and box[1] > 2 and box[3] < SIZE[1] - 38 and not _hits(box, taken)
+    ]
+    by_distance = min(
+        free, key=lambda box: math.hypot(min(abs(box[0] - x), abs(box[2] - x)), 1.5 * (_middle(box) - y)), default=None
+    )
+    return by_distance or (x + NAME_GAP, y - half, x + NAME_GAP + width, y + half)
+
+
+def _middle(box: Box) -> float:
+    return (box[1] + box[3]) / 2
+
+
+def _hits(box: Box, taken: list[Box]) -> bool:
+    return any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
