@@ -131,8 +131,10 @@ class LeaderboardPaths:
         cls, folder: Path, records: Path, signals: Location, experts: Mapping[str, ExpertRun], state: Path
     ) -> LeaderboardPaths:
         """Name the outputs of a board in its folder: leaderboard.json and the others beside it."""
-        outputs = (folder / f"leaderboard{end}" for end in (".parquet", ".json", ".csv", "_costs.json"))
-        return cls(records, signals, experts, *outputs, state)
+        predictions, board, table, costs = (
+            folder / f"leaderboard{end}" for end in (".parquet", ".json", ".csv", "_costs.json")
+        )
+        return cls(records, signals, experts, predictions, board, table, costs, state)
 
 
 @dataclass

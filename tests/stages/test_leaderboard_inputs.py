@@ -1,5 +1,7 @@
 """Features in files: rows read by number are those that were written, and heads read the same as from memory."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,20 @@ def _small(name):
 
     cls, variant = expert_class(name)
     return dict(cls.small_config(variant))
+
+
+def test_a_stores_features_are_never_held_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.leaderboard.row_files.BLOCK_BYTES", 2**16)
+    n, width = 768, 256
+    layout = Layout(n, ("embed",), (width,), width, 0, "float16", 64, views={"segments": (10, width)})
+    store = create_embeddings(tmp_path / "s.zarr", layout, Identity({"expert": "mine", "version": "1"}, "s", "r"))
+    part = RNG.normal(size=(64, 10, width)).astype(np.float16)
+    for shard in range(store.n_shards):
+        store.write(shard, Shard(part[:, :1], part[:, 0], None, views={"segments": part}))
+    tracemalloc.start()
+    inputs = native_inputs(store, tmp_path / "native")
+    inputs.vectors.filled(np.arange(n))
+    inputs.tokens.read(np.arange(n - 64, n), np.zeros(64, np.int64))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6 < n * 10 * width * 2 / 1.9
