@@ -239,7 +239,7 @@ def fit(study: Path, key: str, size: int | None, results: Path, n_rotations: int
 
 def best_singles(heads: EnsembleHeads, targets: dict[str, np.ndarray]) -> np.ndarray:
     """Expert with the lowest out-of-sample loss per fold and task, int [F, T]."""
-    from stages.heads.fit import read_targets
+    from stages.heads.targets.standardised import read_targets
     from stages.heads.targets.tasks import layout
 
     found = heads.out_of_sample_

@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from cache.fingerprint import canonical_json, file_digest
+from cache.patients import patient_digests
 from cache.records import open_records
 from stages.experts import expert_class
 from stages.experts.checkpoints import PACKAGE_FOLDER
-from stages.training.versions import patient_digests
 
 
 def main() -> None:

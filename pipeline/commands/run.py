@@ -195,6 +195,8 @@ def fit_heads(
     )
     for task, reason in summary.skipped.items():
         typer.echo(f"  left out: {task}: {reason}")
+    for note in summary.notes:
+        typer.echo(f"  {note}")
     if summary.enecg:
         _print_enecg(summary.enecg)
 

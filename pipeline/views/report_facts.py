@@ -119,7 +119,7 @@ def overlap_warnings(study: Study, names: Sequence[str] | None = None) -> list[s
     if names is not None:
         return _overlaps(study, experts)
     trainings = [_training(study, name) for name in _trained_versions(study)]
-    return [*_overlaps(study, experts), *_seen_warnings(study, trainings)]
+    return [*_overlaps(study, experts), *_seen_warnings(study, trainings), *_fit_notes(study)]
 
 
 def _sources(study: Study) -> list[str]:
@@ -140,7 +140,8 @@ def _overlaps(study: Study, experts: Sequence[ExpertFacts]) -> list[str]:
 
 def _of_source(study: Study, expert: ExpertFacts, source: str, seen: list[str]) -> list[str]:
     """Warn of one source: by the number of patients where the weights came with a list of theirs."""
-    from stages.training.versions import packaged_patients_seen, patient_digests
+    from cache.patients import patient_digests
+    from stages.training.versions import packaged_patients_seen
 
     spec = _listed_spec(expert)
     if spec is None or source not in seen or study.params.cohort.hash_patients:
@@ -191,8 +192,9 @@ def _trained_versions(study: Study) -> list[str]:
 
 def _training(study: Study, name: str) -> TrainingFacts:
     """Say how a version was made, and how many of the patients that are judged it has seen."""
+    from cache.patients import patient_digests
     from stages.experts.versions import read_version
-    from stages.training.versions import patient_digests, patients_seen
+    from stages.training.versions import patients_seen
 
     judged = _judged(study)
     facts = read_version(name).facts
@@ -200,6 +202,13 @@ def _training(study: Study, name: str) -> TrainingFacts:
     cohort = {key: facts["cohort"][key] for key in ("sources", "n_records", "n_patients")}
     seen = {"n_seen": patients_seen(name, judged), "n_judged": len(patient_digests(judged))}
     return TrainingFacts.model_validate({"name": name, **made, **cohort, **seen})
+
+
+def _fit_notes(study: Study) -> list[str]:
+    """Say which experts the fit did not weigh by what they say of patients that have trained them."""
+    from stages.learning.saved_fit import seen_notes
+
+    return seen_notes(json.loads((study.heads / "config.json").read_text(encoding="utf-8"))["history"])
 
 
 def _fitted_folds(study: Study) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from cache.claims import AnyClaims, claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, open_embeddings
 from cache.errors import ClaimsLostError, MissingFileError, StoreError
+from cache.patients import LABELLED_TRAINING
 from cache.record_rows import RecordRows
 from cache.signals import open_signals
 from cache.storage.locations import store_exists
@@ -32,6 +33,7 @@ from stages.experts import Expert, ExpertSpec, expert_class, load_expert
 from stages.experts.checkpoints import find_weights, origin_of, weights_digest
 from stages.experts.options import plain_options
 from stages.experts.run import set_precision, torch_threads
+from stages.experts.versions import labelled_training
 from stages.experts.views import checked_views, view_shapes
 
 _LOG = logging.getLogger(__name__)
@@ -64,7 +66,11 @@ def identity_of(settings: EmbedSettings, signals_digest: str, rows_digest: str) 
     spec = cls.published_spec(variant)
     how = describe(settings)
     path = find_weights(spec, settings.weights) if spec.needs_weights else None
+    seen = labelled_training(
+        settings.expert, expert_class(settings.expert.partition("+")[0])[0].published_spec(), how["weights_sha256"]
+    )
     facts = {
+        **({LABELLED_TRAINING: seen} if seen else {}),
         "licence": spec.licence,
         **origin_of(spec, settings.weights, path, how["weights_sha256"]),
         "pretrained_on": list(spec.pretrained_on),

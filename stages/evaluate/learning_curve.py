@@ -98,7 +98,15 @@ def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> d
     data, heads = setting.data, setting.heads
     splits = [patient_share(split, data.patients, fraction, seed) for split in setting.splits]
     fit = EnsembleHeads(**{**heads.get_params(), "on_unusable": "skip"})
-    fit.fit(data.features, data.targets, heads.tasks_, splits=splits, groups=data.patients, gate_signal=setting.signal)
+    fit.fit(
+        data.features,
+        data.targets,
+        heads.tasks_,
+        splits=splits,
+        groups=data.patients,
+        gate_signal=setting.signal,
+        seen=data.seen,
+    )
     subset = Setting(data, fit, splits, setting.signal, setting.stores, setting.signals_path, setting.heads_folder)
     with writing_predictions(path, {t.name: t for t in data.tasks}) as table:
         for method, predictions in (fit_predictions(subset) | {MEAN: _means(subset)}).items():

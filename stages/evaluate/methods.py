@@ -162,6 +162,7 @@ def _reference(name: str, setting: Setting) -> Fit:
         splits=setting.splits,
         groups=data.patients,
         gate_signal=signal,
+        **({"seen": data.seen} if isinstance(method, EnsembleHeads) else {}),
     )
     costs: Costs = {"parameters": method.n_trainable_}
     return lambda fold: method.predict_proba(data.features, gate_signal=signal, fold=fold), costs, {}

@@ -140,6 +140,7 @@ def _only(data: Data, heads: EnsembleHeads) -> Data:
         features={name: data.features[name] for name in heads.experts_},
         targets={task.name: data.targets[task.name] for task in heads.tasks_},
         tasks=tuple(by_name[task.name] for task in heads.tasks_),
+        seen={name: mask for name, mask in data.seen.items() if name in heads.experts_},
     )
 
 

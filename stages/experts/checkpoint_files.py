@@ -22,6 +22,8 @@ from torch import Tensor
 
 from cache.errors import WeightsError
 
+PACKAGE_FOLDER = Path(__file__).parent / "weights"
+"""Where weights lie that come with the package."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRAMEWORKS = (
     "clef",

@@ -15,12 +15,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cache.errors import MissingFileError, WeightsError
-from stages.experts.checkpoint_files import SUFFIXES
+from stages.experts.checkpoint_files import PACKAGE_FOLDER, SUFFIXES
 from stages.experts.contract import ExpertSpec, WeightsSource
 from stages.experts.versions import is_trained_version, is_version, unknown_version, version_folder
-
-PACKAGE_FOLDER = Path(__file__).parent / "weights"
-"""Where weights lie that come with the package."""
 
 
 def sha256_of(path: Path) -> str:

@@ -115,6 +115,11 @@ class ExpertSpec:
         return ("segments", "std", "max", "last") if self.tokens.causal else ("segments", "std", "max")
 
 
+def patients_key(spec: ExpertSpec) -> bytes:
+    """Return the key of the digests in `WeightsSource.patients`."""
+    return f"{spec.name.partition('+')[0]} {spec.version}".encode()
+
+
 @dataclass(frozen=True)
 class Encoding:
     """What `encode` gives for one window per record.

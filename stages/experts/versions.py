@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cache.errors import StoreError, UsageError
-from stages.experts.contract import Expert, ExpertSpec, WeightsSource
+from cache.patients import training_entry
+from stages.experts.checkpoint_files import PACKAGE_FOLDER
+from stages.experts.contract import Expert, ExpertSpec, WeightsSource, patients_key
 
 VERSIONS = Path("weights/versions")
 """Where versions lie, relative to the study (the current folder)."""
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "version.json"
+SEEN_FILE = "seen_patients.npy"
+"""uint64, ascending: digests of the patients that the version was trained or selected on."""
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[a-z0-9][A-Za-z0-9_-]*(\+[A-Za-z0-9][A-Za-z0-9_.-]*)+")
 SPEC_FACTS = (
@@ -231,3 +236,37 @@ def _renamed(spec: ExpertSpec, version: Version) -> ExpertSpec:
         weights=WeightsSource("", WEIGHTS_FILE, "", note=f"made by `ensemble {made_by}` in {version.folder}"),
         pretrained_on=tuple(version.facts["pretrained_on"]),
     )
+
+
+def labelled_training(name: str, published: ExpertSpec, weights_sha256: str) -> list[dict[str, Any]]:
+    """Say whose labels have trained an expert, as its stores keep it; nothing where nobody knows.
+
+    Parameters
+    ----------
+    published
+        Spec of the expert that `name` is, or is a version of.
+    weights_sha256
+        Of the weights in use: others than the published ones have learnt from nobody knows whom.
+    """
+    found, source = [], published.weights
+    in_use = source is not None and source.sha256 == weights_sha256
+    if is_trained_version(name):
+        version = read_version(name)
+        in_use = bool(version.facts["pretrained_on"])  # else it began with random weights
+        if "posttrain" in _made_by(version):
+            digests = np.load(version.folder / SEEN_FILE, allow_pickle=False)
+            found.append(training_entry(version.facts["cohort"]["sources"], digests))
+    if source is not None and source.patients and in_use:
+        digests = np.load(PACKAGE_FOLDER / source.patients, allow_pickle=False)
+        found.append(training_entry(published.pretrained_on, digests, patients_key(published)))
+    return found
+
+
+def _made_by(version: Version) -> list[str]:
+    """Return by which stages a version and those before it were made."""
+    stages, parent = [version.facts["made_by"]], version.facts["parent"]
+    while parent is not None and is_trained_version(parent):
+        facts = read_version(parent).facts
+        stages.append(facts["made_by"])
+        parent = facts["parent"]
+    return stages

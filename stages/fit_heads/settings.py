@@ -108,3 +108,5 @@ class FitHeadsSummary:
     peak_memory_mb: float | None
     enecg: dict[str, Any] | None = None
     """Of the enecg preset: parameters, seconds, peak_memory_mb, skipped, metrics (mean and std over folds)."""
+    notes: tuple[str, ...] = ()
+    """On experts whose own training has seen the patients that the heads learn from."""

@@ -24,7 +24,7 @@ from stages.learning.data import Data, read_data, read_outputs, task_specs
 from stages.learning.folds import Split, make_splits
 from stages.learning.gate_signal import GATE_LEADS, read_enecg_lead, read_gate_signal, reads_signal
 from stages.learning.peak_memory import PeakMemory
-from stages.learning.saved_fit import ENECG_FOLDER
+from stages.learning.saved_fit import ENECG_FOLDER, seen_notes
 from stages.settings import Machine
 
 Progress = Callable[[int, int], None]
@@ -76,6 +76,7 @@ def run(
                 "rows": data.records.attrs["row_options"],
                 "folds": settings.folds,
             },
+            seen=data.seen,
         )
     heads.decisions_ = Decisions.choose(heads.held_out_, heads.tasks_, settings.operating_points, settings.conformal)
     enecg, costs = None, None
@@ -92,6 +93,7 @@ def run(
         heads.expert_seconds_,
         memory.mb,
         costs,
+        tuple(seen_notes(heads.history_)),
     )
     if paths.costs is not None:
         write_text(paths.costs, json.dumps(costs_of(summary), indent=1, sort_keys=True) + "\n")

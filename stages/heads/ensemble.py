@@ -18,11 +18,12 @@ from cache.errors import InputError
 from stages.devices import choose_device
 from stages.heads.blockwise.blocks import memory_bytes
 from stages.heads.blockwise.expert import Features, WorkSpace
-from stages.heads.crossfit import check_groups, check_splits
+from stages.heads.crossfit import as_rows, check_groups, check_splits
 from stages.heads.decisions.answers import Decisions
 from stages.heads.expert_head import HeadOptions
-from stages.heads.fit import fit_all, inner_fold_count, read_targets
+from stages.heads.fit import fit_all, inner_fold_count
 from stages.heads.fold_model import FoldModel
+from stages.heads.gate.gated import GatedOptions
 from stages.heads.gate.inputs import parse_sources
 from stages.heads.gate.training import GateOptions
 from stages.heads.in_memory.lora import LoraOptions
@@ -32,6 +33,7 @@ from stages.heads.options import EstimatorOptions, checked, signature_of
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.persist import load, save
 from stages.heads.predictor import FittedHeads
+from stages.heads.targets.standardised import read_targets
 from stages.heads.targets.tasks import Block, TaskSpec, infer_tasks
 from stages.heads.threads import fit_threads
 
@@ -127,6 +129,7 @@ class EnsembleHeads(FittedHeads):
         groups: Any = None,
         gate_signal: np.ndarray | None = None,
         provenance: Mapping[str, Any] | None = None,
+        seen: Mapping[str, Any] | None = None,
     ) -> Self:
         """Fit all folds at once.
 
@@ -149,6 +152,9 @@ class EnsembleHeads(FittedHeads):
             [n, p] or [n, lead, time] that `gate_input` "signal" reads, lead II for instance.
         provenance
             JSON-ready dict saved with the fit, such as the experts' fingerprints.
+        seen
+            Expert -> rows (numbers or a mask) of records whose labels have trained the expert itself. What its head
+            says of them is no evidence of its worth: see `gate.seen`. Experts that are not named have seen nobody.
 
         Raises
         ------
@@ -187,10 +193,8 @@ class EnsembleHeads(FittedHeads):
                 group_ids,
                 gate_signal,
                 n_inner=n_inner,
-                head_options=self._head_options(),
-                gate_options=self._gate_options(),
-                sources=sources,
-                share_tasks=self.share_tasks,
+                options=GatedOptions(self._gate_options(), self._head_options(), sources, self.share_tasks),
+                seen=None if seen is None else _seen_records(seen, tuple(read), n),
                 place=WorkSpace(device, memory_bytes(self.memory_gb, device)),
             )
         self.blocks_: tuple[Block, ...] = data.blocks
@@ -251,3 +255,19 @@ class EnsembleHeads(FittedHeads):
             Not a saved fit, or a damaged one.
         """
         return load(cls, Path(folder))
+
+
+def _seen_records(seen: Mapping[str, Any], experts: tuple[str, ...], n_records: int) -> np.ndarray:
+    """Bool [n, E] of rows per expert.
+
+    Raises
+    ------
+    InputError
+        An expert without features, or rows that are none.
+    """
+    if unknown := sorted(set(seen) - set(experts)):
+        raise InputError(f"seen names expert '{unknown[0]}', which has no features; there are: {', '.join(experts)}")
+    mask = np.zeros((n_records, len(experts)), bool)
+    for name, rows in seen.items():
+        mask[as_rows(rows, n_records, f"records that {name} has seen"), experts.index(name)] = True
+    return mask

@@ -7,7 +7,7 @@ Lives here: the order of the stages and the arrays they hand on. Not here: each 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -21,119 +21,23 @@ from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.decisions.held_out import HeldOut, held_out_answers
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
-from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
-from stages.heads.gate.reader import ReaderFit, fit_readers, raised, shifted
-from stages.heads.gate.training import GateData, GateFit, GateOptions, fit_gate
+from stages.heads.gate.gated import GatedOptions, Judged, fit_gated
+from stages.heads.gate.inputs import InputScale, signal_summary
+from stages.heads.gate.reader import ReaderFit
+from stages.heads.gate.seen import Held, fit_without_seen
+from stages.heads.gate.training import GateFit
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.survival.baseline import fold_hazards
-from stages.heads.targets.calibration import fit_temperatures, rate_shift
 from stages.heads.targets.class_weights import undo_weights, weight_shift
-from stages.heads.targets.losses import balance_weights
-from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
+from stages.heads.targets.standardised import Targets
+from stages.heads.targets.tasks import Block
 
 ENOUGH_VALIDATION = 1500
 """With this many validation records in every fold, they alone judge; with fewer, inner training folds do too."""
 MOST_JUDGES = 15_000
 """Of more records that judge, so many at random do: they choose among a few numbers, and teach a small gate."""
-FIVE_PARTS_BELOW = 5_000
-"""With so many in every fold, half of them teach the gate as well as four fifths: two inner folds instead of five."""
 INTERVAL = (0.05, 0.95)
-
-
-@dataclass
-class Targets:
-    """Standardised targets of all folds: y, weight [F, n, C]; known [n, C]; centre, scale [F, C]."""
-
-    blocks: tuple[Block, ...]
-    y: Tensor
-    weight: Tensor
-    known: Tensor
-    centre: np.ndarray
-    scale: np.ndarray
-    skipped: dict[str, str]
-    balanced: bool = False
-    """Whether weights make the classes count alike; else they are 1 or, for a missing label, 0."""
-
-    def take(self, rows: Tensor) -> Targets:
-        """Select records."""
-        return replace(self, y=self.y[:, rows], weight=self.weight[:, rows], known=self.known[rows])
-
-
-def read_targets(
-    targets: dict[str, Any],
-    tasks: tuple[TaskSpec, ...],
-    splits: list[Split],
-    n_records: int,
-    *,
-    skip_unusable: bool,
-    balanced: bool,
-) -> Targets:
-    """Check and lay out the targets, standardising regression by each fold's training rows.
-
-    Raises
-    ------
-    InputError
-        A task that some fold's training rows cannot teach (no label, one class), unless `skip_unusable`.
-    """
-    encoded, skipped = {}, {}
-    for task in tasks:
-        if task.name not in targets:
-            raise InputError(f"task '{task.name}': no targets; there are: {', '.join(targets)}")
-        y, known = encode(task, targets[task.name], n_records)
-        reasons = [unusable(task, y[train], known[train]) for train, _, _ in splits]
-        reason = next((f"fold {f}: {r}" for f, r in enumerate(reasons) if r), None)
-        if reason and not skip_unusable:
-            raise InputError(f"task '{task.name}' cannot be learnt, {reason}; leave it out or skip unusable tasks")
-        if reason:
-            skipped[task.name] = reason
-        else:
-            encoded[task] = (y, known)
-    if not encoded:
-        listed = "; ".join(f"{k}: {v}" for k, v in skipped.items())
-        raise InputError(f"no task can be learnt ({listed})")
-    blocks = layout(encoded)
-    y = np.concatenate([v[0] for v in encoded.values()], 1)
-    known = np.concatenate([v[1] for v in encoded.values()], 1)
-    ys: list[Tensor] = []
-    centres, scales, weights = [], [], []
-    tensor = torch.from_numpy(known)
-    differ = any(block.task.kind == "regression" for block in blocks)
-    for train, _, _ in splits:
-        centre, scale = _target_scale(y, known, train, blocks)
-        if differ or not ys:
-            ys.append(torch.from_numpy(np.where(known > 0, (y - centre) / scale, 0).astype(np.float32)))
-        centres.append(centre)
-        scales.append(scale)
-        mask = torch.zeros(n_records)
-        mask[torch.from_numpy(train)] = 1
-        if balanced:
-            weights.append(balance_weights(ys[-1], tensor, mask, blocks))
-    return Targets(
-        blocks,
-        torch.stack(ys) if differ else ys[0].expand(len(splits), -1, -1),
-        torch.stack(weights) if balanced else tensor.expand(len(splits), -1, -1),
-        tensor,
-        np.stack(centres),
-        np.stack(scales),
-        skipped,
-        balanced,
-    )
-
-
-def _target_scale(
-    y: np.ndarray, known: np.ndarray, train: np.ndarray, blocks: tuple[Block, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Median and robust spread of regression targets; 0 and 1 for the others."""
-    centre, scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
-    for block in blocks:
-        if block.task.kind == "regression":
-            values = y[train, block.start][known[train, block.start] > 0]
-            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-            centre[block.start] = middle
-            # half of the records at one value leave no interquartile range
-            scale[block.start] = max((high - low) / 1.349, values.std() / 3)
-    return centre, scale
 
 
 def inner_fold_count(splits: list[Split], asked: int | str, trained: str) -> int:
@@ -164,6 +68,8 @@ class Fitted:
     """What the gated ensemble says out of sample, for thresholds and conformal sets."""
     seconds: dict[str, float]
     """Of fitting each expert's heads."""
+    held: Held
+    """Experts that have seen the records that judge, and what was made of it."""
 
     def history(self) -> dict[str, Any]:
         """Return per stage what was chosen and the out-of-sample losses per epoch, ready for JSON."""
@@ -178,6 +84,8 @@ class Fitted:
         }
         gate = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
         gate["shares"] = self.readers.shares
+        if self.held.any():
+            gate["held"] = self.held.history(tuple(self.heads))
         return {"experts": experts, "gate": gate}
 
 
@@ -190,11 +98,9 @@ def fit_all(
     signal: np.ndarray | None,
     *,
     n_inner: int,
-    head_options: HeadOptions,
-    gate_options: GateOptions,
-    sources: tuple[str, ...],
+    options: GatedOptions,
     place: WorkSpace,
-    share_tasks: bool = True,
+    seen: np.ndarray | None = None,
 ) -> Fitted:
     """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.
 
@@ -205,81 +111,76 @@ def fit_all(
         a generator keeps one expert's in memory.
     present
         float32 [n, E].
+    seen
+        bool [n, E]: records whose labels have trained the expert itself, which say nothing of its worth; None: nobody
+        knows of any.
     """
-    seed = head_options.seed
+    seed = options.head.seed
     masks = make_masks(splits, len(present), groups, n_inner, seed)
     rows = _judges(masks, seed)
     large = max(len(train) for train, _, _ in splits) >= LARGE_RECORDS
     heads, seconds = {}, {}
     for e, (name, x) in enumerate(features):
         started = perf_counter()
-        common = (targets.y, targets.weight), masks, rows, targets.blocks, head_options
-        seen = present[:, e] > 0
+        common = (targets.y, targets.weight), masks, rows, targets.blocks, options.head
+        has_vector = present[:, e] > 0
         if large and isinstance(x, Features):
-            heads[name] = fit_expert_blockwise(name, x, seen, *common, place)
+            heads[name] = fit_expert_blockwise(name, x, has_vector, *common, place)
         else:
-            heads[name] = _fit_subset(name, x, seen, *common)
+            heads[name] = _fit_subset(name, x, has_vector, *common)
         seconds[name] = perf_counter() - started
-    summary = None if signal is None or "signal" not in sources else signal_summary(signal)
+    summary = None if signal is None or "signal" not in options.sources else signal_summary(signal)
     scales = None if summary is None else [InputScale.fit(summary[train]) for train, _, _ in splits]
     judges = rows.numpy()
     judging = targets.take(rows)
     shift = None
-    if targets.balanced and head_options.calibrate:
+    if targets.balanced and options.head.calibrate:
         shift = weight_shift(targets.y, targets.weight * masks.train[:, 0, :, None], targets.blocks)
-        judged = judging.known * masks.judged[:, rows, None]
+        counted = judging.known * masks.judged[:, rows, None]
         for e, name in enumerate(heads):
             seen_by = torch.from_numpy(present[judges, e])[:, None]
-            heads[name] = undo_weights(heads[name], judging.y, judged * seen_by, shift, judging.blocks)
-    data = _gate_data(heads, present[judges], judging, sources, None if summary is None else summary[judges], scales)
-    gate_masks = _gate_masks(masks.judge[:, rows], None if groups is None else groups[judges], seed)
-    # the weighted loss is that of a cohort with as many of each class: there the gate's mixtures are judged
-    judged_at = data if shift is None else replace(data, outputs=data.outputs + shift[:, None, None])
-    gate = fit_gate(judged_at, gate_masks, gate_options, seed + 100)
-    joined = fit_readers(
-        gate.logits,
-        judged_at.outputs,
-        data.present,
-        (judging.y, judging.weight),
-        gate_masks,
-        judging.blocks,
-        head_options,
-        share_tasks=share_tasks,
-        huber=gate_options.huber,
+            heads[name] = undo_weights(heads[name], judging.y, counted * seen_by, shift, judging.blocks)
+    judged = Judged(
+        present[judges],
+        judging,
+        masks.judge[:, rows],
+        None if groups is None else groups[judges],
+        None if summary is None else summary[judges],
+        scales,
+        shift,
     )
-    if shift is not None:
-        joined = shifted(joined, shift, data.outputs.shape[2])
-    known = judging.known * gate_masks.judged[..., None]
-    temperature = torch.ones(len(splits), judging.known.shape[1])
-    if head_options.calibrate:
-        temperature = fit_temperatures(joined.logits, judging.y, known, judging.blocks)
-        joined = raised(joined, rate_shift(judging.y, known, judging.blocks) * temperature)
-    mixed = joined.logits / temperature[:, None]
+    held = Held.nobody(present.shape[1])
+    if seen is None or not (seen[judges] & (present[judges] > 0)).any():
+        gated = fit_gated(heads, judged, options)
+        mixed = gated.mixed
+    else:
+        heads, gated, mixed, held = fit_without_seen(heads, judged, seen[judges] & (present[judges] > 0), options)
+    known = judging.known * gated.masks.judged[..., None]
     models = [
         FoldModel(
             {name: head.folds[f] for name, head in heads.items()},
-            gate.folds[f],
+            gated.gate.folds[f],
             None if scales is None else scales[f],
-            temperature[f].numpy().copy(),
+            gated.temperature[f].numpy().copy(),
             judging.centre[f],
             judging.scale[f],
             _residual_interval(judging, mixed, known, f),
-            joined.folds[f],
-            _hazards(judging, mixed[f], data.outputs[f], known[f], data.present),
+            gated.readers.folds[f],
+            _hazards(judging, mixed[f], gated.data.outputs[f], known[f], gated.data.present),
         )
         for f in range(len(splits))
     ]
-    found = OutOfSample(data.outputs, gate_masks.judge, rows, len(present))
+    found = OutOfSample(gated.data.outputs, gated.masks.judge, rows, len(present))
     held_out = held_out_answers(
         judging.blocks,
         (judging.y, judging.known),
         mixed,
-        gate_masks.judged,
+        gated.masks.judged,
         (judging.centre, judging.scale),
-        None if groups is None else groups[judges],
+        judged.groups,
         [None if model.hazards is None else model.hazards[0] for model in models],
     )
-    return Fitted(models, heads, gate, joined, found, held_out, seconds)
+    return Fitted(models, heads, gated.gate, gated.readers, found, held_out, seconds, held)
 
 
 def _fit_subset(
@@ -310,46 +211,6 @@ def _judges(masks: Masks, seed: int) -> Tensor:
     if len(rows) <= MOST_JUDGES:
         return rows
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:MOST_JUDGES]].sort().values
-
-
-def _gate_data(
-    heads: dict[str, ExpertHead],
-    present: np.ndarray,
-    targets: Targets,
-    sources: tuple[str, ...],
-    summary: np.ndarray | None,
-    scales: list[InputScale] | None,
-) -> GateData:
-    """Stack the experts' out-of-sample outputs and the gate's inputs, [F, rows, ...]."""
-    outputs = torch.stack([h.logits for h in heads.values() if h.logits is not None], 2)
-    outputs = torch.where(torch.from_numpy(present)[..., None] > 0, outputs, 0.0)
-    widest = max(h.coordinates.shape[-1] for h in heads.values() if h.coordinates is not None)
-    shared, per_task = [], []
-    for f in range(outputs.shape[0]):
-        coordinates = np.zeros((len(present), len(heads), widest), np.float32)
-        for e, head in enumerate(heads.values()):
-            if head.coordinates is not None:
-                coordinates[:, e, : head.coordinates.shape[-1]] = head.coordinates[f].numpy()
-        scaled = None if summary is None or scales is None else scales[f](summary)
-        shared.append(torch.from_numpy(shared_inputs(sources, coordinates, present, scaled)))
-        per_task.append(torch.from_numpy(task_inputs(sources, outputs[f].numpy(), present, targets.blocks)))
-    return GateData(
-        outputs,
-        torch.from_numpy(present),
-        torch.stack(shared),
-        torch.stack(per_task),
-        targets.y,
-        targets.weight,
-        targets.blocks,
-    )
-
-
-def _gate_masks(judge: Tensor, groups: np.ndarray | None, seed: int) -> Masks:
-    """Inner folds over the records that have out-of-sample expert outputs, given who judges them [F, rows]."""
-    nothing = np.empty(0, np.int64)
-    rows: list[Split] = [(torch.nonzero(j >= 0).ravel().numpy(), nothing, nothing) for j in judge]
-    n_parts = 5 if min(len(r) for r, _, _ in rows) < FIVE_PARTS_BELOW else 2
-    return make_masks(rows, judge.shape[1], groups, n_parts, seed + 50)
 
 
 def _hazards(targets: Targets, mixed: Tensor, outputs: Tensor, known: Tensor, present: Tensor) -> np.ndarray | None:

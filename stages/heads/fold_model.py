@@ -71,8 +71,10 @@ def run_fold(
     widest = max(r[1].shape[1] for r in results)
     coordinates = np.stack([np.pad(r[1], ((0, 0), (0, widest - r[1].shape[1]))) for r in results], 1)
     summary = None if signal is None or model.signal_scale is None else model.signal_scale(signal_summary(signal))
-    shared = shared_inputs(sources, coordinates, present, summary)
-    per_task = task_inputs(sources, logits, present, blocks)
+    held = model.gate.held
+    read = present if held is None else present * ~held
+    shared = shared_inputs(sources, coordinates, read, summary)
+    per_task = task_inputs(sources, logits, read, blocks)
     weights = model.gate.weights(shared, per_task, present)
     mixed = mix_arrays(weights, logits, present, blocks)
     if model.reader is not None:

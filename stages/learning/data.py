@@ -17,6 +17,7 @@ import pandas as pd
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
+from cache.patients import records_seen
 from cache.records import READING_COLUMNS, Target, open_records, records_digest, target_array
 from cache.storage.locations import Location
 from stages.heads import TaskSpec
@@ -49,6 +50,8 @@ class Data:
     """Expert -> digest of the expert alone: weights, version, preprocessing, precision, whatever the records."""
     dtypes: dict[str, str]
     """Expert -> number format of its store."""
+    seen: dict[str, np.ndarray]
+    """Expert -> mask [n] of the records whose labels have trained it; those alone that have seen some."""
 
     @property
     def patients(self) -> np.ndarray:
@@ -87,6 +90,7 @@ def read_data(
     if not opened:
         raise UsageError("no experts: name at least one under `experts` in params.yaml")
     chosen, lazy = _targets(records, tasks), not fits(opened.values(), memory_gb)
+    masks = {name: records_seen(store.attributes, records) for name, store in opened.items()}
     return Data(
         records=records,
         features={name: expert_parts(store, lazy=lazy) for name, store in opened.items()},
@@ -95,6 +99,7 @@ def read_data(
         fingerprints={name: store.fingerprint for name, store in opened.items()},
         identities={name: expert_identity(store.attributes) for name, store in opened.items()},
         dtypes={name: str(store.embedding.dtype) for name, store in opened.items()},
+        seen={name: mask for name, mask in masks.items() if mask.any()},
     )
 
 

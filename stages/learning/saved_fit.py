@@ -39,6 +39,33 @@ def load_heads(folder: Path, data: Data) -> EnsembleHeads:
     return heads
 
 
+def seen_notes(history: Mapping[str, Any]) -> list[str]:
+    """Say which experts have been trained on the patients that a fit (its `history_`) learnt from, and what followed.
+
+    Examples
+    --------
+    >>> held = {"seed": {"records": [9, 10], "patients": [8, 9], "share": [[0.5]]}}
+    >>> seen_notes({"gate": {"held": held}})
+    ['seed was trained on 8 of the 9 patients that choose the weights: its weight is an equal share, corrected by the \
+1 record that it has not seen (mean 0.50); all else is chosen without it']
+    """
+    notes = []
+    for name, facts in history["gate"].get("held", {}).items():
+        (n_seen, n_judged), patients = facts["records"], facts["patients"]
+        n_strangers = n_judged - n_seen
+        strangers = f"{n_strangers} {'record' if n_strangers == 1 else 'records'} that it has not seen"
+        if "share" not in facts:
+            words = f"the {strangers} alone choose them"
+        else:
+            shares = [share for fold in facts["share"] for share in fold]
+            mean = f"(mean {sum(shares) / len(shares):.2f})"
+            corrected = f", corrected by the {strangers}" if n_strangers else ""
+            words = f"its weight is an equal share{corrected} {mean}; all else is chosen without it"
+        seen = f"{patients[0]} of the {patients[1]} patients that choose the weights"
+        notes.append(f"{name} was trained on {seen}: {words}")
+    return notes
+
+
 def otherwise_made(rows: Mapping[str, Any], heads: EnsembleHeads) -> list[str]:
     """Say where a study's rows (`row_options` of records.parquet) were made in another way than a fit learnt from."""
     of_fit = heads.provenance_.get("rows") or {}

@@ -5,7 +5,6 @@ Lives here: the folder's content. Not here: finding and loading versions (`stage
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -20,20 +19,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cache.fingerprint import canonical_json, file_digest, text_digest
+from cache.patients import patient_digests
 from stages.experts.checkpoints import PACKAGE_FOLDER
-from stages.experts.contract import ExpertSpec
+from stages.experts.contract import ExpertSpec, patients_key
 from stages.experts.versions import (
     FACTS_FILE,
     SCHEMA_VERSION,
+    SEEN_FILE,
     SPEC_FACTS,
     WEIGHTS_FILE,
     is_trained_version,
     read_version,
     version_folder,
 )
-
-SEEN_FILE = "seen_patients.npy"
-"""uint64, ascending: digests of the patients that the version was trained or selected on."""
 
 
 def cohort_facts(records: pd.DataFrame, rows: np.ndarray, signals_digest: str) -> dict[str, Any]:
@@ -47,13 +45,6 @@ def cohort_facts(records: pd.DataFrame, rows: np.ndarray, signals_digest: str) -
         "signals_digest": signals_digest,
         "split_digest": text_digest([f"{name}\t{split}" for name, split in pairs]),
     }
-
-
-def patient_digests(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
-    """Return one digest a patient, uint64 ascending, keyed where a key is given; names of patients are not kept."""
-    names = {f"{source}\t{patient}" for source, patient in zip(records["source"], records["patient_id"], strict=True)}
-    raw = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names)
-    return np.unique(np.frombuffer(raw, dtype="<u8"))
 
 
 def patients_seen(name: str, records: pd.DataFrame) -> int:
@@ -70,8 +61,7 @@ def packaged_patients_seen(spec: ExpertSpec, records: pd.DataFrame) -> int | Non
     if source is None or not source.patients:
         return None
     digests = np.load(PACKAGE_FOLDER / source.patients, allow_pickle=False)
-    key = f"{spec.name.partition('+')[0]} {spec.version}".encode()
-    return int(np.isin(patient_digests(records, key), digests).sum())
+    return int(np.isin(patient_digests(records, patients_key(spec)), digests).sum())
 
 
 def _seen_by(name: str | None) -> np.ndarray:

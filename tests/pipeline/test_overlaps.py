@@ -12,7 +12,7 @@ from stages.cohorts import list_cohorts, shared_collections
 from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, parts_of_source
 from stages.experts import expert_class, list_experts
 from stages.report import ExpertFacts
-from stages.training.versions import patient_digests
+from cache.patients import patient_digests
 
 SEEN = {
     name: cls.published_spec(variant).pretrained_on for name in list_experts() for cls, variant in [expert_class(name)]

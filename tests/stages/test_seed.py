@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import stages.experts.models.ecg.seed as seed_module
 from cache.errors import InputError, UsageError, WeightsError
+from cache.patients import patient_digests
 from stages.experts import expert_class, load_expert
 from stages.experts.checkpoints import PACKAGE_FOLDER, find_weights, sha256_of
 from stages.experts.run import run_expert
@@ -27,7 +28,7 @@ from stages.pretrain.inpaint import InpaintBatches, Inpainter
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.settings import LoopSettings
-from stages.training.versions import packaged_patients_seen, patient_digests
+from stages.training.versions import packaged_patients_seen
 from weights.signal_targets import COMPONENTS
 
 NAMES = ("seed", "seed-ssl")

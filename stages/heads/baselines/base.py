@@ -15,9 +15,9 @@ import numpy as np
 
 from stages.heads.crossfit import Split, check_groups, check_splits
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
-from stages.heads.fit import Targets, read_targets
 from stages.heads.inputs.expert_features import ExpertFeatures, read_features
 from stages.heads.survival.baseline import fold_hazards
+from stages.heads.targets.standardised import Targets, read_targets
 from stages.heads.targets.tasks import TaskSpec, infer_tasks
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from stages.heads.baselines.base import Given, Reference
 from stages.heads.crossfit import Split, make_masks
 from stages.heads.estimator import Predictions
-from stages.heads.fit import Targets
 from stages.heads.fold_model import mix_arrays, to_means
 from stages.heads.in_memory.probe import Rotation, pad_stack
 from stages.heads.inputs.expert_features import mix_layers, parse_mix, read_features
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.losses import task_losses
+from stages.heads.targets.standardised import Targets
 from stages.heads.targets.tasks import Block
 
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 1e-3, 0.05, 0.25

@@ -20,7 +20,6 @@ from stages.heads.baselines.nearest import NearestRecords
 from stages.heads.ensemble import EnsembleHeads
 from stages.heads.estimator import Predictions
 from stages.heads.expert_head import HeadOptions
-from stages.heads.fit import Targets, read_targets
 from stages.heads.fold_model import to_means
 from stages.heads.in_memory.expert import choose_strength
 from stages.heads.in_memory.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
@@ -29,6 +28,7 @@ from stages.heads.published.soup_probe_head import ProbeHeads
 from stages.heads.survival.baseline import fold_hazards
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.class_weights import fit_intercepts, weight_shift
+from stages.heads.targets.standardised import Targets, read_targets
 from stages.heads.targets.tasks import layout
 
 

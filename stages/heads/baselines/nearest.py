@@ -14,11 +14,11 @@ import numpy as np
 
 from stages.heads.baselines.base import Given, Reference
 from stages.heads.estimator import Predictions
-from stages.heads.fit import Targets
 from stages.heads.fold_model import to_means
 from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, read_features
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.survival.baseline import fold_hazards
+from stages.heads.targets.standardised import Targets
 from stages.heads.targets.tasks import Block
 
 SIZES = (5, 10, 20, 50)

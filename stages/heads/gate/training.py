@@ -155,7 +155,7 @@ class _ConstantMix:
         return torch.cat(mixed, 2)
 
 
-def _fit_constant(data: GateData, masks: Masks, options: GateOptions, seed: int) -> Tensor:
+def fit_constant(data: GateData, masks: Masks, options: GateOptions, seed: int) -> Tensor:
     """Constant log-weights [F, M, T, E] with a prior around uniform, by Newton steps on at most 5,000 records."""
     n_folds, n_models, n_records = masks.train.shape
     order = torch.randperm(n_records, generator=torch.Generator().manual_seed(seed))
@@ -191,7 +191,8 @@ class _ConstantProblem:
         equal = (self.outputs * alive).sum(2) / alive.sum(1).clamp_min(1)
         weight = self.weight
         loss = column_losses(equal[:, None], self.y[:, None], self.block, huber=self.huber, weight=weight) * weight
-        return (loss.sum((2, 3)) / self.weight.sum((2, 3)).clamp_min(1e-9))[..., None]
+        # without any record the prior alone decides, so it must not vanish
+        return (loss.sum((2, 3)) / self.weight.sum((2, 3)).clamp_min(1e-9)).clamp_min(1e-9)[..., None]
 
     def step(self, a: Tensor) -> Tensor:
         """Return the step [F, M, E] from log-weights of the same shape."""
@@ -218,7 +219,7 @@ def _constant_start(
     single expert only where those are better by more than one standard error. Each is judged with the `top_k` experts
     that it will predict with; whom uniform weights keep, and who stands in for an absent expert, the fitted ones say.
     """
-    fitted = _fit_constant(data, masks, options, seed)
+    fitted = fit_constant(data, masks, options, seed)
     n_experts = fitted.shape[-1]
     equal = fitted * RANKING if options.top_k else torch.zeros_like(fitted)
     candidates = [("constant", fitted), ("uniform", equal)]

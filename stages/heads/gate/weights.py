@@ -19,9 +19,16 @@ class FoldGate:
     """The gates of one fold. `active[t]` is False where the constant weights were kept for task t."""
 
     arrays: dict[str, np.ndarray]
-    """constant [T, E], w_shared [T, G, H], w_own [T, Q, H], b [T, H], out [T, H, E], skip(_own) [T, G or Q, E]."""
+    """constant [T, E], w_shared [T, G, H], w_own [T, Q, H], b [T, H], out [T, H, E], skip(_own) [T, G or Q, E]; and, of
+    experts that have seen the records that would weigh them (`gate.seen`), held [T, E]: the log of their weight over an
+    equal share, NaN for the others."""
     active: np.ndarray
     top_k: int = 0
+
+    @property
+    def held(self) -> np.ndarray | None:
+        """Which experts have weights that do not depend on the record, bool [E]; None: nobody."""
+        return ~np.isnan(self.arrays["held"][0]) if "held" in self.arrays else None
 
     def weights(self, shared: np.ndarray, per_task: np.ndarray, present: np.ndarray) -> np.ndarray:
         """Weights [n, T, E] of inputs [n, G], [n, T, Q] and presence [n, E]."""
@@ -32,6 +39,10 @@ class FoldGate:
             scores = gate_scores(tensors, inputs[0], inputs[1])[0, 0].float()
             constant = torch.from_numpy(self.arrays["constant"]).expand_as(scores)
             scores = torch.where(torch.from_numpy(self.active)[:, None], scores, constant)
+            if self.held is not None:
+                odds = torch.from_numpy(self.arrays["held"])
+                scores = hold(scores, torch.from_numpy(present)[:, None], odds, self.top_k)
+                return mask_softmax(scores, torch.from_numpy(present)[:, None]).numpy()
             return mask_softmax(scores, torch.from_numpy(present)[:, None], self.top_k).numpy()
 
 
@@ -47,6 +58,29 @@ def gate_scores(p: dict[str, Tensor], shared: Tensor, per_task: Tensor) -> Tenso
 def mask_softmax(scores: Tensor, present: Tensor, top_k: int = 0) -> Tensor:
     """Softmax over present experts; a record without any gets equal weights (its outputs are NaN, not its weights)."""
     return masked_scores(scores, present, top_k).softmax(-1)
+
+
+def hold(scores: Tensor, present: Tensor, odds: Tensor, top_k: int) -> Tensor:
+    """Scores [n, T, E] under which held experts count exp(odds) equal shares each, and the others divide the rest.
+
+    Parameters
+    ----------
+    odds
+        [T, E], NaN for experts that are weighed by record.
+    top_k
+        Experts kept of all; held ones are among them, or left out where it is too small for any other.
+    """
+    held = ~odds.isnan()
+    kept = kept_beside(top_k, int(held[0].sum()))
+    others = masked_scores(scores, present * ~held[0], kept).masked_fill(held, -torch.inf)
+    n_kept = others.isfinite().sum(-1, keepdim=True)
+    others = others - others.logsumexp(-1, keepdim=True) + n_kept.log()
+    return torch.where(held, odds.nan_to_num(), torch.where(n_kept > 0, others, -torch.inf)).expand_as(scores)
+
+
+def kept_beside(top_k: int, n_held: int) -> int:
+    """Return how many experts are kept beside held ones; `top_k` itself where held ones have no room."""
+    return top_k - n_held if top_k > n_held else top_k
 
 
 def masked_scores(scores: Tensor, present: Tensor, top_k: int) -> Tensor:

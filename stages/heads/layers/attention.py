@@ -26,7 +26,7 @@ from stages.heads.targets.tasks import Block, layout
 
 if TYPE_CHECKING:
     from stages.heads.crossfit import Split
-    from stages.heads.fit import Targets
+    from stages.heads.targets.standardised import Targets
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-3
 """Of the benchmark, AdamW."""

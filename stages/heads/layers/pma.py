@@ -26,7 +26,7 @@ from stages.heads.targets.tasks import Block, layout, n_columns
 
 if TYPE_CHECKING:
     from stages.heads.crossfit import Split
-    from stages.heads.fit import Targets
+    from stages.heads.targets.standardised import Targets
 
 LEARNING_RATE, WEIGHT_DECAY, BATCH = 1e-3, 0.05, 64
 """Of ECG-Soup's linear probe."""

@@ -15,7 +15,7 @@ from stages.heads.layers.pma import Mixer, train_mixers
 
 if TYPE_CHECKING:
     from stages.heads.crossfit import Split
-    from stages.heads.fit import Targets
+    from stages.heads.targets.standardised import Targets
 
 TRAINED = ("pma", "attention")
 """Parts of `layer_mix` that are trained, and so need validation rows in every fold."""

@@ -1,0 +1,86 @@
+"""Whose labels have trained what: keyed digests of patients, and the records of a table that they name.
+
+Lives here: the digests, and the attribute `labelled_training` of an embedding store (docs/store-format.md). Not here:
+who trained what (`stages.experts.versions`, `stages.training.versions`), keyed ids of patients (`stages.readers`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cache.errors import StoreError
+
+LABELLED_TRAINING = "labelled_training"
+"""Attribute of a store whose expert has learnt labels: a list of entries as `training_entry` makes them."""
+HASHED = "h-"
+"""How ids begin that ingest has hashed; whose they are, a list of plain patients cannot tell."""
+
+
+def digests_by_record(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
+    """Return a digest of each record's patient, uint64 [n], keyed where a key is given."""
+    names = [f"{source}\t{patient}" for source, patient in zip(records["source"], records["patient_id"], strict=True)]
+    known = {name: hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in set(names)}
+    return np.frombuffer(b"".join(known[name] for name in names), dtype="<u8")
+
+
+def patient_digests(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
+    """Return one digest a patient, uint64 ascending, keyed where a key is given; names of patients are not kept."""
+    return np.unique(digests_by_record(records, key))
+
+
+def training_entry(sources: Sequence[str], digests: np.ndarray | None = None, key: bytes = b"") -> dict[str, Any]:
+    """Describe a labelled training, ready for JSON.
+
+    Parameters
+    ----------
+    sources
+        Collections whose labels it learnt.
+    digests
+        `patient_digests` of the patients; None: all of these collections.
+
+    Examples
+    --------
+    >>> training_entry(["ptbxl"])
+    {'sources': ['ptbxl']}
+    """
+    entry: dict[str, Any] = {"sources": sorted(sources)}
+    if digests is not None:
+        entry["key"] = key.decode()
+        entry["patients"] = base64.b64encode(np.sort(digests).astype("<u8").tobytes()).decode()
+    return entry
+
+
+def records_seen(attributes: Mapping[str, Any], records: pd.DataFrame) -> np.ndarray:
+    """Mark the records whose patients' labels have trained the expert of a store, bool [n].
+
+    An id that ingest has hashed counts as seen where its collection was learnt from: nobody can tell.
+
+    Raises
+    ------
+    StoreError
+        An attribute that cannot be read.
+    """
+    seen = np.zeros(len(records), bool)
+    for entry in attributes.get(LABELLED_TRAINING, ()):
+        try:
+            of_source = records["source"].isin(entry["sources"]).to_numpy()
+            if "patients" not in entry:
+                seen |= of_source
+                continue
+            listed = np.frombuffer(base64.b64decode(entry["patients"], validate=True), "<u8")
+            key = str(entry["key"]).encode()
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"attribute {LABELLED_TRAINING}: cannot be read ({type(error).__name__}: {error}); see "
+                "docs/store-format.md"
+            ) from error
+        hashed = records["patient_id"].astype(str).str.startswith(HASHED).to_numpy()
+        plain_key = bool(key)  # a list of this study's own ids, hashed or not, has no key
+        seen |= np.isin(digests_by_record(records, key), listed) | (of_source & hashed & plain_key)
+    return seen

@@ -1,0 +1,405 @@
+"""Experts whose own training has seen the labels of the records that would weigh them.
+
+Lives here: which records are evidence, and the share of an expert that has none. Not here: who has seen whom (the
+caller knows), the gate of all others (`gate.gated`).
+
+An expert says of patients whose labels trained it what it remembers. A head on top of it that has left such a patient
+out looks better than it will be for a stranger, and a gate that learns from that follows the expert too far. So:
+
+- Where at least half of the judging records of every fold are strangers to an expert, the others judge nothing.
+- Else the expert is held: all others are weighed, read and calibrated as if it were not there, and it joins them with
+  a share that does not depend on the record. The share is equal (as in a plain mean), but for what strangers, however
+  few, say against the prior of `gate.training`. It should be no surer than the others are together: its logits get
+  their mean and half of the way to their spread, then a temperature by strangers.
+- Thresholds, intervals and limits come from what the ensemble says of strangers, and of a record that a held expert has
+  seen, from what it says without that expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.heads.expert_head import ExpertHead
+from stages.heads.gate.gated import Gated, GatedOptions, Judged, fit_gated, gate_data, gate_masks, n_coordinates
+from stages.heads.gate.reader import FoldReader, ReaderFit, raised
+from stages.heads.gate.training import GateData, GateFit, fit_constant
+from stages.heads.gate.weights import FoldGate, kept_beside, mask_softmax, mix
+from stages.heads.targets.calibration import fit_temperatures, rate_shift
+from stages.heads.targets.tasks import Block
+
+STRANGERS = 0.5
+"""Share of every fold's judging records that an expert must not have seen to be weighed like the others."""
+HALF_WAY = 0.25
+"""Power of a ratio of variances that brings a spread half of the way, on a logarithmic scale, to another one: strangers
+make an expert less sure by themselves, but nobody knows by how much."""
+NO_ROOM = -30.0
+"""Log-odds of held experts where `top_k` is too small for them."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Who has seen how many of the records that judge, and what was made of it.
+
+    Attributes
+    ----------
+    seen, judged
+        [E] judging records with a vector of the expert that it has seen, and all of them (in any fold).
+    patients
+        [E, 2] the same of patients (of records where nobody knows the patients).
+    held
+        bool [E]; False where strangers alone were enough.
+    share
+        [F, T, E] of held experts where all experts are present; 0 for the others.
+    """
+
+    seen: np.ndarray
+    judged: np.ndarray
+    patients: np.ndarray
+    held: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def nobody(cls, n_experts: int) -> Held:
+        """Nobody has seen anyone."""
+        none = np.zeros(n_experts, int)
+        return cls(none, none, np.stack([none, none], 1), none.astype(bool), np.zeros((0, 0, n_experts)))
+
+    def any(self) -> bool:
+        """Whether some expert has seen a record that judges."""
+        return bool(self.seen.any())
+
+    def history(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Expert -> counts and, where it is held, its share per fold and task, ready for JSON."""
+        return {
+            name: {
+                "records": [int(self.seen[e]), int(self.judged[e])],
+                "patients": self.patients[e].tolist(),
+                **({"share": np.round(self.share[..., e], 6).tolist()} if self.held[e] else {}),
+            }
+            for e, name in enumerate(names)
+            if self.seen[e]
+        }
+
+
+def fit_without_seen(
+    heads: dict[str, ExpertHead], judged: Judged, seen: np.ndarray, options: GatedOptions
+) -> tuple[dict[str, ExpertHead], Gated, Tensor, Held]:
+    """Fit the gated ensemble on evidence that no expert has been trained on.
+
+    Parameters
+    ----------
+    seen
+        bool [rows, E].
+
+    Returns
+    -------
+    heads, gated
+        Calibrated and weighed by strangers.
+    mixed
+        [F, rows, C] what thresholds, intervals and limits may be chosen by.
+    held
+        Who was held, and with which share.
+    """
+    held, unused = _divide(seen, judged.judge)
+    judge = judged.judge.masked_fill(torch.from_numpy(unused), -1)
+    seen_by_anyone = _Counts.of(seen, judged)
+    judged = replace(judged, judge=judge)
+    names, others = list(heads), np.flatnonzero(~held)
+    if options.head.calibrate:
+        for e in np.flatnonzero(seen.any(0) & ~held):
+            heads[names[e]] = _cooled(heads[names[e]], judged, seen[:, e])
+    if not held.any():
+        gated = fit_gated(heads, judged, options)
+        return heads, gated, gated.mixed, seen_by_anyone.held(held, np.zeros((0, 0, len(held))))
+    without = None
+    kept = kept_beside(options.gate.top_k, int(held.sum()))
+    if len(others):
+        part = replace(judged, present=judged.present[:, others])
+        alone = replace(options, gate=replace(options.gate, top_k=kept))
+        without = fit_gated({names[e]: heads[names[e]] for e in others}, part, alone)
+    joining = _Joining(heads, judged, seen, held, without, options)
+    gated, share = joining.run()
+    mixed = gated.mixed
+    if without is not None:
+        remembered = torch.from_numpy((seen & held).any(1) & (judged.present[:, others] > 0).any(1))
+        mixed = torch.where(remembered[:, None], without.mixed, mixed)
+    return joining.heads, gated, mixed, seen_by_anyone.held(held, share)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    seen: np.ndarray
+    judged: np.ndarray
+    patients: np.ndarray
+
+    @classmethod
+    def of(cls, seen: np.ndarray, judged: Judged) -> _Counts:
+        judging = (judged.judge >= 0).any(0).numpy()[:, None] & (judged.present > 0)
+        names = np.arange(len(seen)) if judged.groups is None else judged.groups
+        of_experts = zip((seen & judging).T, judging.T, strict=True)
+        patients = [[len(np.unique(names[rows])) for rows in pair] for pair in of_experts]
+        return cls((seen & judging).sum(0), judging.sum(0), np.array(patients))
+
+    def held(self, held: np.ndarray, share: np.ndarray) -> Held:
+        return Held(self.seen, self.judged, self.patients, held, share)
+
+
+def _divide(seen: np.ndarray, judge: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return who is held [E], and which records judge nothing any more [rows], as few experts held as can be."""
+    judging = (judge >= 0).numpy()
+    held, unused = np.zeros(seen.shape[1], bool), np.zeros(len(seen), bool)
+    for e in np.argsort(seen.sum(0), kind="stable"):
+        both = unused | seen[:, e]
+        enough = ((judging & ~both).sum(1) >= STRANGERS * judging.sum(1)).all()
+        if enough:
+            unused = both
+        else:
+            held[e] = True
+    return held, unused
+
+
+def _cooled(head: ExpertHead, judged: Judged, seen: np.ndarray) -> ExpertHead:
+    """Give an expert's head the temperature that records which it has not seen ask for."""
+    assert head.logits is not None
+    strangers = torch.from_numpy(~seen)[:, None] & (judged.judge >= 0)[..., None]
+    known = judged.targets.known * strangers
+    temperature = fit_temperatures(head.logits, judged.targets.y, known, judged.targets.blocks)
+    temperature = torch.where((known > 0).any(1), temperature, 1.0)
+    return _rescaled(head, 1 / temperature, torch.zeros_like(temperature))
+
+
+def _rescaled(head: ExpertHead, slope: Tensor, offset: Tensor) -> ExpertHead:
+    """Turn a head's logits x into slope * x + offset, [F, C]."""
+    assert head.logits is not None
+    folds = []
+    for fold, a, b in zip(head.folds, slope.numpy(), offset.numpy(), strict=True):
+        temperature = (fold.temperature / a).astype(np.float32)
+        folds.append(replace(fold, temperature=temperature, bias=fold.bias + b * temperature))
+    return replace(head, folds=folds, logits=head.logits * slope[:, None] + offset[:, None])
+
+
+class _Joining:
+    """Joins held experts to the ensemble of all others (None: there are no others)."""
+
+    def __init__(
+        self,
+        heads: dict[str, ExpertHead],
+        judged: Judged,
+        seen: np.ndarray,
+        held: np.ndarray,
+        without: Gated | None,
+        options: GatedOptions,
+    ) -> None:
+        self.judged, self.without, self.options = judged, without, options
+        self.seen, self.held = torch.from_numpy(seen), torch.from_numpy(held)
+        self.present = torch.from_numpy(judged.present)
+        self.blocks: tuple[Block, ...] = judged.targets.blocks
+        self.masks = gate_masks(judged.judge, judged.groups, options.head.seed) if without is None else without.masks
+        self.others = self.present[:, ~self.held].any(1)
+        self.heads = dict(heads)
+        for e in np.flatnonzero(held) if options.head.calibrate else ():
+            name = list(heads)[e]
+            head = heads[name] if without is None else self._matched(heads[name], int(e), without.plain.logits)
+            self.heads[name] = _cooled(head, judged, seen[:, e])
+        self.data = gate_data(self.heads, judged, options.sources)
+        self.n_kept = self._kept()
+
+    def _kept(self) -> int:
+        """Experts that divide what held ones leave."""
+        n_others = int((~self.held).sum())
+        kept = kept_beside(self.options.gate.top_k, int(self.held.sum()))
+        return min(kept, n_others) if kept else n_others
+
+    def _matched(self, head: ExpertHead, e: int, reference: Tensor) -> ExpertHead:
+        """Give logits the class means of the reference [F, rows, C] and, per task, a larger spread half of its way back."""
+        assert head.logits is not None
+        counted = (self.present[:, e] > 0) & self.others & (self.judged.judge >= 0)
+        weight = (self.judged.targets.known * counted[..., None]).double()
+        total = weight.sum(1).clamp_min(1e-9)
+        means, spreads = [], []
+        for logits in (head.logits.double(), reference.double()):
+            mean = (weight * logits).sum(1) / total
+            means.append(mean)
+            spreads.append((weight * (logits - mean[:, None]) ** 2).sum(1) / total)
+        slope, offset = torch.ones_like(total), torch.zeros_like(total)
+        for block in self.blocks:
+            c = block.columns
+            if block.task.kind != "regression":
+                ratio = spreads[1][:, c].sum(1, keepdim=True) / spreads[0][:, c].sum(1, keepdim=True).clamp_min(1e-12)
+                slope[:, c] = (ratio**HALF_WAY).clamp(1e-3, 1.0)
+                offset[:, c] = means[1][:, c] - slope[:, c] * means[0][:, c]
+        measured = (weight > 0).any(1)
+        slope, offset = torch.where(measured, slope, 1.0), torch.where(measured, offset, 0.0)
+        return _rescaled(head, slope.float(), offset.float())
+
+    def run(self) -> tuple[Gated, np.ndarray]:
+        """Return the joined ensemble, and the share [F, T, E] of each held expert where all are present."""
+        targets, temperature = self.judged.targets, self._temperature()
+        odds, plain = self._weighed(temperature)
+        known = targets.known * self.masks.judged[..., None]
+        joined = readers = self._readers(odds, plain)
+        if self.options.head.calibrate:
+            strangers = known * ~(self.seen & self.held).any(1)[:, None]
+            more = fit_temperatures(plain / temperature[:, None], targets.y, strangers, self.blocks)
+            temperature = temperature * torch.where((strangers > 0).any(1), more, 1.0)
+            readers = raised(readers, rate_shift(targets.y, known, self.blocks) * temperature)
+        gate = self._gate(odds)
+        return Gated(self.data, self.masks, gate, readers, temperature, joined), self._share(odds).numpy()
+
+    def _temperature(self) -> Tensor:
+        if self.without is not None:
+            return self.without.temperature
+        return torch.ones(len(self.masks.judge), self.data.y.shape[2])
+
+    def _weighed(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds [F, T, held] against an equal share, and held-out logits [F, rows, C] before temperature."""
+        copies = [] if self.without is None else [self.without.plain.logits] * self.n_kept
+        outputs = torch.stack([*copies, *self.data.outputs[:, :, self.held].unbind(2)], 2)
+        n_copies, n_held = len(copies), int(self.held.sum())
+        others = self.others.float()[:, None].expand(-1, n_copies)
+        present = torch.cat([others, self.present[:, self.held]], 1)
+        if 0 < self.options.gate.top_k <= n_held and n_copies:
+            odds = torch.full((len(outputs), self.masks.train.shape[1], len(self.blocks), n_held), NO_ROOM)
+        else:
+            odds = self._odds(outputs / temperature[:, None, None], present, n_copies)
+        scores = torch.cat([odds.new_zeros(*odds.shape[:-1], n_copies), odds], -1)
+        weights = mask_softmax(scores[:, :, None], present[:, None])
+        plain = self.masks.out_of_sample(mix(weights, outputs[:, None], self.blocks))
+        return odds[:, 0], plain
+
+    def _odds(self, outputs: Tensor, present: Tensor, n_copies: int) -> Tensor:
+        """Log-odds [F, M, T, held] by the records that somebody held has not seen, with a prior around 0."""
+        strangers = present.clone()
+        strangers[:, n_copies:] *= ~self.seen[:, self.held]
+        rows = torch.nonzero(strangers[:, n_copies:].any(1) & (self.masks.judge >= 0).any(0)).ravel()
+        shape = (len(outputs), self.masks.train.shape[1], len(self.blocks), outputs.shape[2])
+        if not len(rows):
+            return torch.zeros(*shape[:-1], shape[-1] - n_copies)
+        shift = self.judged.shift
+        at = outputs if shift is None else outputs + shift[:, None, None]
+        nothing = self.data.shared[:, rows, :0]
+        targets = self.judged.targets.take(rows)
+        data = GateData(
+            at[:, rows], strangers[rows], nothing, nothing[:, :, None], targets.y, targets.weight, self.blocks
+        )
+        found = fit_constant(data, self.masks.take(rows), self.options.gate, self.options.head.seed)
+        middle = found[..., :n_copies].mean(-1, keepdim=True) if n_copies else found.mean(-1, keepdim=True)
+        return found[..., n_copies:] - middle
+
+    def _share(self, odds: Tensor) -> Tensor:
+        """Share [F, T, E] of each held expert where all are present; 0 for the others."""
+        counts = odds.exp()
+        share = torch.zeros(*odds.shape[:2], len(self.held))
+        share[..., self.held] = counts / (counts.sum(-1, keepdim=True) + (self.n_kept if self.without else 0))
+        return share
+
+    def _readers(self, odds: Tensor, plain: Tensor) -> ReaderFit:
+        """Weigh the others' readings down, and read held experts by their share beside them."""
+        n_columns, n_experts = plain.shape[2], len(self.held)
+        share, sizes = self._share(odds), torch.tensor([b.stop - b.start for b in self.blocks])
+        of_column = share.repeat_interleave(sizes, dim=1).numpy()
+        readers = _mixture_alone(len(plain), n_columns, n_experts, len(self.blocks))
+        if self.without is not None:
+            readers = self.without.plain
+        others, folds = np.flatnonzero(~self.held.numpy()), []
+        for f, fold in enumerate(readers.folds):
+            weight = np.zeros((n_experts, n_columns, n_columns), np.float32)
+            rest = 1 - of_column[f].sum(-1)
+            if self.without is not None:
+                weight[others] = fold.weight.reshape(len(others), n_columns, n_columns) * rest
+            for e in np.flatnonzero(self.held.numpy()):
+                weight[e] += np.diag(of_column[f, :, e] * (1 - fold.share))
+            folds.append(FoldReader(weight.reshape(-1, n_columns), (fold.bias * rest).astype(np.float32), fold.share))
+        return ReaderFit(folds, plain, readers.shares)
+
+    def _gate(self, odds: Tensor) -> GateFit:
+        """Put the others' gate in the places of all experts, and the held ones' odds beside it."""
+        n_experts, held = len(self.held), self.held.numpy()
+        others, top_k = np.flatnonzero(~held), self.options.gate.top_k
+        log_odds = np.full((len(odds), len(self.blocks), n_experts), np.nan, np.float32)
+        log_odds[..., held] = odds.numpy()
+        if self.without is None:
+            return _equal_gate(self.data, log_odds, top_k)
+        fit, names = self.without.gate, list(self.heads)
+        coordinates = (0, 0)
+        if "embedding" in self.options.sources:
+            coordinates = n_coordinates({names[e]: self.heads[names[e]] for e in others}), n_coordinates(self.heads)
+        place = _Places(others, n_experts, coordinates, self.data)
+        folds = [
+            FoldGate({**place.arrays(fold.arrays), "held": own}, fold.active, top_k)
+            for fold, own in zip(fit.folds, log_odds, strict=True)
+        ]
+        start = [[_renamed(name, others) for name in row] for row in fit.start]
+        return GateFit(folds, fit.logits, fit.epoch, start, fit.history)
+
+
+def _renamed(start: str, others: np.ndarray) -> str:
+    """Count experts as all of them are counted: "single:1" of the others -> "single:2"."""
+    kind, _, number = start.partition(":")
+    return f"{kind}:{others[int(number)]}" if number else start
+
+
+def _mixture_alone(n_folds: int, n_columns: int, n_experts: int, n_tasks: int) -> ReaderFit:
+    weight, nothing = np.zeros((n_experts * n_columns, n_columns), np.float32), np.zeros(n_columns, np.float32)
+    fold = FoldReader(weight, nothing, np.ones(n_columns, np.float32))
+    return ReaderFit([fold] * n_folds, torch.empty(0), [[(1.0, 0.0, 0.0)] * n_tasks] * n_folds)
+
+
+def _equal_gate(data: GateData, log_odds: np.ndarray, top_k: int) -> GateFit:
+    """Return the gate of held experts alone: constant, by their odds."""
+    n_folds, n_tasks, n_experts = log_odds.shape
+    n_shared, n_own = data.shared.shape[-1], data.per_task.shape[-1]
+    shapes = {
+        "constant": (n_experts,),
+        "w_shared": (n_shared, 1),
+        "w_own": (n_own, 1),
+        "b": (1,),
+        "out": (1, n_experts),
+        "skip": (n_shared, n_experts),
+        "skip_own": (n_own, n_experts),
+    }
+    arrays = {name: np.zeros((n_tasks, *shape), np.float32) for name, shape in shapes.items()}
+    folds = [FoldGate({**arrays, "held": own}, np.zeros(n_tasks, bool), top_k) for own in log_odds]
+    start = [["uniform"] * n_tasks for _ in range(n_folds)]
+    return GateFit(folds, torch.empty(0), torch.zeros(n_folds, n_tasks, dtype=torch.long), start)
+
+
+class _Places:
+    """Where the inputs and outputs of a gate of some experts lie in that of all: zeros elsewhere.
+
+    Parameters
+    ----------
+    coordinates
+        Of each expert, in the part and in the whole.
+    """
+
+    def __init__(self, others: np.ndarray, n_experts: int, coordinates: tuple[int, int], whole: GateData) -> None:
+        self.others, self.n_experts = others, n_experts
+        self.n_shared, self.n_own = whole.shared.shape[-1], whole.per_task.shape[-1]
+        in_part, in_whole = coordinates
+        # flags of absent experts, coordinates of each expert, a summary of the signal: as `gate.inputs` lays them out
+        of_experts = [n_experts + e * in_whole + g for e in others for g in range(in_part)]
+        self.shared = np.array([*others, *of_experts, *range(n_experts * (1 + in_whole), self.n_shared)])
+        self.own = np.array([*others, *(n_experts + others)]) if self.n_own else np.zeros(0, int)
+
+    def arrays(self, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of a `FoldGate`."""
+        shared = {"w_shared": (self.shared, self.n_shared), "skip": (self.shared, self.n_shared)}
+        own = {"w_own": (self.own, self.n_own), "skip_own": (self.own, self.n_own)}
+        found = {}
+        for name, array in part.items():
+            wide = array
+            if name in (places := shared | own):
+                index, size = places[name]
+                wide = np.zeros((len(array), size, *array.shape[2:]), array.dtype)
+                wide[:, index] = array
+            if name in ("constant", "out", "skip", "skip_own"):
+                narrow, wide = wide, np.zeros((*wide.shape[:-1], self.n_experts), array.dtype)
+                wide[..., self.others] = narrow
+            found[name] = wide
+        return found
