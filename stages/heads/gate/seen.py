@@ -216,7 +216,7 @@ class _Joining:
         return min(kept, n_others) if kept else n_others
 
     def _matched(self, head: ExpertHead, e: int, reference: Tensor) -> ExpertHead:
-        """Give logits the class means of the reference [F, rows, C] and, per task, a larger spread half of its way back."""
+        """Give logits the reference's class means [F, rows, C], and a task's larger spread half of the way to its."""
         assert head.logits is not None
         counted = (self.present[:, e] > 0) & self.others & (self.judged.judge >= 0)
         weight = (self.judged.targets.known * counted[..., None]).double()
