@@ -9,8 +9,8 @@ out looks better than it will be for a stranger, and a gate that learns from tha
 - Where at least half of the judging records of every fold are strangers to an expert, the others judge nothing.
 - Else the expert is held: all others are weighed, read and calibrated as if it were not there, and it joins them with
   a share that does not depend on the record. The share is equal (as in a plain mean), but for what strangers, however
-  few, say against the prior of `gate.training`. It should be no surer than the others are together: its logits get
-  their mean and half of the way to their spread, then a temperature by strangers.
+  few, say against the prior of `gate.training`. It is no surer than the others are together: its logits get their
+  mean and at most their spread, then a temperature by strangers.
 - Thresholds, intervals and limits come from what the ensemble says of strangers, and of a record that a held expert has
   seen, from what it says without that expert.
 """
@@ -34,9 +34,6 @@ from stages.heads.targets.tasks import Block
 
 STRANGERS = 0.5
 """Share of every fold's judging records that an expert must not have seen to be weighed like the others."""
-HALF_WAY = 0.25
-"""Power of a ratio of variances that brings a spread half of the way, on a logarithmic scale, to another one: strangers
-make an expert less sure by themselves, but nobody knows by how much."""
 NO_ROOM = -30.0
 """Log-odds of held experts where `top_k` is too small for them."""
 
@@ -216,7 +213,7 @@ class _Joining:
         return min(kept, n_others) if kept else n_others
 
     def _matched(self, head: ExpertHead, e: int, reference: Tensor) -> ExpertHead:
-        """Give logits the reference's class means [F, rows, C], and a task's larger spread half of the way to its."""
+        """Give logits the class means of the reference [F, rows, C] and, per task, at most its spread."""
         assert head.logits is not None
         counted = (self.present[:, e] > 0) & self.others & (self.judged.judge >= 0)
         weight = (self.judged.targets.known * counted[..., None]).double()
@@ -231,7 +228,7 @@ class _Joining:
             c = block.columns
             if block.task.kind != "regression":
                 ratio = spreads[1][:, c].sum(1, keepdim=True) / spreads[0][:, c].sum(1, keepdim=True).clamp_min(1e-12)
-                slope[:, c] = (ratio**HALF_WAY).clamp(1e-3, 1.0)
+                slope[:, c] = ratio.sqrt().clamp(1e-3, 1.0)
                 offset[:, c] = means[1][:, c] - slope[:, c] * means[0][:, c]
         measured = (weight > 0).any(1)
         slope, offset = torch.where(measured, slope, 1.0), torch.where(measured, offset, 0.0)
