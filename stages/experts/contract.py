@@ -45,6 +45,8 @@ class WeightsSource:
     """Whether `filename` lies beside the experts' code, in the package."""
     patients: str = ""
     """File beside packaged weights that holds a keyed hash of every patient they were trained on."""
+    labelled: bool = False
+    """Whether labels of these patients trained them, so that gates must not weigh the expert by these patients."""
     companions: tuple[str, ...] = ()
     """Further files of the repository or folder that `Expert.build_from_path` reads beside `filename`: a config.json,
     the parts of a checkpoint in several files."""

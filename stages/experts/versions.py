@@ -256,7 +256,7 @@ def labelled_training(name: str, published: ExpertSpec, weights_sha256: str) -> 
         if "posttrain" in _made_by(version):
             digests = np.load(version.folder / SEEN_FILE, allow_pickle=False)
             found.append(training_entry(version.facts["cohort"]["sources"], digests))
-    if source is not None and source.patients and in_use:
+    if source is not None and source.labelled and in_use:
         digests = np.load(PACKAGE_FOLDER / source.patients, allow_pickle=False)
         found.append(training_entry(published.pretrained_on, digests, patients_key(published)))
     return found

@@ -38,7 +38,8 @@ def test_a_store_of_packaged_weights_names_their_patients_and_one_of_other_weigh
     assert entry["sources"] == ["ptbxl"]
     packaged = np.load(PACKAGE_FOLDER / SEED.weights.patients)
     assert entry == training_entry(["ptbxl"], packaged, b"seed 2")
-    assert LABELLED_TRAINING not in identity_of(EmbedSettings(expert="rocket"), "", "").facts
+    for unlabelled in ("rocket", "seed-ssl"):
+        assert LABELLED_TRAINING not in identity_of(EmbedSettings(expert=unlabelled), "", "").facts
     assert labelled_training("seed", SEED, "of other weights") == []
 
 

@@ -49,6 +49,8 @@ class Release:
         Sizes of their network.
     weights_file, patients_file
         Beside the experts' code: the tensors in float16, and a keyed hash of every patient that they were trained on.
+    labelled
+        Whether labels taught them.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Release:
     options: SeedOptions
     parameters: int
     sha256: str
+    labelled: bool = True
 
     @property
     def weights_file(self) -> str:
@@ -206,7 +209,13 @@ def _spec(release: Release, options: SeedOptions, n_parameters: int) -> ExpertSp
         parameters=n_parameters,
         published_parameters=release.parameters,
         weights=WeightsSource(
-            "", release.weights_file, "", release.sha256, packaged=True, patients=release.patients_file
+            "",
+            release.weights_file,
+            "",
+            release.sha256,
+            packaged=True,
+            patients=release.patients_file,
+            labelled=release.labelled,
         ),
         pretrained_on=("ptbxl",),
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record as it is, from 2.5 s",

@@ -26,4 +26,5 @@ class SeedSsl(Seed):
         options=replace(OPTIONS, members=1),
         parameters=626_688,
         sha256="d3e662ae2bcdd8f36f800d96b324759ebafc308768c301d9902f9a70ba410e00",
+        labelled=False,
     )
