@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cache.patients import patient_digests
 from pipeline.views import report_facts
 from pipeline.views.report_facts import overlap_warning
 from stages.cohorts import list_cohorts, shared_collections
 from stages.cohorts._overlaps import PARTS, SINGLE, parts_of, parts_of_source
 from stages.experts import expert_class, list_experts
 from stages.report import ExpertFacts
-from cache.patients import patient_digests
 
 SEEN = {
     name: cls.published_spec(variant).pretrained_on for name in list_experts() for cls, variant in [expert_class(name)]
