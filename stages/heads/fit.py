@@ -82,7 +82,7 @@ class Fitted:
             }
             for name, head in self.heads.items()
         }
-        gate = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
+        gate: dict[str, Any] = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
         gate["shares"] = self.readers.shares
         if self.held.any():
             gate["held"] = self.held.history(tuple(self.heads))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cache.fingerprint import canonical_json, file_digest, text_digest
 from cache.patients import patient_digests
-from stages.experts.checkpoints import PACKAGE_FOLDER
+from stages.experts.checkpoint_files import PACKAGE_FOLDER
 from stages.experts.contract import ExpertSpec, patients_key
 from stages.experts.versions import (
     FACTS_FILE,
