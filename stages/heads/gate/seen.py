@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stages.heads.expert_head import ExpertHead
 from stages.heads.gate.gated import Gated, GatedOptions, Judged, fit_gated, gate_data, gate_masks, n_coordinates
+from stages.heads.gate.places import Places, equal_gate, mixture_alone, renamed
 from stages.heads.gate.reader import FoldReader, ReaderFit, raised
 from stages.heads.gate.training import GateData, GateFit, fit_constant
 from stages.heads.gate.weights import FoldGate, kept_beside, mask_softmax, mix
@@ -300,7 +301,7 @@ class _Joining:
         n_columns, n_experts = plain.shape[2], len(self.held)
         share, sizes = self._share(odds), torch.tensor([b.stop - b.start for b in self.blocks])
         of_column = share.repeat_interleave(sizes, dim=1).numpy()
-        readers = _mixture_alone(len(plain), n_columns, n_experts, len(self.blocks))
+        readers = mixture_alone(len(plain), n_columns, n_experts, len(self.blocks))
         if self.without is not None:
             readers = self.without.plain
         others, folds = np.flatnonzero(~self.held.numpy()), []
@@ -321,82 +322,15 @@ class _Joining:
         log_odds = np.full((len(odds), len(self.blocks), n_experts), np.nan, np.float32)
         log_odds[..., held] = odds.numpy()
         if self.without is None:
-            return _equal_gate(self.data, log_odds, top_k)
+            return equal_gate(self.data, log_odds, top_k)
         fit, names = self.without.gate, list(self.heads)
         coordinates = (0, 0)
         if "embedding" in self.options.sources:
             coordinates = n_coordinates({names[e]: self.heads[names[e]] for e in others}), n_coordinates(self.heads)
-        place = _Places(others, n_experts, coordinates, self.data)
+        place = Places(others, n_experts, coordinates, self.data)
         folds = [
             FoldGate({**place.arrays(fold.arrays), "held": own}, fold.active, top_k)
             for fold, own in zip(fit.folds, log_odds, strict=True)
         ]
-        start = [[_renamed(name, others) for name in row] for row in fit.start]
+        start = [[renamed(name, others) for name in row] for row in fit.start]
         return GateFit(folds, fit.logits, fit.epoch, start, fit.history)
-
-
-def _renamed(start: str, others: np.ndarray) -> str:
-    """Count experts as all of them are counted: "single:1" of the others -> "single:2"."""
-    kind, _, number = start.partition(":")
-    return f"{kind}:{others[int(number)]}" if number else start
-
-
-def _mixture_alone(n_folds: int, n_columns: int, n_experts: int, n_tasks: int) -> ReaderFit:
-    weight, nothing = np.zeros((n_experts * n_columns, n_columns), np.float32), np.zeros(n_columns, np.float32)
-    fold = FoldReader(weight, nothing, np.ones(n_columns, np.float32))
-    return ReaderFit([fold] * n_folds, torch.empty(0), [[(1.0, 0.0, 0.0)] * n_tasks] * n_folds)
-
-
-def _equal_gate(data: GateData, log_odds: np.ndarray, top_k: int) -> GateFit:
-    """Return the gate of held experts alone: constant, by their odds."""
-    n_folds, n_tasks, n_experts = log_odds.shape
-    n_shared, n_own = data.shared.shape[-1], data.per_task.shape[-1]
-    shapes = {
-        "constant": (n_experts,),
-        "w_shared": (n_shared, 1),
-        "w_own": (n_own, 1),
-        "b": (1,),
-        "out": (1, n_experts),
-        "skip": (n_shared, n_experts),
-        "skip_own": (n_own, n_experts),
-    }
-    arrays = {name: np.zeros((n_tasks, *shape), np.float32) for name, shape in shapes.items()}
-    folds = [FoldGate({**arrays, "held": own}, np.zeros(n_tasks, bool), top_k) for own in log_odds]
-    start = [["uniform"] * n_tasks for _ in range(n_folds)]
-    return GateFit(folds, torch.empty(0), torch.zeros(n_folds, n_tasks, dtype=torch.long), start)
-
-
-class _Places:
-    """Where the inputs and outputs of a gate of some experts lie in that of all: zeros elsewhere.
-
-    Parameters
-    ----------
-    coordinates
-        Of each expert, in the part and in the whole.
-    """
-
-    def __init__(self, others: np.ndarray, n_experts: int, coordinates: tuple[int, int], whole: GateData) -> None:
-        self.others, self.n_experts = others, n_experts
-        self.n_shared, self.n_own = whole.shared.shape[-1], whole.per_task.shape[-1]
-        in_part, in_whole = coordinates
-        # flags of absent experts, coordinates of each expert, a summary of the signal: as `gate.inputs` lays them out
-        of_experts = [n_experts + e * in_whole + g for e in others for g in range(in_part)]
-        self.shared = np.array([*others, *of_experts, *range(n_experts * (1 + in_whole), self.n_shared)])
-        self.own = np.array([*others, *(n_experts + others)]) if self.n_own else np.zeros(0, int)
-
-    def arrays(self, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays of a `FoldGate`."""
-        shared = {"w_shared": (self.shared, self.n_shared), "skip": (self.shared, self.n_shared)}
-        own = {"w_own": (self.own, self.n_own), "skip_own": (self.own, self.n_own)}
-        found = {}
-        for name, array in part.items():
-            wide = array
-            if name in (places := shared | own):
-                index, size = places[name]
-                wide = np.zeros((len(array), size, *array.shape[2:]), array.dtype)
-                wide[:, index] = array
-            if name in ("constant", "out", "skip", "skip_own"):
-                narrow, wide = wide, np.zeros((*wide.shape[:-1], self.n_experts), array.dtype)
-                wide[..., self.others] = narrow
-            found[name] = wide
-        return found
