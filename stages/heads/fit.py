@@ -21,10 +21,10 @@ from stages.heads.crossfit import Masks, Split, make_masks
 from stages.heads.decisions.held_out import HeldOut, held_out_answers
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
-from stages.heads.gate.gated import GatedOptions, Judged, fit_gated
+from stages.heads.gate.gated import GatedOptions, JudgingRecords, fit_gated
 from stages.heads.gate.inputs import InputScale, signal_summary
 from stages.heads.gate.reader import ReaderFit
-from stages.heads.gate.seen import Held, fit_without_seen
+from stages.heads.gate.seen import HeldExperts, fit_without_seen
 from stages.heads.gate.training import GateFit
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
@@ -68,7 +68,7 @@ class Fitted:
     """What the gated ensemble says out of sample, for thresholds and conformal sets."""
     seconds: dict[str, float]
     """Of fitting each expert's heads."""
-    held: Held
+    held: HeldExperts
     """Experts that have seen the records that judge, and what was made of it."""
 
     def history(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def fit_all(
         for e, name in enumerate(heads):
             seen_by = torch.from_numpy(present[judges, e])[:, None]
             heads[name] = undo_weights(heads[name], judging.y, counted * seen_by, shift, judging.blocks)
-    judged = Judged(
+    judged = JudgingRecords(
         present[judges],
         judging,
         masks.judge[:, rows],
@@ -149,7 +149,7 @@ def fit_all(
         scales,
         shift,
     )
-    held = Held.nobody(present.shape[1])
+    held = HeldExperts.nobody(present.shape[1])
     if seen is None or not (seen[judges] & (present[judges] > 0)).any():
         gated = fit_gated(heads, judged, options)
         mixed = gated.mixed

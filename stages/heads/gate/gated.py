@@ -35,7 +35,7 @@ class GatedOptions:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgingRecords:
     """What the records that judge say, besides the experts' logits.
 
     Attributes
@@ -84,7 +84,7 @@ class Gated:
         return self.readers.logits / self.temperature[:, None]
 
 
-def fit_gated(heads: dict[str, ExpertHead], judged: Judged, options: GatedOptions) -> Gated:
+def fit_gated(heads: dict[str, ExpertHead], judged: JudgingRecords, options: GatedOptions) -> Gated:
     """Fit the gate on the heads' out-of-sample logits, then the reading, then the temperature of both."""
     targets, shift, seed = judged.targets, judged.shift, options.head.seed
     data = gate_data(heads, judged, options.sources)
@@ -114,7 +114,7 @@ def fit_gated(heads: dict[str, ExpertHead], judged: Judged, options: GatedOption
     return Gated(data, masks, gate, joined, temperature, plain)
 
 
-def gate_data(heads: dict[str, ExpertHead], judged: Judged, sources: tuple[str, ...]) -> GateData:
+def gate_data(heads: dict[str, ExpertHead], judged: JudgingRecords, sources: tuple[str, ...]) -> GateData:
     """Stack the experts' out-of-sample outputs and the gate's inputs, [F, rows, ...]."""
     present, targets = judged.present, judged.targets
     outputs = torch.stack([h.logits for h in heads.values() if h.logits is not None], 2)

@@ -29,18 +29,18 @@ def mixture_alone(n_folds: int, n_columns: int, n_experts: int, n_tasks: int) ->
 def equal_gate(data: GateData, log_odds: np.ndarray, top_k: int) -> GateFit:
     """Return the gate of held experts alone: constant, by their odds."""
     n_folds, n_tasks, n_experts = log_odds.shape
-    n_shared, n_own = data.shared.shape[-1], data.per_task.shape[-1]
+    n_shared, n_per_task = data.shared.shape[-1], data.per_task.shape[-1]
     shapes = {
         "constant": (n_experts,),
         "w_shared": (n_shared, 1),
-        "w_own": (n_own, 1),
+        "w_own": (n_per_task, 1),
         "b": (1,),
         "out": (1, n_experts),
         "skip": (n_shared, n_experts),
-        "skip_own": (n_own, n_experts),
+        "skip_own": (n_per_task, n_experts),
     }
     arrays = {name: np.zeros((n_tasks, *shape), np.float32) for name, shape in shapes.items()}
-    folds = [FoldGate({**arrays, "held": own}, np.zeros(n_tasks, bool), top_k) for own in log_odds]
+    folds = [FoldGate({**arrays, "held": odds}, np.zeros(n_tasks, bool), top_k) for odds in log_odds]
     start = [["uniform"] * n_tasks for _ in range(n_folds)]
     return GateFit(folds, torch.empty(0), torch.zeros(n_folds, n_tasks, dtype=torch.long), start)
 
@@ -56,21 +56,21 @@ class Places:
 
     def __init__(self, others: np.ndarray, n_experts: int, coordinates: tuple[int, int], whole: GateData) -> None:
         self.others, self.n_experts = others, n_experts
-        self.n_shared, self.n_own = whole.shared.shape[-1], whole.per_task.shape[-1]
+        self.n_shared, self.n_per_task = whole.shared.shape[-1], whole.per_task.shape[-1]
         in_part, in_whole = coordinates
         # flags of absent experts, coordinates of each expert, a summary of the signal: as `gate.inputs` lays them out
         of_experts = [n_experts + e * in_whole + g for e in others for g in range(in_part)]
         self.shared = np.array([*others, *of_experts, *range(n_experts * (1 + in_whole), self.n_shared)])
-        self.own = np.array([*others, *(n_experts + others)]) if self.n_own else np.zeros(0, int)
+        self.of_task = np.array([*others, *(n_experts + others)]) if self.n_per_task else np.zeros(0, int)
 
     def arrays(self, part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays of a `FoldGate`."""
         shared = {"w_shared": (self.shared, self.n_shared), "skip": (self.shared, self.n_shared)}
-        own = {"w_own": (self.own, self.n_own), "skip_own": (self.own, self.n_own)}
+        per_task = {"w_own": (self.of_task, self.n_per_task), "skip_own": (self.of_task, self.n_per_task)}
         found = {}
         for name, array in part.items():
             wide = array
-            if name in (places := shared | own):
+            if name in (places := shared | per_task):
                 index, size = places[name]
                 wide = np.zeros((len(array), size, *array.shape[2:]), array.dtype)
                 wide[:, index] = array

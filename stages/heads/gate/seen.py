@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from stages.heads.expert_head import ExpertHead
-from stages.heads.gate.gated import Gated, GatedOptions, Judged, fit_gated, gate_data, gate_masks, n_coordinates
+from stages.heads.gate.gated import Gated, GatedOptions, JudgingRecords, fit_gated, gate_data, gate_masks, n_coordinates
 from stages.heads.gate.places import Places, equal_gate, mixture_alone, renamed
 from stages.heads.gate.reader import FoldReader, ReaderFit, raised
 from stages.heads.gate.training import GateData, GateFit, fit_constant
@@ -40,7 +40,7 @@ NO_ROOM = -30.0
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldExperts:
     """Who has seen how many of the records that judge, and what was made of it.
 
     Attributes
@@ -62,7 +62,7 @@ class Held:
     share: np.ndarray
 
     @classmethod
-    def nobody(cls, n_experts: int) -> Held:
+    def nobody(cls, n_experts: int) -> HeldExperts:
         """Nobody has seen anyone."""
         none = np.zeros(n_experts, int)
         return cls(none, none, np.stack([none, none], 1), none.astype(bool), np.zeros((0, 0, n_experts)))
@@ -85,8 +85,8 @@ class Held:
 
 
 def fit_without_seen(
-    heads: dict[str, ExpertHead], judged: Judged, seen: np.ndarray, options: GatedOptions
-) -> tuple[dict[str, ExpertHead], Gated, Tensor, Held]:
+    heads: dict[str, ExpertHead], judged: JudgingRecords, seen: np.ndarray, options: GatedOptions
+) -> tuple[dict[str, ExpertHead], Gated, Tensor, HeldExperts]:
     """Fit the gated ensemble on evidence that no expert has been trained on.
 
     Parameters
@@ -136,15 +136,15 @@ class _Counts:
     patients: np.ndarray
 
     @classmethod
-    def of(cls, seen: np.ndarray, judged: Judged) -> _Counts:
+    def of(cls, seen: np.ndarray, judged: JudgingRecords) -> _Counts:
         judging = (judged.judge >= 0).any(0).numpy()[:, None] & (judged.present > 0)
         names = np.arange(len(seen)) if judged.groups is None else judged.groups
         of_experts = zip((seen & judging).T, judging.T, strict=True)
         patients = [[len(np.unique(names[rows])) for rows in pair] for pair in of_experts]
         return cls((seen & judging).sum(0), judging.sum(0), np.array(patients))
 
-    def held(self, held: np.ndarray, share: np.ndarray) -> Held:
-        return Held(self.seen, self.judged, self.patients, held, share)
+    def held(self, held: np.ndarray, share: np.ndarray) -> HeldExperts:
+        return HeldExperts(self.seen, self.judged, self.patients, held, share)
 
 
 def _divide(seen: np.ndarray, judge: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def _divide(seen: np.ndarray, judge: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return held, unused
 
 
-def _cooled(head: ExpertHead, judged: Judged, seen: np.ndarray) -> ExpertHead:
+def _cooled(head: ExpertHead, judged: JudgingRecords, seen: np.ndarray) -> ExpertHead:
     """Give an expert's head the temperature that records which it has not seen ask for."""
     assert head.logits is not None
     strangers = torch.from_numpy(~seen)[:, None] & (judged.judge >= 0)[..., None]
@@ -187,7 +187,7 @@ class _Joining:
     def __init__(
         self,
         heads: dict[str, ExpertHead],
-        judged: Judged,
+        judged: JudgingRecords,
         seen: np.ndarray,
         held: np.ndarray,
         without: Gated | None,
@@ -329,8 +329,8 @@ class _Joining:
             coordinates = n_coordinates({names[e]: self.heads[names[e]] for e in others}), n_coordinates(self.heads)
         place = Places(others, n_experts, coordinates, self.data)
         folds = [
-            FoldGate({**place.arrays(fold.arrays), "held": own}, fold.active, top_k)
-            for fold, own in zip(fit.folds, log_odds, strict=True)
+            FoldGate({**place.arrays(fold.arrays), "held": held_odds}, fold.active, top_k)
+            for fold, held_odds in zip(fit.folds, log_odds, strict=True)
         ]
         start = [[renamed(name, others) for name in row] for row in fit.start]
         return GateFit(folds, fit.logits, fit.epoch, start, fit.history)
