@@ -37,6 +37,8 @@ WHOLE_BEAT_MS = (250, 400)
 _QRS_BAND = scipy.signal.butter(2, [5, 25], "bandpass", fs=RATE_HZ, output="sos")
 _DIAGNOSTIC_BAND = scipy.signal.butter(2, [0.5, 40], "bandpass", fs=RATE_HZ, output="sos")
 _SPIKE_SAMPLES, _SPIKE_MV = 7, 0.2
+# Pairs to put in order, one after the other, until the fourth of seven is the median (Devillard, "Fast median search").
+_EXCHANGES = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4))
 _QRS_HALF, _MAX_LAG = 40, 20
 """Samples: half a QRS window (80 ms), and how far alignment may move a beat (40 ms)."""
 
@@ -57,6 +59,8 @@ class Beats:
         Median beat [12, 520] in mV, R peak at sample `BEFORE`; a missing or flat lead is NaN.
     noise_mv
         How far single beats lie from the median beat (median over beats, leads and time).
+    filtered
+        The record between 0.5 and 40 Hz without spikes, [12, time] in mV; a missing or flat lead is NaN.
     """
 
     peaks: np.ndarray
@@ -64,6 +68,7 @@ class Beats:
     similarity: np.ndarray
     template: np.ndarray
     noise_mv: float
+    filtered: np.ndarray
 
 
 def find_beats(signals: np.ndarray) -> Beats | None:
@@ -97,13 +102,26 @@ def find_beats(signals: np.ndarray) -> Beats | None:
     broad = scipy.signal.sosfiltfilt(_DIAGNOSTIC_BAND, clean, axis=-1)
     broad[~present] = np.nan
     centres, template, noise_mv = _median_beat(broad, aligned, similarity)
-    return Beats(centres, _rr_ms(centres, finite[present].any(0)), similarity, template, noise_mv)
+    return Beats(centres, _rr_ms(centres, finite[present].any(0)), similarity, template, noise_mv, broad)
 
 
 def remove_spikes(signals: np.ndarray) -> np.ndarray:
     """Replace deflections shorter than 8 ms and higher than 0.2 mV (pacemaker spikes) by the running median."""
-    median = scipy.ndimage.median_filter(signals, size=(1, _SPIKE_SAMPLES), mode="nearest")
+    median = _median_of_seven(signals)
     return np.where(np.abs(signals - median) > _SPIKE_MV, median, signals)
+
+
+def _median_of_seven(signals: np.ndarray) -> np.ndarray:
+    """Take the running median over seven samples of [lead, time], the ends held, by a network of exchanges.
+
+    It gives the values of `scipy.ndimage.median_filter` in less than half of its time.
+    """
+    half = _SPIKE_SAMPLES // 2
+    padded = np.pad(signals, ((0, 0), (half, half)), mode="edge")
+    at = [padded[:, i : i + signals.shape[1]] for i in range(_SPIKE_SAMPLES)]
+    for low, high in _EXCHANGES:
+        at[low], at[high] = np.minimum(at[low], at[high]), np.maximum(at[low], at[high])
+    return at[half]
 
 
 def detect_qrs(narrow: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Expert `morphology`: rhythm, intervals, axes and wave measurements of a 12-lead ECG, as a cardiograph prints them.
 
-Lives here: the measurements, their names (`FEATURES`), the expert. Not here: finding beats (`signals.beats`), wave
-bounds (`signals.waves`).
+Lives here: what a cardiograph prints, the names of all measurements (`FEATURES`), the expert. Not here: finding beats
+(`signals.beats`), wave bounds (`signals.waves`), and the further measurements of version 2: the vectorcardiogram
+(`signals.vectorcardiogram`), the course of the beat and signs over regions (`signals.beat_shape`), differences between
+beats (`signals.beat_by_beat`).
 
 `prepare` does all the work, on the CPU; `encode` hands the measurements on. A measurement that cannot be made is
 NaN. Which feature is the RR interval: `RR_FEATURE`.
@@ -19,6 +21,7 @@ from torch import Tensor
 from cache.errors import UsageError
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec
 from stages.experts.registry import register
+from stages.experts.signals import beat_by_beat, beat_shape, vectorcardiogram
 from stages.experts.signals.beats import BEFORE, RATE_HZ, SAME_CLASS, SAMPLE_MS, Beats, find_beats
 from stages.experts.signals.dsp import as_signals, resample_rate
 from stages.experts.signals.waves import Waves, delineate
@@ -76,6 +79,9 @@ FEATURES: tuple[str, ...] = (
     *INTERVALS,
     *SPATIAL,
     *(f"{lead}_{name}" for name in PER_LEAD for lead in STANDARD_LEADS),
+    *vectorcardiogram.NAMES,
+    *beat_shape.NAMES,
+    *beat_by_beat.NAMES,
 )
 """Names of the embedding's columns, in their order. Amplitudes are against the level just before the QRS complex."""
 RR_FEATURE = "rr_mean_ms"
@@ -101,6 +107,7 @@ def measure(signals_mv: np.ndarray) -> dict[str, float]:
     present = np.isfinite(beats.template).all(-1)
     residual_mv = beats.noise_mv / np.sqrt(max(1, (beats.similarity >= SAME_CLASS).sum()))
     waves = delineate(beats.template[present], values.get("rr_median_ms", np.nan), residual_mv)
+    values |= beat_by_beat.measure_beats(beats, waves)
     if not np.isfinite(waves.qrs_on):
         return values
     on = int(waves.qrs_on)
@@ -108,6 +115,7 @@ def measure(signals_mv: np.ndarray) -> dict[str, float]:
     values |= _intervals(waves, values.get("rr_median_ms", np.nan))
     leads = _per_lead(levelled, waves)
     values |= {f"{lead}_{name}": row[i] for name, row in leads.items() for i, lead in enumerate(STANDARD_LEADS)}
+    values |= vectorcardiogram.measure_vectors(levelled, waves) | beat_shape.measure_shape(levelled, waves)
     return values | _spatial(leads, levelled, waves)
 
 
@@ -229,8 +237,8 @@ class Morphology(Expert):
         """Facts about this expert."""
         return ExpertSpec(
             name="morphology",
-            title="Intervals, axes and wave measurements of the median beat",
-            version="1",
+            title="Intervals, axes, waves and vectorcardiogram of the median beat, and how beats differ",
+            version="2",
             source="R peaks: NeuroKit2 (Makowski et al., Behavior Research Methods 2021) on a 12-lead energy trace",
             sampling_rate_hz=float(RATE_HZ),
             seconds=10.0,
