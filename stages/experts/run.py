@@ -168,7 +168,7 @@ def embed_records(expert: Expert, records: Sequence[Signal], settings: RunSettin
     >>> from stages.experts.signals.reference_ecgs import reference_signals
     >>> records = [Signal(signals_mv, 500.0) for signals_mv in reference_signals(2, 5000, 500.0, seed=1)]
     >>> embed_records(load_expert("morphology"), records).embedding.shape
-    (2, 202)
+    (2, 709)
     """
     settings = settings or RunSettings()
     result, names = empty_result(expert, len(records), settings), [f"record {k}" for k in range(len(records))]

@@ -140,7 +140,7 @@ def _leads(qrs: _Qrs) -> dict[str, float]:
         "initial_mv": course[:, : max(int(0.25 * n), 1)].mean(-1),
         "qrs_turns": _turns(course),
     }
-    activation = course.argmax(-1) * SAMPLE_MS
+    activation = np.where(np.isnan(qrs.span), np.nan, course.argmax(-1) * SAMPLE_MS)
     times = {f"{LEAD_NAMES[lead]}_activation_ms": float(activation[lead]) for lead in ACTIVATION_LEADS}
     return _by_lead(columns) | times | {"qrs_turns": float(np.nansum(columns["qrs_turns"]))}
 
