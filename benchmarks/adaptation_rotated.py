@@ -80,18 +80,24 @@ def main() -> None:
     cohort = prepare(folder, options.records)
     arms = [*ARMS, *(name for name in options.arms.split(",") if name)]
     bench = RotatedBench(folder, sizes)
-    for seed in seeds:
-        for variant in (*VARIANTS, RANDOM):
-            for task in TASKS:
-                bench.mixes(probed(cohort, task), variant, seed)
+    fit_mixes(bench, cohort, TASKS[:1], seeds)
     for arm in arms:
         for seed in seeds:
             bench.tuned(cohort, arm, seed)
+    fit_mixes(bench, cohort, TASKS[1:], seeds)
     print_losses(bench, seeds)
     print_arms(bench, cohort, arms, seeds)
     for task in TASKS:
         print(f"\n#### Frozen layers: {task}")
         print_mixes(bench, probed(cohort, task), seeds)
+
+
+def fit_mixes(bench: RotatedBench, cohort: RotatedCohort, tasks: tuple[str, ...], seeds: list[int]) -> None:
+    """Fit the frozen layers' heads of every seed and variant."""
+    for seed in seeds:
+        for variant in (*VARIANTS, RANDOM):
+            for task in tasks:
+                bench.mixes(probed(cohort, task), variant, seed)
 
 
 def sizes_of(epochs: str) -> Sizes:
