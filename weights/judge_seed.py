@@ -2,11 +2,13 @@
 
     python -m weights.judge_seed FOLDER across --members 3      heads learn from the four other fifths of the patients
     python -m weights.judge_seed FOLDER within --members 3      heads learn from patients that the encoder has not seen
-    python -m weights.judge_seed FOLDER elsewhere --data DATA   other collections, by the weights of the package
+    python -m weights.judge_seed FOLDER packaged                  PTB-XL's folds 9 and 10, by the weights of the package
+    python -m weights.judge_seed FOLDER elsewhere --data DATA     other collections, by the weights of the package
 
 FOLDER is that of `weights.seed_expert`, which trains the encoders. Across: rotation k is judged by encoder k, which has
 not seen it, but has learnt from the patients that heads learn from; the heads are told who those are. Within: each
-fifth in three parts, two teach heads and one is judged; the encoder has seen none of them. Elsewhere: five rotations
+fifth in three parts, two teach heads and one is judged; the encoder has seen none of them. Packaged: heads learn from
+PTB-XL's folds 1 to 8, as the encoder has, and the records of folds 9 and 10 are judged. Elsewhere: five rotations
 of patients of LUDB, of the quality collection and of generated ECGs. Predictions are kept in FOLDER/judged: a run that
 was killed goes on.
 """
@@ -30,7 +32,8 @@ from stages.scoring.predictions import PredictionBlock
 from weights.seed_expert import DEFAULT, Rows, Study, split_rows, vectors
 
 JUDGED = ("superclass", "subclass", "sex", "age")
-WITHIN_PARTS = 3
+WITHIN_PARTS, ALL = 3, -1
+"""Parts of a fifth; a rotation that nobody is in."""
 PAIRS = (("with", "without"), ("alone", "rocket"))
 
 
@@ -43,7 +46,7 @@ class Arms:
     encoder
         [record, width].
     seen
-        Which records' patients the encoder has learnt from [record]; none where None.
+        Which records have taught the encoder their labels [record]; none where None.
     """
 
     patients: np.ndarray
@@ -58,7 +61,7 @@ def main() -> None:
     """Fit what is not fitted yet, and print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("how", choices=("across", "within", "elsewhere"))
+    parser.add_argument("how", choices=("across", "within", "packaged", "elsewhere"))
     parser.add_argument("--expert", choices=("seed", "seed-ssl"), default="seed")
     parser.add_argument("--folds", default="0,1,2,3,4")
     parser.add_argument("--members", type=int, default=1, help="networks side by side in each encoder")
@@ -74,6 +77,9 @@ def main() -> None:
         for name in options.cohorts.split(","):
             elsewhere(name, options)
         return
+    if options.how == "packaged":
+        packaged(options)
+        return
     for size in options.sizes.split(","):
         nested(None if size == "all" else int(size), options)
 
@@ -82,13 +88,29 @@ def nested(size: int | None, options: argparse.Namespace) -> None:
     """Judge encoders on patients of PTB-XL that they have not seen."""
     study, folds = Study(options.folder / "ptbxl"), [int(k) for k in options.folds.split(",")]
     name = f"{options.how}-{options.expert}-{size or 'all'}-{options.folds.replace(',', '')}-{options.members}"
-    parts = ((_arms(study, k, options), list(_splits(study, k, size, within=options.how == "within"))) for k in folds)
+    found = {k: vectors(options.folder, options.expert, k, options.members) for k in folds}
+    within = options.how == "within"
+    parts = ((_arms(study, k, options, found[k]), list(_splits(study, k, size, within=within))) for k in folds)
     said = kept(options.folder / "judged" / f"{name}.npz", parts)
     print(f"\n{name}: heads learn from {size or 'all'} patients")
     _, targets, tasks = read_study(study.folder)
     for task in (task for task in tasks if task.name in JUDGED):
         for group, rows in _groups(targets, subgroups=options.subgroups).items():
             compare(task, targets[task.name], study.patients, said, options, rows, group)
+
+
+def packaged(options: argparse.Namespace) -> None:
+    """Judge the weights of the package on the records of PTB-XL's folds 9 and 10, which taught them nothing."""
+    study = Study(options.folder / "ptbxl")
+    embed(study.folder, options.expert)
+    arms = _arms(study, ALL, options, _embedding(study.folder, options.expert))
+    known = study.learnt(ALL)
+    test = np.setdiff1d(np.arange(len(study.patients)), known)
+    parts = [(arms, [split_rows(known, test, study.patients)])]
+    said = kept(options.folder / "judged" / f"packaged-{options.expert}.npz", parts)
+    print(f"\npackaged-{options.expert}: heads learn from all patients")
+    for task in arms.tasks:
+        compare(task, arms.targets[task.name], study.patients, said, options)
 
 
 def elsewhere(name: str, options: argparse.Namespace) -> None:
@@ -117,12 +139,12 @@ def _embedding(folder: Path, expert: str) -> np.ndarray:
         return np.asarray(stored["embedding"])
 
 
-def _arms(study: Study, k: int, options: argparse.Namespace) -> Arms:
+def _arms(study: Study, k: int, options: argparse.Namespace, encoder: np.ndarray) -> Arms:
     _, targets, tasks = read_study(study.folder)
     tasks = tuple(task for task in tasks if task.name in JUDGED)
     seen = np.zeros(len(study.patients), bool)
-    seen[study.learnt(k)] = True
-    encoder = vectors(options.folder, options.expert, k, options.members)
+    if options.expert == "seed":
+        seen[study.learnt(k)] = True
     return Arms(study.patients, targets, tasks, study.features, encoder, seen)
 
 
@@ -170,7 +192,8 @@ def fit(arms: Arms, splits: list[Rows], found: dict[str, np.ndarray]) -> None:
         features = {n: {"embedding": arms.encoder if n == "alone" else arms.features[n]} for n in experts}
         heads = EnsembleHeads(on_unusable="skip", device="cpu")
         targets = {task.name: arms.targets[task.name] for task in arms.tasks}
-        heads.fit(features, targets, arms.tasks, splits=splits, groups=arms.patients)
+        seen = {"alone": np.flatnonzero(arms.seen)} if arm == "with" and arms.seen is not None else None
+        heads.fit(features, targets, arms.tasks, splits=splits, groups=arms.patients, seen=seen)
         for f, (_, _, test) in enumerate(splits):
             held = {name: {"embedding": x["embedding"][test]} for name, x in features.items()}
             of = {arm: heads.predict_proba(held, fold=f)}

@@ -31,7 +31,11 @@ def data(tmp_path):
     folder.mkdir(parents=True)
     table.to_csv(folder / "ptbxl_database.csv", index=False)
     shutil.copy(source / "scp_statements.csv", folder)
-    (folder / "records500").symlink_to(source / "records500")
+    for name in table["filename_hr"]:
+        for suffix in (".hea", ".dat"):
+            file = folder / f"{name}{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / f"{name}{suffix}", file)
     return folder.parent
 
 
@@ -41,7 +45,8 @@ def root(tmp_path):
     copy = tmp_path / "root"
     for name in ("cache", "stages", "pipeline", "benchmarks", "weights"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Makefile", copy)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, copy)
     recipe = copy / "weights" / "seed.yaml"
     text = recipe.read_text()
     assert "    epochs: 24\n" in text

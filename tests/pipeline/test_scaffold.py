@@ -40,7 +40,9 @@ def test_a_study_is_ready_for_dvc(tmp_path, ptbxl):
         text=True,
         check=True,
     )
-    assert {"ingest", "embed@rocket", "embed@morphology", "fit-heads", "evaluate", "report"} <= set(done.stdout.split())
+    experts = {"embed@rocket", "embed@morphology", "embed@seed"}
+    assert {"ingest", *experts, "fit-heads", "evaluate", "report"} <= set(done.stdout.split())
+    assert list(params.experts) == ["rocket", "morphology", "seed"]
 
 
 def test_a_study_of_arrays_can_be_made_and_ingested(tmp_path, ensemble, monkeypatch):
