@@ -13,6 +13,7 @@ import typer
 
 from cache.errors import EnsembleError
 from pipeline.commands import info, look, run, study, train
+from pipeline.usage import Commands
 
 INTERRUPTED = 130
 GOES_ON = "interrupted; the same command goes on where it stopped"
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="ensemble",
+    cls=Commands,
     help="Run frozen ECG foundation models once, then train LoRA heads and a gate on what they gave. "
     "All commands read params.yaml of the current folder; options override it.",
     no_args_is_help=True,

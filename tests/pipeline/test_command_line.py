@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
+import typer.main
 import yaml
 
 from pipeline import cli
@@ -19,8 +21,6 @@ def ensemble(ensemble, tmp_path, monkeypatch):
 
 def commands() -> list[list[str]]:
     groups = [[], ["cache"], ["weights"]]
-    import typer.main
-
     found = []
     for group in groups:
         command = typer.main.get_command(cli.app)
@@ -125,8 +125,60 @@ def test_debug_shows_the_traceback_before_or_after_the_command(ensemble):
         assert "Traceback" in ensemble(*arguments)[2]
 
 
-def test_an_unknown_option_is_wrong_usage(ensemble):
-    assert ensemble("embed", "--expert", "rocket", "--presicion", "fp32")[0] == 2
+def leaves(command, path=()):
+    """Every command with its words, those of groups included."""
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield path, command
+    for name, one in inner.items():
+        yield from leaves(one, (*path, name))
+
+
+COMMANDS = list(leaves(typer.main.get_command(cli.app)))
+
+
+def numbers():
+    """Give (words of a command, option, its bounds that there are) of every option that takes a number."""
+    for path, command in COMMANDS:
+        hints = typing.get_type_hints(command.callback, include_extras=True)
+        for parameter in command.params:
+            kind, *about = typing.get_args(hints.get(parameter.name)) or (None,)
+            if parameter.param_type_name == "option" and {int, float} & {kind, *typing.get_args(kind)}:
+                bounds = [(about[0].min, -1), (about[0].max, 1)]
+                yield path, max(parameter.opts, key=len), [pair for pair in bounds if pair[0] is not None]
+
+
+def refused(ensemble, *arguments):
+    """The line that says why the arguments are refused."""
+    code, _, err = ensemble(*arguments)
+    assert (code, err.count("\n")) == (2, 1), (arguments, err)
+    assert err.startswith("error: ")
+    return err
+
+
+def test_a_number_beyond_its_bounds_is_one_line_in_every_command(ensemble):
+    found = list(numbers())
+    assert len(found) > 25
+    assert sum(len(bounds) for *_, bounds in found) > 20
+    for path, option, bounds in found:
+        for given in ("many", *(f"{bound + beyond:g}" for bound, beyond in bounds)):
+            words = refused(ensemble, *path, option, given)
+            assert words.startswith(f"error: {option}: "), (path, words)
+            assert words.endswith(f"`ensemble {' '.join(path)} --help` has more\n")
+
+
+def test_what_does_not_fit_a_command_is_one_line(ensemble):
+    for path, command in COMMANDS:
+        assert "no such option: --nonsense" in refused(ensemble, *path, "--nonsense")
+        needed = [one for one in command.params if one.required]
+        if needed:
+            words = refused(ensemble, *path)
+            assert "missing " in words, path
+    assert "no such option: --presicion; did you mean --precision?" in refused(
+        ensemble, "embed", "--expert", "rocket", "--presicion", "fp32"
+    )
+    assert "no such command 'embedd'" in refused(ensemble, "embedd")
+    assert "unexpected extra argument" in refused(ensemble, "report", "more")
 
 
 def test_a_reader_that_goes_away_is_no_traceback():
