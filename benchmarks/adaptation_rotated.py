@@ -13,6 +13,7 @@ hold the methods that all seeds have.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,12 +68,16 @@ class RotatedBench(Bench):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=Path, required=True, help="folder of PTB-XL")
+    parser.add_argument("--records", type=Path, help="folder of PTB-XL; ptbxl in ENSEMBLE_TEST_DATA if not given")
     parser.add_argument("--folder", type=Path, default=Path(".ensemble/rotated"), help="where cells are kept")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--epochs", default="18,8", help="of pretraining and of fine-tuning")
     parser.add_argument("--arms", default="", help="further arms: " + ", ".join(FURTHER_ARMS))
     options = parser.parse_args()
+    options.records = options.records or Path(os.environ.get("ENSEMBLE_TEST_DATA", "nowhere"), "ptbxl")
+    if not options.records.is_dir():
+        print("needs --records FOLDER of PTB-XL, or ENSEMBLE_TEST_DATA with ptbxl: nothing done")
+        return
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     sizes = sizes_of(options.epochs)

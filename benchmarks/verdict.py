@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -72,10 +73,16 @@ COHORTS = {
 }
 
 
+def data_folder() -> Path | None:
+    """Return the folder that ENSEMBLE_TEST_DATA names, if it is there."""
+    named = os.environ.get("ENSEMBLE_TEST_DATA")
+    return Path(named) if named and Path(named).is_dir() else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the unpacked collections")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(".ensemble/verdict"))
+    parser.add_argument("--data", type=Path, help="folder of the unpacked collections; ENSEMBLE_TEST_DATA if not given")
     parser.add_argument("--only", choices=("embed", "fit", "table"))
     parser.add_argument("--cohorts", default=",".join(COHORTS))
     parser.add_argument("--label", default="now", help="of this version of the code")
@@ -83,6 +90,12 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients")
     parser.add_argument("--rotations", type=int, default=N_FOLDS, help="of five, so many are fitted and tested")
     options = parser.parse_args()
+    options.data = options.data or data_folder()
+    if options.data is None:
+        print(
+            "needs --data FOLDER, or ENSEMBLE_TEST_DATA, with ptbxl-all, quality, ludb and challenge2021: nothing done"
+        )
+        return
     chosen = {name: COHORTS[name] for name in options.cohorts.split(",") if is_there(COHORTS[name], options.data)}
     if options.only in (None, "embed"):
         for name, cohort in chosen.items():
