@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from cache.errors import UsageError
 
 # Typer brings its own copy of Click in some versions and imports Click in others: the class is found by its name.
-ClickError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+ClickError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 HELP = "NoArgsIsHelpError"
 """Raised to show the help where a group is called without a command."""
 

@@ -182,7 +182,10 @@ def test_what_is_said_of_one_record_follows_from_thresholds_and_limits(fit):
         value = decisions.of(TASKS[0], p["rr"][row])
         assert value["low"] < p["rr"][row] < value["high"]
         assert value["coverage"] == 0.9
-        assert "above" not in decisions.of(TASKS[2], p["report"][row])
+        one_of = decisions.of(TASKS[2], p["report"][row])
+        assert one_of["above"] == {
+            c: v >= one_of["thresholds"][c] for c, v in zip("abc", p["report"][row], strict=True)
+        }
     unclear = Decisions(conformal=decisions.conformal).of(TASKS[1], np.float64(np.nan))
     assert unclear["set"] == []
 
