@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from cache.storage.objects import ObjectPath
+
+BLOCK_BYTES = 16 << 20
+"""Of an object, read in one request."""
 DIGEST_BYTES = 16
 """Bytes of a per-record digest."""
 
@@ -25,10 +29,19 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 (hex) of a file's bytes, read in blocks."""
+def file_digest(path: Path | ObjectPath) -> str:
+    """Return the sha256 (hex) of a file's or an object's bytes, read in blocks."""
+    if isinstance(path, ObjectPath):
+        return _object_digest(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _object_digest(path: ObjectPath) -> str:
+    digest, size = hashlib.sha256(), path.size()
+    for start in range(0, size, BLOCK_BYTES):
+        digest.update(path.read_range(start, min(start + BLOCK_BYTES, size)))
+    return digest.hexdigest()
 
 
 def text_digest(items: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 
 from cache.errors import MissingFileError, StoreError
 from cache.fingerprint import text_digest
-from cache.records import BASE_COLUMNS, ROWS_KEY, Target, targets_of
+from cache.records import BASE_COLUMNS, ROWS_KEY, Target, parquet_source, targets_of
+from cache.storage.locations import Location, file_exists, location_of
 
 _COLUMNS = ("record_id", "status", "reason")
 _BATCH_ROWS = 8_192
@@ -55,14 +55,14 @@ class RecordRows:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Location,
         columns: Sequence[str] = _COLUMNS,
         optional: Sequence[str] = (),
         *,
         every_target: bool = False,
     ) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
+        self.path = location_of(path)
+        if not file_exists(self.path):
             raise MissingFileError(f"{path} does not exist; run `ensemble ingest` first")
         with self._open() as file:
             names = set(file.schema_arrow.names)
@@ -146,7 +146,7 @@ class RecordRows:
     @contextlib.contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(parquet_source(self.path)) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
             message = str(error).splitlines()[0]

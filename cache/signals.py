@@ -10,21 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec
 
 from cache.errors import StoreError
 from cache.fingerprint import DIGEST_BYTES, ROW_DIGESTS, row_digests
-from cache.storage.locations import Location, folder_of, location_of
+from cache.storage.locations import Location, location_of
 from cache.storage.objects import ObjectPath
-from cache.storage.writing import write_durably
+from cache.storage.writing import Guard, write_durably
 from cache.zarr_io.groups import ZARR_ERRORS, add_array, create_group, get_array, open_group, shard_file, write_shard
-from cache.zarr_io.packed_shards import Packed, codec_of, pack_chunks, packer_of, shard_pieces
+from cache.zarr_io.packed_shards import Packed, codec_of, packed_pieces, packer_of, shard_pieces, side_by_side
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 RATE_HZ = 500
@@ -182,29 +180,40 @@ class SignalStore:
             raise StoreError(
                 f"{self.path} was laid out by another tool and is not written into; remove it, or name another"
             )
-        pieces = _packed_pieces(np.asarray(signals_uv, dtype=np.int16), self.chunk_records, packer_of(self.codec))
-        return PackedRows(list(pieces), digests)
+        values, packer = np.asarray(signals_uv, dtype=np.int16), packer_of(self.codec)
+        return PackedRows(list(packed_pieces(values, N_SAMPLES, self.chunk_records, MISSING, packer)), digests)
 
     def write_packed(
-        self, shard: int, parts: Sequence[PackedRows], valid: np.ndarray, rate_hz: np.ndarray | None = None
+        self,
+        shard: int,
+        parts: Sequence[PackedRows],
+        valid: np.ndarray,
+        rate_hz: np.ndarray | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Write one whole shard from its rows, packed part by part; all parts but the last are whole chunks.
 
         Where a record is longer than the time axis, `lengthen_signals` is to be called after the last shard.
+
+        Parameters
+        ----------
+        guard
+            Raises where this process may no longer write (`Claims.confirm`).
         """
-        folder = folder_of(shard_file(self.path, self.signals, shard)).parent
-        pieces, n_chunks = list(_side_by_side(parts, self.chunk_records)), self.shard_records // self.chunk_records
+        folder = shard_file(self.path, self.signals, shard).parent
+        pieces = list(side_by_side([(part.pieces, len(part.digests)) for part in parts], self.chunk_records))
         for k, chunks in enumerate(pieces):
-            write_durably(folder / str(k), self.path / self.signals.basename, shard_pieces(chunks, n_chunks))
-        for file in folder.iterdir():  # what longer records have left there
-            if file.name.isdigit() and int(file.name) >= len(pieces):
+            packed = shard_pieces(chunks, self.shard_records // self.chunk_records)
+            write_durably(folder / str(k), self.path / self.signals.basename, packed, guard)
+        for file in folder.children() if isinstance(folder, ObjectPath) else folder.iterdir():
+            if file.name.isdigit() and int(file.name) >= len(pieces):  # what longer records have left there
                 file.unlink()
-        write_shard(self.path, self.valid, shard, self.shard_records, valid.astype(np.int32))
+        write_shard(self.path, self.valid, shard, self.shard_records, valid.astype(np.int32), guard)
         if self.rate_hz is not None:
             rates = rates_at_500_hz(valid) if rate_hz is None else rate_hz
-            write_shard(self.path, self.rate_hz, shard, self.shard_records, rates.astype(np.float64))
+            write_shard(self.path, self.rate_hz, shard, self.shard_records, rates.astype(np.float64), guard)
         digests = np.concatenate([part.digests for part in parts])
-        write_shard(self.path, self.digest, shard, self.shard_records, digests)
+        write_shard(self.path, self.digest, shard, self.shard_records, digests, guard)
 
     def digests_of(
         self, signals_uv: np.ndarray, valid: np.ndarray | None = None, rate_hz: np.ndarray | None = None
@@ -341,23 +350,6 @@ class SignalStore:
         return digest.hexdigest()
 
 
-def _packed_pieces(signals_uv: np.ndarray, chunk_records: int, packer: Blosc) -> Iterator[list[Packed | None]]:
-    """Give the chunks of each piece of the time axis. A record that could not be read keeps its first, as a file."""
-    for start in range(0, max(signals_uv.shape[2], 1), N_SAMPLES):
-        piece = np.ascontiguousarray(signals_uv[:, :, start : start + N_SAMPLES])
-        if (lacking := N_SAMPLES - piece.shape[2]) > 0:
-            piece = np.pad(piece, ((0, 0), (0, 0), (0, lacking)), constant_values=MISSING)
-        yield pack_chunks(piece, chunk_rows=chunk_records, fill=MISSING, packer=packer, keep_empty=start == 0)
-
-
-def _side_by_side(parts: Sequence[PackedRows], chunk_records: int) -> Iterator[list[Packed | None]]:
-    """Give the chunks of all parts, piece after piece of the time axis; a part of shorter records has none there."""
-    for k in range(max(len(part.pieces) for part in parts)):
-        empty: list[list[Packed | None]] = [[None] * -(-len(part.digests) // chunk_records) for part in parts]
-        found = (part.pieces[k] if k < len(part.pieces) else empty[n] for n, part in enumerate(parts))
-        yield [chunk for chunks in found for chunk in chunks]
-
-
 def rates_at_500_hz(valid: np.ndarray) -> np.ndarray:
     """Return the rates of records that are all at 500 Hz, of their lengths; 0 where there is none."""
     return np.where(np.asarray(valid) > 0, float(RATE_HZ), 0.0)
@@ -373,11 +365,12 @@ def _digested(row: np.ndarray, n_samples: int, rate_hz: float) -> np.ndarray:
     return np.frombuffer(samples.tobytes() + np.array(rate_hz, dtype="<f8").tobytes(), dtype=np.uint8)
 
 
-def create_signals(path: str | Path, n_records: int, shard_records: int = SHARD_RECORDS) -> SignalStore:
-    """Make an empty store (replacing one that stands there)."""
-    path = folder_of(path)
-    attributes = {**SIGNAL_ATTRIBUTES, "row_digest": ROW_DIGEST}
-    create_group(path, attributes, lambda group, _: add_signal_arrays(group, n_records, shard_records, _CODEC))
+def create_signals(
+    path: str | Location, n_records: int, shard_records: int = SHARD_RECORDS, *, guard: Guard | None = None
+) -> SignalStore:
+    """Make an empty store (replacing one that stands there); `guard` as of `SignalStore.write_packed`."""
+    path, attributes = location_of(path), {**SIGNAL_ATTRIBUTES, "row_digest": ROW_DIGEST}
+    create_group(path, attributes, lambda group, _: add_signal_arrays(group, n_records, shard_records, _CODEC), guard)
     return open_signals(path, mode="r+")
 
 

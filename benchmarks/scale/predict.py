@@ -28,6 +28,7 @@ from cache.embeddings import open_embeddings
 from cache.records import BASE_COLUMNS, write_records
 from cache.signals import SHARD_RECORDS, create_signals
 from cache.storage.locations import name_within
+from pipeline.compute.allocator import share_one_heap
 from stages.embed import Embedder, EmbedSettings, describe
 from stages.experts import Encoding, Expert, ExpertSpec
 from stages.heads import EnsembleHeads, TaskSpec
@@ -265,6 +266,7 @@ def main() -> None:
     options = parser.parse_args()
     everything = not (options.rate or options.memory or options.million)
     torch.set_num_threads(1)
+    share_one_heap()  # of the processes that are measured, as `ensemble predict` does
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory() as name:
         if options.rate or everything:

@@ -113,6 +113,9 @@ class Leases:
             if used:
                 self._clean()
 
+    def remove(self) -> None:
+        """Do nothing: whoever closes the last session removes what is left."""
+
     def _clean(self) -> None:
         """Remove what dead processes left, if nobody is at work; a claim that slips through costs a shard's work."""
         listing = self._folder.files()

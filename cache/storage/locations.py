@@ -27,19 +27,6 @@ def location_of(location: str | Path | ObjectPath) -> Location:
     return ObjectPath(location)
 
 
-def folder_of(location: str | Location) -> Path:
-    """Return a location that has to be a path of this machine.
-
-    Raises
-    ------
-    UsageError
-        A URL.
-    """
-    if isinstance(location, ObjectPath) or is_url(location):
-        raise UsageError(f"{location}: signals are written to a folder; copy them to the URL when they are whole")
-    return Path(location)
-
-
 def within(folder: Path, location: str) -> Location:
     """Return a location that is told from a folder: a URL as it is, a path relative to the folder."""
     return location_of(location) if is_url(location) else folder / Path(location).expanduser()
@@ -61,6 +48,11 @@ def store_exists(store: Location) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def file_exists(file: Location) -> bool:
+    """Whether there is a file or object of this name."""
+    return file.is_file() if isinstance(file, Path) else file.exists()
 
 
 def stores_in(folder: Location) -> list[Location]:

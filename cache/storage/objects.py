@@ -114,6 +114,11 @@ class ObjectPath:
                     return b""
                 raise
 
+    def size(self) -> int:
+        """Return the bytes of the object; FileNotFoundError if there is none."""
+        with _named_errors(self):
+            return int(self._fs.info(self._key)["size"])
+
     def exists(self) -> bool:
         """Whether there is an object of this very name."""
         if self.protocol in _EXTRAS:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from cache.storage.locations import Location
 from cache.storage.objects import ObjectPath
@@ -59,6 +60,43 @@ class FileSource:
     def read_into(self, buffers: Sequence[Buffer], offset: int) -> int:
         """Fill the buffers without a copy."""
         return os.preadv(self._descriptor, buffers, offset)
+
+
+class ObjectFile(io.RawIOBase):
+    """An object as a file that is read at any place, each reading a request: what tables are opened through."""
+
+    def __init__(self, file: ObjectPath) -> None:
+        self._file, self._place = file, 0
+        self._size = file.size()
+
+    def readable(self) -> bool:
+        """Say so."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say so."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place of the next reading."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, as far as the object goes."""
+        wanted = memoryview(buffer).cast("B")
+        stop = min(self._place + len(wanted), self._size)
+        if stop <= self._place:
+            return 0
+        content = self._file.read_range(self._place, stop)
+        wanted[: len(content)] = content
+        self._place += len(content)
+        return len(content)
 
 
 class ObjectSource:

@@ -5,13 +5,15 @@ Small files of this machine alone: `cache.files`.
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cache.files import sync, write_text
+from cache.files import replacing, sync, write_text
 from cache.storage.direct_io import write_pieces
 from cache.storage.locations import Location
 from cache.storage.objects import ObjectPath
@@ -62,6 +64,19 @@ def put(file: ObjectPath, content: bytes, guard: Guard | None = None) -> None:
             guard()
         if tag and file.replace(content, tag):
             return
+
+
+@contextlib.contextmanager
+def replacing_at(file: Location, guard: Guard | None = None) -> Iterator[Path]:
+    """Give a temporary path of this machine; on success what was written there replaces a file or object, whole."""
+    if not isinstance(file, ObjectPath):
+        with replacing(file) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="ensemble-") as folder:
+        temporary = Path(folder) / file.name
+        yield temporary
+        put(file, temporary.read_bytes(), guard)
 
 
 def store_text(file: Location, text: str, guard: Guard | None = None) -> None:

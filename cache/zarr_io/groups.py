@@ -15,10 +15,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import sync
-from cache.storage.locations import METADATA, Location, folder_of, remove, store_exists
+from cache.storage.locations import METADATA, Location, remove, store_exists
 from cache.storage.objects import ObjectPath
-from cache.storage.writing import Guard, put
+from cache.storage.writing import Guard, put, write_durably
 from cache.zarr_io.metadata import announce_growth, finish_growth, is_growing, metadata_faults, seal
+from cache.zarr_io.shards import PlainShards
 
 ZARR_ERRORS = (KeyError, ValueError, TypeError, OSError, UserWarning)
 """What zarr raises for damaged metadata and chunks; warnings where they are made errors."""
@@ -186,9 +187,25 @@ def shard_file(path: Location, array: zarr.Array[Any], shard: int) -> Location:
     return path.joinpath(array.basename, "c", str(shard), *itertools.repeat("0", array.ndim - 1))
 
 
-def write_shard(path: Location, array: zarr.Array[Any], shard: int, shard_rows: int, values: np.ndarray) -> None:
-    """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first."""
-    file = folder_of(shard_file(path, array, shard))
+def write_shard(
+    path: Location,
+    array: zarr.Array[Any],
+    shard: int,
+    shard_rows: int,
+    values: np.ndarray,
+    guard: Guard | None = None,
+) -> None:
+    """Write one whole shard in one piece and flush it to the disk; what a killed writer left of it is removed first.
+
+    Parameters
+    ----------
+    guard
+        As of `write_durably`; asked for among objects alone.
+    """
+    file = shard_file(path, array, shard)
+    if isinstance(file, ObjectPath):
+        _put_shard(path, array, file, values, guard)
+        return
     for left in file.parent.glob(f"{file.name}.*.partial"):
         left.unlink(missing_ok=True)
     start = shard * shard_rows
@@ -200,3 +217,19 @@ def write_shard(path: Location, array: zarr.Array[Any], shard: int, shard_rows: 
         while folder != path / array.basename:
             sync(folder)
             folder = folder.parent
+
+
+def _put_shard(
+    path: Location, array: zarr.Array[Any], file: ObjectPath, values: np.ndarray, guard: Guard | None
+) -> None:
+    """Put what zarr would write into a folder: no object of a shard that holds the fill value alone."""
+    plain = PlainShards.of(path, array)
+    if plain is None:
+        raise StoreError(f"{path}: {array.basename} was laid out by another tool and is not written into")
+    if (values == plain.fill).all():
+        if guard is not None:
+            guard()
+        file.unlink(missing_ok=True)
+        return
+    grouped = np.ascontiguousarray(values, dtype=plain.dtype).reshape(1, len(values), plain.width)
+    write_durably(file, path, plain.pieces(grouped), guard)

@@ -7,7 +7,7 @@ keeps no file of a shard that is all fill value, so that unreadable records coul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import google_crc32c
@@ -93,6 +93,30 @@ def shard_pieces(chunks: Iterable[Packed | None], n_chunks: int) -> Iterator[byt
         offset += len(packed) + CRC_BYTES
     yield index.tobytes()
     yield _crc(index.tobytes())
+
+
+def packed_pieces(
+    values: np.ndarray, piece: int, chunk_rows: int, fill: int, packer: Blosc
+) -> Iterator[list[Packed | None]]:
+    """Give the packed chunks of each piece of the last axis of [row, lead, time], `piece` long.
+
+    A row of nothing but `fill` keeps its first chunk, so that it can be told from a lost file.
+    """
+    for start in range(0, max(values.shape[2], 1), piece):
+        part = np.ascontiguousarray(values[:, :, start : start + piece])
+        if (lacking := piece - part.shape[2]) > 0:
+            part = np.pad(part, ((0, 0), (0, 0), (0, lacking)), constant_values=fill)
+        yield pack_chunks(part, chunk_rows=chunk_rows, fill=fill, packer=packer, keep_empty=start == 0)
+
+
+def side_by_side(
+    parts: Sequence[tuple[Sequence[list[Packed | None]], int]], chunk_rows: int
+) -> Iterator[list[Packed | None]]:
+    """Give the chunks of all parts (pieces, rows), piece after piece; a part of shorter rows has none there."""
+    for k in range(max(len(pieces) for pieces, _ in parts)):
+        empty: list[list[Packed | None]] = [[None] * -(-n_rows // chunk_rows) for _, n_rows in parts]
+        found = (pieces[k] if k < len(pieces) else empty[n] for n, (pieces, _) in enumerate(parts))
+        yield [chunk for chunks in found for chunk in chunks]
 
 
 def _padded(rows: np.ndarray, chunk_rows: int, fill: int) -> np.ndarray:

@@ -129,10 +129,11 @@ def _expert_run(study: Study, name: str, device: str | None) -> ExpertRun:
 
 
 def _require_current(study: Study, settings: EmbedSettings) -> None:
-    from cache import open_embeddings, open_records, open_signals, records_digest
+    from cache import open_embeddings, open_signals
+    from cache.record_rows import RecordRows
     from stages.embed import identity_of
 
-    rows = records_digest(open_records(study.records)["record_id"].tolist())
+    rows = RecordRows(study.records).digest()
     identity = identity_of(settings, open_signals(study.signals).content_digest(), rows)
     if open_embeddings(study.embedding(settings.expert)).fingerprint != identity.fingerprint:
         raise InputError(
@@ -172,9 +173,9 @@ def _finetuned(
 
 
 def _all_tasks(study: Study) -> Iterator[str]:
-    from cache import open_records
+    from cache.record_rows import RecordRows
 
-    yield from open_records(study.records).attrs["targets"]
+    yield from RecordRows(study.records).targets
 
 
 def fine_tune_expert(
@@ -213,11 +214,11 @@ def fine_tune_expert(
 
 def _as_fit(found: PosttrainSummary, asked: PosttrainSettings, study: Study) -> dict[str, Any]:
     """Return test predictions and facts of a post-training in the layout of a finished fit."""
-    from cache import open_records
+    from cache.record_rows import RecordRows
     from stages.experts import expert_class
     from stages.scoring.metrics import HEADLINE
 
-    target = open_records(study.records).attrs["targets"][asked.task]
+    target = RecordRows(study.records).targets[asked.task]
     cls, variant = expert_class(asked.expert)
     spec, predicted, first = cls.published_spec(variant), found.predictions[0], found.runs[0]
     head = (spec.embedding_dim + 1) * predicted.shape[1]

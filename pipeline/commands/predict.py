@@ -10,6 +10,7 @@ import typer
 
 from cache.errors import InputError, TooManyBadRecordsError, UsageError
 from cache.storage.locations import store_exists
+from pipeline.compute.allocator import share_one_heap
 from pipeline.compute.embedding import embed_settings, is_imported
 from pipeline.study.folder import Study
 
@@ -54,6 +55,7 @@ def predict(
     Example: `ensemble predict data/embedded-cohort/files/p1000/p10000032/s40689238/40689238 --json`, or of a study
     `ensemble predict ../other-study --out other.parquet --workers 8`
     """
+    share_one_heap()
     study, notes = Study(), list[str]()
     if out is None and (workers is not None or scheduler is not None):
         raise UsageError("--workers and --scheduler need --out FILE.parquet")

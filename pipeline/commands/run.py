@@ -59,7 +59,6 @@ def ingest(
 
     Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
     """
-    from cache.storage.locations import folder_of
     from pipeline.study.runs import write_run
     from stages.ingest import IngestPaths, IngestSettings, run
 
@@ -72,7 +71,7 @@ def ingest(
         append=append,
     )
     settings = settings.model_copy(update={"path": str(study.folder / Path(settings.path).expanduser())})
-    paths = IngestPaths(study.records, folder_of(study.signals))
+    paths = IngestPaths(study.records, study.signals)
     with progress("ingest" if scheduler is None else f"ingest on {scheduler}") as update:
         if scheduler is None:
             summary = run(settings, paths, update, machine=study.machine(workers=workers))
@@ -86,7 +85,7 @@ def ingest(
     for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1]):
         typer.echo(f"  {count} x {reason}")
     if summary.n_bad:
-        typer.echo(f"{study.records.with_name('bad_records.csv')} names each")
+        typer.echo(f"{study.records.parent / 'bad_records.csv'} names each")
     summary.refuse_all_bad(Path(settings.path))
     write_run(study.state, "ingest", {"source": settings.source, "records": summary.n_records, "bad": summary.n_bad})
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.storage.locations import Location
 from pipeline.compute.tasks import connected, results
 from stages.ingest import IngestPaths, IngestSettings, IngestSummary
 from stages.ingest.shards import Progress, Task, do_task
@@ -25,7 +26,8 @@ def ingest_on_cluster(
 ) -> IngestSummary:
     """Read a cohort into the stores by tasks of a shard each.
 
-    The cohort's folder and that of the signals must have the same path on every worker, and the latter record locks.
+    The cohort's folder must have the same path on every worker; so must that of the signals, with record locks, where
+    they do not go to object storage.
     """
     settings = settings.model_copy(update={"path": str(Path(settings.path).absolute())})
     paths = replace(paths, records=paths.records.absolute(), signals=paths.signals.absolute())
@@ -34,7 +36,7 @@ def ingest_on_cluster(
 
 
 def _read_on_cluster(
-    client: Client, scheduler: str, tasks: list[Task], work: Path, n_records: int, progress: Progress | None
+    client: Client, scheduler: str, tasks: list[Task], work: Location, n_records: int, progress: Progress | None
 ) -> None:
     done = n_records - sum(len(task.paths) for task in tasks)
     if progress is not None:
@@ -45,6 +47,6 @@ def _read_on_cluster(
             progress(done, n_records)
 
 
-def _read_shard(task: Task, work: Path) -> int:
+def _read_shard(task: Task, work: Location) -> int:
     with _ONE_AT_A_TIME:
         return do_task(task, work)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cache.errors import MissingFileError, UsageError
 from cache.storage.locations import Location, within
 from pipeline.study.cohorts import SEVERAL, sources_of
-from pipeline.study.params import EMBEDDINGS, PARAMS_FILE, SIGNALS, Params, option_fault, read_params
+from pipeline.study.params import EMBEDDINGS, PARAMS_FILE, RECORDS, SIGNALS, Params, option_fault, read_params
 from stages.embed.settings import DEFAULT_WEIGHTS, ExpertSection
 from stages.ingest.settings import CohortSection
 from stages.settings import Machine
@@ -34,10 +34,10 @@ class Study:
         check_options(params.cohort.source, params.cohort.options, f"{self.folder / PARAMS_FILE}: {place}")
         return params
 
-    @property
-    def records(self) -> Path:
-        """records.parquet."""
-        return self.folder / "records.parquet"
+    @cached_property
+    def records(self) -> Location:
+        """records.parquet, or where params.yaml says; a URL if it is one."""
+        return within(self.folder, self.params.records if self._has_params() else RECORDS)
 
     @cached_property
     def signals(self) -> Location:

@@ -26,7 +26,7 @@ from stages.settings import Machine, Settings, allowed, first_fault, nearest
 from stages.synthetic.settings import GenerateSettings
 
 PARAMS_FILE = "params.yaml"
-SIGNALS, EMBEDDINGS = "signals.zarr", "embeddings"
+RECORDS, SIGNALS, EMBEDDINGS = "records.parquet", "signals.zarr", "embeddings"
 """Where the stores lie if params.yaml does not say: in the study's folder."""
 
 
@@ -49,6 +49,7 @@ class Params(Settings):
     machine: Machine = Machine()
     generate: GenerateSettings = GenerateSettings()
     cohort: CohortSection
+    records: str = RECORDS
     signals: str = SIGNALS
     embeddings: str = EMBEDDINGS
     experts: dict[str, ExpertSection]
@@ -94,7 +95,7 @@ def read_params(folder: Path = Path()) -> Params:
         params = Params.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}: {_one_line(error)}") from error
-    for key, default in (("signals", SIGNALS), ("embeddings", EMBEDDINGS)):
+    for key, default in (("records", RECORDS), ("signals", SIGNALS), ("embeddings", EMBEDDINGS)):
         _check_location(path, key, getattr(params, key), default)
     return params
 
@@ -125,10 +126,10 @@ def option_fault(error: ValidationError) -> str:
 
 
 def _check_location(path: Path, key: str, location: str, default: str) -> None:
-    """Refuse a folder that dvc.yaml does not name: `dvc repro` would watch the default one, and find nothing there."""
+    """Refuse a place that dvc.yaml does not name: `dvc repro` would watch the default one, and find nothing there."""
     if "://" not in location and Path(location) != Path(default):
         raise UsageError(
-            f"{path}: {key}: {location} is a folder that dvc.yaml does not watch; leave the key out, or give a URL "
+            f"{path}: {key}: {location} is nothing that dvc.yaml watches; leave the key out, or give a URL "
             "such as s3://bucket/study (docs/scaling.md)"
         )
 

@@ -11,6 +11,7 @@ import pandas as pd
 from cache.errors import InputError, MissingFileError
 from cache.record_rows import RecordRows
 from cache.signals import open_signals
+from cache.storage.locations import file_exists
 from pipeline.study.folder import Study
 from stages.readers.files import Recorded, quality_warnings, read_ecg
 from stages.readers.rows import QUALITY, RowOptions
@@ -29,7 +30,7 @@ def find_ecg(study: Study, name: str, *, whole: bool = False) -> Recorded:
     MissingFileError, InputError
         Neither a record nor a file has this name, or it could not be read; one line says what was looked for.
     """
-    records = RecordRows(study.records, ("record_id",), tuple(QUALITY)) if study.records.is_file() else None
+    records = RecordRows(study.records, ("record_id",), tuple(QUALITY)) if file_exists(study.records) else None
     row = None if records is None else records.find(name)
     if records is not None and row is not None:
         return _of_study(study, records, row)

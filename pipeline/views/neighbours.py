@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cache.errors import UsageError
-from cache.records import open_records
+from cache.record_rows import RecordRows
 from pipeline.study.folder import Study
 from pipeline.views.ecgs import find_ecg
 from pipeline.views.maps import space_paths
@@ -29,7 +29,7 @@ def similar_settings(
     if expert is not None and task is not None:
         raise UsageError(f"--task {task}: only the gate's space has a task; leave --expert out")
     ecg = None
-    if record not in set(open_records(study.records)["record_id"].astype(str)):
+    if RecordRows(study.records).find(record) is None:
         read = find_ecg(study, record)
         ecg = of_fit(study, read, device) if expert is None else of_expert(study, read, expert, device)
     return SimilarSettings(record, ecg=ecg, task=task, threads=usable_cores(), **options)

@@ -70,7 +70,7 @@ class MapPaths:
         map.html and map.parquet.
     """
 
-    records: Path
+    records: Location
     space: SpacePaths
     page: Path
     table: Path

@@ -43,7 +43,7 @@ def run(settings: MapSettings, paths: MapPaths, progress: Progress | None = None
     UsageError
         UMAP is asked for and not installed, or the fit has no such task.
     """
-    records = open_records(paths.records)
+    records = open_records(paths.records, without=("path", "n_samples", "reason", "notes"))
     digest = records_digest(records["record_id"].tolist())
     space = open_space(paths.space, digest, task=settings.task, standardise=True)
     wanted = np.ones(len(records), bool) if settings.records == "all" else _tested(records, paths)

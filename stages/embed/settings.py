@@ -71,7 +71,7 @@ class EmbedPaths:
         Folder where claims lie: outside the store and outside every DVC output.
     """
 
-    records: Path
+    records: Location
     signals: Location
     store: Location
     state: Path

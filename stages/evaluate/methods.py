@@ -98,7 +98,7 @@ class FinishedMethods:
             np.savez(file, about=np.array(about), **arrays)
 
 
-def state_key(heads_folder: Path, records_path: Path, fingerprints: Mapping[str, str]) -> str:
+def state_key(heads_folder: Path, records_path: Location, fingerprints: Mapping[str, str]) -> str:
     """Digest of everything that changes a method's predictions: the fit, the vectors, the labels, the code.
 
     Parameters

@@ -72,7 +72,7 @@ class EvaluatePaths:
         Folder of finished methods, from which a killed evaluation goes on.
     """
 
-    records: Path
+    records: Location
     signals: Location
     stores: Mapping[str, Location]
     heads: Path

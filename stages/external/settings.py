@@ -78,12 +78,12 @@ class ExternalPaths:
         Gets metrics.json and predictions.parquet.
     """
 
-    records: Path
+    records: Location
     signals: Location
     stores: Mapping[str, Location]
     heads: Path
     their_predictions: Path
-    their_records: Path
+    their_records: Location
     folder: Path
 
     @property

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from cache.errors import FingerprintError, InputError, MissingFileError
 from cache.files import staged
-from cache.storage.locations import store_exists
+from cache.records import open_records
+from cache.storage.locations import file_exists, store_exists
 from stages.external.calibration import calibration
 from stages.external.matching import JudgedTask, judged_tasks
 from stages.external.recalibration import recalibration
@@ -105,9 +105,9 @@ def _data(heads: EnsembleHeads, paths: ExternalPaths, machine: Machine) -> Data:
 
 
 def _shared_patients(data: Data, paths: ExternalPaths) -> list[str]:
-    if not paths.their_records.is_file():
+    if not file_exists(paths.their_records):
         return []
-    theirs = pq.read_table(paths.their_records, columns=["patient_id", "source"]).to_pandas()
+    theirs = open_records(paths.their_records, columns=["patient_id", "source"])
     same_source = theirs[theirs["source"].isin(data.records["source"].unique())]
     shared = set(same_source["patient_id"]) & set(data.records["patient_id"])
     if not shared:

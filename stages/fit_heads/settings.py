@@ -86,7 +86,7 @@ class FitHeadsSettings(FitHeadsSection):
 class FitHeadsPaths:
     """Where a fit reads and writes; `stores`: expert -> its store; `costs`: fit_costs.json, None: not written."""
 
-    records: Path
+    records: Location
     signals: Location
     stores: Mapping[str, Location]
     heads: Path

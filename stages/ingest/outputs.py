@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from cache.errors import InputError
-from cache.files import write_text
-from cache.records import BASE_COLUMNS, write_records
+from cache.records import BASE_COLUMNS, open_records, write_records
+from cache.storage.locations import Location
+from cache.storage.writing import Guard, store_text
 from stages.ingest.label_lines import label_lines
 from stages.ingest.record_notes import counted_kinds, notes_on
 from stages.ingest.record_table import EXTRA, Rows
@@ -69,28 +70,29 @@ class IngestSummary:
         )
 
 
-def add_quality(rows: Rows, new: dict[str, pd.Series]) -> None:
-    """Put the quality columns of the rows that were there and of the new ones into the table."""
+def add_quality(rows: Rows, new: dict[str, pd.Series], records_path: Location) -> None:
+    """Put the quality columns of the rows that were there, read one by one, and of the new ones into the table."""
     for name, column in new.items():
         if rows.kept is None:
             rows.frame[name] = column
         else:
-            kept = rows.kept[name] if name in rows.kept else pd.Series([None] * rows.n_kept)
+            found = open_records(records_path, columns=[name])
+            kept = found[name] if name in found else pd.Series([None] * rows.n_kept)
             parts = [kept.astype(QUALITY[name]), column]
             rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def write_tables(records_path: Path, rows: Rows, row_options: RowOptions) -> None:
+def write_tables(records_path: Location, rows: Rows, row_options: RowOptions, guard: Guard | None = None) -> None:
     """Write records.parquet, and bad_records.csv beside it."""
     frame = rows.frame
     columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
-    write_records(records_path, frame[columns], rows.targets, EXTRA, row_options.to_json())
+    write_records(records_path, frame[columns], rows.targets, EXTRA, row_options.to_json(), guard)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["record_id", "patient_id", "path", "reason"])
     bad = frame[frame["status"] == "bad"]
     writer.writerows(zip(bad["record_id"], bad["patient_id"], bad["path"], bad["reason"], strict=True))
-    write_text(records_path.with_name("bad_records.csv"), text.getvalue())
+    store_text(records_path.parent / "bad_records.csv", text.getvalue(), guard)
 
 
 def summary_of(rows: Rows, hint: str = "") -> IngestSummary:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,10 @@ import pyarrow as pa
 from cache.errors import InputError, UsageError
 from cache.fingerprint import text_digest
 from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
+from cache.storage.locations import Location
 from stages.cohorts import Entries, Published
 from stages.ingest.folds import N_FOLDS, assign_folds, split_names, strata_of
+from stages.readers.rows import QUALITY
 
 IDENTITY = ("record_id", "patient_id", "source", "path")
 EXTRA = {
@@ -44,7 +45,7 @@ class Rows:
     refused
         Row -> why it must not be read.
     kept
-        The first rows, as they stand in records.parquet already; None where the table is new.
+        Names of the first rows, which stand in records.parquet already; None where the table is new.
     """
 
     frame: pd.DataFrame
@@ -77,7 +78,7 @@ def _is_empty(target: Target) -> bool:
     return target.kind in ("multilabel", "multiclass") and not target.classes
 
 
-def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, records_path: Path) -> Rows:
+def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, records_path: Location) -> Rows:
     """Put the records of a list that records.parquet does not have behind those it has.
 
     A patient who is there keeps the fold. New ones get the list's fold where it has folds, else they are dealt to the
@@ -90,7 +91,7 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
     """
     if entries.published_of:
         raise InputError(f"{records_path}: --append takes more of one source; ingest several cohorts without --append")
-    kept = open_records(records_path)
+    kept = open_records(records_path, without=tuple(QUALITY))
     others = set(kept["source"]) - {source}
     if others:
         raise InputError(f"{records_path} holds source '{others.pop()}'; --append takes more of the same source only")
@@ -112,7 +113,7 @@ def appended_rows(entries: Entries, source: str, limit: int | None, seed: int, r
     gone = len(kept) + len(fresh) - len(listed.frame)
     if gone > 0:
         notes.append(f"{gone} records that were there are not in the list; they stay")
-    return Rows(frame, targets, notes, refused, kept)
+    return Rows(frame, targets, notes, refused, kept[["record_id"]])
 
 
 def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
@@ -299,7 +300,7 @@ def _not_in(kept: pd.DataFrame, listed: Rows) -> pd.DataFrame:
     return frame[~(frame["record_id"].isin(kept["record_id"]) | frame["path"].isin(renamed))]
 
 
-def _joined_targets(kept: list[Target], listed: Rows, records_path: Path) -> list[Target]:
+def _joined_targets(kept: list[Target], listed: Rows, records_path: Location) -> list[Target]:
     """Return the table's targets with the classes that a list adds behind theirs; renumbers the list's to match.
 
     Raises
@@ -319,7 +320,7 @@ def _joined_targets(kept: list[Target], listed: Rows, records_path: Path) -> lis
     return [_joined(target, new[target.name], listed.frame, records_path) for target in kept]
 
 
-def _joined(kept: Target, new: Target, frame: pd.DataFrame, records_path: Path) -> Target:
+def _joined(kept: Target, new: Target, frame: pd.DataFrame, records_path: Location) -> Target:
     if (kept.kind, kept.unit) != (new.kind, new.unit):
         raise InputError(
             f"{records_path}: target '{kept.name}' is {kept.kind} {kept.unit}, the list's is {new.kind} {new.unit}; "
@@ -335,7 +336,7 @@ def _joined(kept: Target, new: Target, frame: pd.DataFrame, records_path: Path) 
 
 
 def _folds_of_new(
-    kept: pd.DataFrame, fresh: pd.DataFrame, entries: Entries, targets: list[Target], seed: int, records_path: Path
+    kept: pd.DataFrame, fresh: pd.DataFrame, entries: Entries, targets: list[Target], seed: int, records_path: Location
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return fold and split of the new rows."""
     theirs = dict(zip(kept["patient_id"], kept["fold"].astype(int), strict=True))

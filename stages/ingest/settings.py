@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cache.storage.locations import Location
 from stages.settings import Count, Settings, number_or
 
 
@@ -85,7 +85,7 @@ class IngestSettings(CohortSection):
 
 @dataclass(frozen=True)
 class IngestPaths:
-    """Where ingest writes; bad_records.csv lies beside the records."""
+    """Where ingest writes, folders or object storage; bad_records.csv lies beside the records."""
 
-    records: Path
-    signals: Path
+    records: Location
+    signals: Location

@@ -19,15 +19,17 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cache.claims import Claims
+from cache.claims import AnyClaims, claims_on
 from cache.errors import StoreError
-from cache.files import write_text
 from cache.signals import LEADS, N_SAMPLES, PackedRows, SignalStore, open_signals
-from cache.storage.locations import folder_of
+from cache.storage.locations import Location
+from cache.storage.objects import ObjectPath
+from cache.storage.writing import Guard, store_text
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.record_table import Rows
 from stages.ingest.row_block import Judged, KeptRows, RowBlock, quality_columns
@@ -47,7 +49,7 @@ class Task:
     source: str
     folder: str
     options: str
-    signals: Path
+    signals: Location
     shard: int
     n_kept: int
     paths: tuple[str, ...]
@@ -63,36 +65,44 @@ class Task:
 
 
 def pending_tasks(
-    cohort: Cohort, store: SignalStore, rows: Rows, work: Path, row_options: RowOptions, identity: str = ""
+    cohort: Cohort, store: SignalStore, rows: Rows, work: Location, row_options: RowOptions, identity: str = ""
 ) -> list[Task]:
     """Return the shards that are not complete."""
+    left = {file.name for file in left_in(work)}  # asked once: of objects each look is a request
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
     paths, tasks = cohort.places(rows.frame), []
     for shard in range(rows.n_kept // store.shard_records, store.n_shards):
         held = store.rows_of(shard)
         first = max(held.start, rows.n_kept)
-        if first < held.stop and not _done(store, work, shard):
+        seen = _quality_file(work, shard).name in left and _done(store, work, shard)
+        if first < held.stop and not seen:
             refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
-            place = (cohort.name, str(cohort.folder), options, folder_of(store.path), shard, first - held.start)
+            place = (cohort.name, str(cohort.folder), options, store.path, shard, first - held.start)
             subset = tuple(paths[first : held.stop])
             tasks.append(Task(*place, paths=subset, refused=refused, row_options=row_options, identity=identity))
     return tasks
 
 
-def _done(store: SignalStore, work: Path, shard: int) -> bool:
+def _done(store: SignalStore, work: Location, shard: int) -> bool:
     """Whether a shard is complete. One with a bad record is read again: a person may have put it right meanwhile."""
-    quality = _quality_file(work, shard)
-    return quality.is_file() and store.written(shard) and "bad" not in json.loads(quality.read_text())["status"]
+    return store.written(shard) and "bad" not in json.loads(_quality_file(work, shard).read_bytes())["status"]
 
 
-def _quality_file(work: Path, shard: int) -> Path:
+def left_in(work: Location) -> list[Location]:
+    """Return the files or objects in a work folder, those of claims left out."""
+    if isinstance(work, ObjectPath):
+        return [work / name for name in work.files()]
+    return [file for file in work.glob("*") if file.is_file()]
+
+
+def _quality_file(work: Location, shard: int) -> Location:
     return work / f"{shard:08d}.json"
 
 
-def quality_of_new(work: Path, store: SignalStore, n_kept: int) -> dict[str, pd.Series]:
+def quality_of_new(work: Location, store: SignalStore, n_kept: int) -> dict[str, pd.Series]:
     """Return the quality columns of the rows from `n_kept` on, from the work folder."""
     shards = range(n_kept // store.shard_records, store.n_shards) if n_kept < len(store) else ()
-    parts = [json.loads(_quality_file(work, shard).read_text()) for shard in shards]
+    parts = [json.loads(_quality_file(work, shard).read_bytes()) for shard in shards]
     columns = {name: [value for part in parts for value in part[name]] for name in QUALITY}
     return {name: pd.Series(values, dtype=QUALITY[name]) for name, values in columns.items()}
 
@@ -100,11 +110,15 @@ def quality_of_new(work: Path, store: SignalStore, n_kept: int) -> dict[str, pd.
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def run(tasks: list[Task], work: Path, workers: int, n_records: int, progress: Progress | None) -> None:
+def run(tasks: list[Task], work: Location, workers: int, n_records: int, progress: Progress | None) -> None:
     """Do the tasks, here or in `workers` processes; `progress` is called with (records done, records in all)."""
     report = _Report(progress, n_records, n_records - sum(len(t.paths) for t in tasks))
     if workers == 1 or len(tasks) <= 1:
-        _run_in_process(tasks, work, report.add)
+        if isinstance(work, ObjectPath):
+            for task in tasks:
+                report.add(do_task(task, work))
+        else:
+            _run_in_process(tasks, work, report.add)
         return
     # Spawned, not forked: zarr runs threads, which a fork would break.
     with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
@@ -116,17 +130,22 @@ def run(tasks: list[Task], work: Path, workers: int, n_records: int, progress: P
             raise
 
 
-def work_claims(signals: Path, work: Path) -> Claims:
+def work_claims(signals: Location, work: Location) -> AnyClaims:
     """Return the claims of those who write shards of a store that one run owns, on whatever machines.
 
     Each of them shares the whole, and claims its shard; the owner acquires the whole before it makes, replaces or ends
     the store, so that no worker that was given up, and is not dead, writes into another run's. They lie in a file of
     their own: a process that closes a file of claims gives back all that it has in it.
     """
-    return Claims(signals.with_name(f"{signals.name}.{SHARDS}"), work)
+    return claims_of(signals.parent / f"{signals.name}.{SHARDS}", work)
 
 
-def do_task(task: Task, work: Path) -> int:
+def claims_of(store: Location, work: Location) -> AnyClaims:
+    """Return the claims on a store: in a folder their files lie in the work folder, objects say themselves where."""
+    return claims_on(store, work if isinstance(work, Path) else Path())
+
+
+def do_task(task: Task, work: Location) -> int:
     """Read one shard on behalf of the run that owns the store, and return how many records were read.
 
     Raises
@@ -143,15 +162,17 @@ def do_task(task: Task, work: Path) -> int:
         while True:
             with claims.claim(task.shard) as ours:
                 if ours:
-                    _run_in_process([task], work, _silent)
+                    _run_in_process([task], work, _silent, claims.confirm)
                     return len(task.paths)
             time.sleep(claims.pause_s * random.uniform(0.5, 1.5))  # a worker that was given up is still at it
 
 
-def identity_in(work: Path) -> str | None:
+def identity_in(work: Location) -> str | None:
     """Return what the run in a work folder reads; None where there is none."""
-    file = work / IDENTITY
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    try:
+        return (work / IDENTITY).read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 class _Report:
@@ -167,7 +188,9 @@ class _Report:
             self._progress(self._finished, self._total)
 
 
-def _run_in_process(tasks: list[Task], work: Path, report: Callable[[int], None]) -> None:
+def _run_in_process(
+    tasks: list[Task], work: Location, report: Callable[[int], None], guard: Guard | None = None
+) -> None:
     """Read in this thread, while one packs the blocks before and one writes the shards before."""
     if not tasks:
         return
@@ -183,7 +206,7 @@ def _run_in_process(tasks: list[Task], work: Path, report: Callable[[int], None]
             blocks = [(judged, packer.submit(_pack, block, judged, free)) for block, judged in read]
             if len(writing) == SHARDS_AHEAD:
                 writing.popleft().result()
-            writing.append(writer.submit(_write_shard, store, task, blocks, work))
+            writing.append(writer.submit(_write_shard, store, task, blocks, work, guard))
         for future in writing:
             future.result()
 
@@ -192,13 +215,16 @@ def _silent(_: int) -> None:
     """Report nothing: a process of its own has nobody to report to."""
 
 
-def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Path, n_ahead: int) -> Iterator[Task]:
+def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Location, n_ahead: int) -> Iterator[Task]:
     """Give each task when it is done; only `n_ahead` at a time are handed to the pool."""
-    running: dict[Future[None], Task] = {}
+    running: dict[Future[Any], Task] = {}
     waiting = iter(tasks)
     while True:
         for task in itertools.islice(waiting, n_ahead - len(running)):
-            running[pool.submit(_run_in_process, [task], work, _silent)] = task
+            if isinstance(work, ObjectPath):
+                running[pool.submit(do_task, task, work)] = task
+            else:
+                running[pool.submit(_run_in_process, [task], work, _silent)] = task
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -244,11 +270,17 @@ def _pack(block: RowBlock, judged: Judged, free: SimpleQueue[RowBlock]) -> Packe
         free.put(block)
 
 
-def _write_shard(store: SignalStore, task: Task, blocks: list[tuple[Judged, Future[PackedRows]]], work: Path) -> None:
+def _write_shard(
+    store: SignalStore,
+    task: Task,
+    blocks: list[tuple[Judged, Future[PackedRows]]],
+    work: Location,
+    guard: Guard | None,
+) -> None:
     judged = [block for block, _ in blocks]
     valid, rate_hz = (np.concatenate([block[k] for block in judged]) for k in (0, 1))
-    store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid, rate_hz)
-    write_text(_quality_file(work, task.shard), json.dumps(quality_columns(judged)))
+    store.write_packed(task.shard, [packing.result() for _, packing in blocks], valid, rate_hz, guard)
+    store_text(_quality_file(work, task.shard), json.dumps(quality_columns(judged)), guard)
 
 
 @lru_cache(maxsize=4)

@@ -11,18 +11,30 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from cache.claims import Claims
+from cache.claims import AnyClaims
 from cache.errors import MissingFileError, StoreError, UsageError
-from cache.files import write_text
 from cache.fingerprint import fingerprint, text_digest
 from cache.records import open_records
 from cache.signals import SignalStore, create_signals, open_signals
+from cache.storage.locations import Location, store_exists
+from cache.storage.writing import Guard, store_text
 from cache.upkeep.signal_growth import grow_signals, lengthen_signals
+from cache.zarr_io.groups import recover_group
 from stages.cohorts import Cohort, Entries, open_cohort
 from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows
 from stages.ingest.settings import IngestPaths, IngestSettings
-from stages.ingest.shards import IDENTITY, Progress, Task, identity_in, pending_tasks, quality_of_new, work_claims
+from stages.ingest.shards import (
+    IDENTITY,
+    Progress,
+    Task,
+    claims_of,
+    identity_in,
+    left_in,
+    pending_tasks,
+    quality_of_new,
+    work_claims,
+)
 from stages.ingest.shards import run as read_shards
 from stages.readers.files.patients import check_alike, hash_patients, patient_key
 from stages.readers.rows import RowOptions
@@ -58,13 +70,13 @@ def run(
     """
     n_processes = reading_processes(machine)
 
-    def read(tasks: list[Task], work: Path, n_records: int, progress: Progress | None) -> None:
+    def read(tasks: list[Task], work: Location, n_records: int, progress: Progress | None) -> None:
         read_shards(tasks, work, n_processes, n_records, progress)
 
     return run_by(read, settings, paths, progress)
 
 
-ReadShards = Callable[[list[Task], Path, int, Progress | None], None]
+ReadShards = Callable[[list[Task], Location, int, Progress | None], None]
 """Does tasks, whose files of quality go to a work folder, of so many records in all, and tells how far it is."""
 
 
@@ -73,38 +85,47 @@ def run_by(
 ) -> IngestSummary:
     """Do what `run` does, with shards that `read` lets others do: on a cluster by `shards.do_task`."""
     cohort = open_cohort(settings.source, settings.path, settings.options)
-    if settings.append and not paths.signals.exists():
+    if settings.append and not store_exists(paths.signals):
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
-    work = paths.signals.with_name(f".{paths.signals.name}.ingest")
-    key = patient_key([paths.records.parent, paths.signals.parent]) if settings.hash_patients else None
+    work = paths.signals.parent / f".{paths.signals.name}.ingest"
+    folders = [place.parent for place in (paths.records, paths.signals) if isinstance(place, Path)]
+    key = patient_key(folders) if settings.hash_patients else None
     entries = cohort.listed()
     if key is not None:
         hash_patients(entries.frame, key, entries.notes)
-    with closing(Claims(paths.signals, work)) as claims, claims.claim(0) as ours:
-        if not ours:
-            raise StoreError(f"{paths.signals}: another `ensemble ingest` is writing it; wait for it, or stop it")
+    with closing(claims_of(paths.signals, work)) as claims, _this_ingest(claims, paths.signals):
         rows = _rows(entries, settings, paths)
         del entries
         row_options = _row_options(settings, cohort)
         identity = _identity(cohort, rows, row_options)
-        with _owned(paths.signals, work):
-            store = _store(paths.signals, work, rows, identity)
+        with _owned(paths.signals, work) as of_workers:
+            store = _store(paths.signals, work, rows, identity, of_workers.confirm)
         tasks = pending_tasks(cohort, store, rows, work, row_options, identity)
         read(tasks, work, len(rows.frame), progress)
         with _owned(paths.signals, work) as of_workers:
-            lengthen_signals(paths.signals)
-            add_quality(rows, quality_of_new(work, store, rows.n_kept))
-            write_tables(paths.records, rows, row_options)
-            for left in work.glob("*"):
-                if left.is_file():
-                    left.unlink()
+            claims.confirm()
+            lengthen_signals(paths.signals, of_workers.confirm)
+            add_quality(rows, quality_of_new(work, store, rows.n_kept), paths.records)
+            write_tables(paths.records, rows, row_options, of_workers.confirm)
+            for left in left_in(work):
+                left.unlink()
             of_workers.remove()
         claims.remove()
     return summary_of(rows, cohort.hint)
 
 
 @contextmanager
-def _owned(signals: Path, work: Path) -> Iterator[Claims]:
+def _this_ingest(claims: AnyClaims, signals: Location) -> Iterator[None]:
+    """Be the one ingest into a store."""
+    claims.share()  # a lease on a shard is worth what the session of its holder is
+    with claims.claim(0) as ours:
+        if not ours:
+            raise StoreError(f"{signals}: another `ensemble ingest` is writing it; wait for it, or stop it")
+        yield
+
+
+@contextmanager
+def _owned(signals: Location, work: Location) -> Iterator[AnyClaims]:
     """Have the store alone: workers of a run that was killed may still be at a shard of it."""
     with closing(work_claims(signals, work)) as claims:
         while not claims.try_acquire():
@@ -156,31 +177,33 @@ def _identity(cohort: Cohort, rows: Rows, row_options: RowOptions) -> str:
     return fingerprint(content)
 
 
-def _store(path: Path, work: Path, rows: Rows, identity: str) -> SignalStore:
+def _store(path: Location, work: Location, rows: Rows, identity: str, guard: Guard) -> SignalStore:
     """Open the store where an interrupted run left it, or make it, or make it grow."""
-    identity_file = work / IDENTITY
-    if path.exists() and identity_in(work) == identity:
+    recover_group(path, guard)
+    found = identity_in(work)
+    if found == identity and store_exists(path):
         return open_signals(path, mode="r+")
-    interrupted = identity_file.is_file()
-    for left in work.glob("*.json"):
-        left.unlink()
+    for left in left_in(work):
+        if left.name.endswith(".json"):
+            left.unlink()
+    identity_file = work / IDENTITY
     if rows.kept is None:
         identity_file.unlink(missing_ok=True)
-        store = create_signals(path, len(rows.frame))
+        store = create_signals(path, len(rows.frame), guard=guard)
     else:
-        write_text(identity_file, "growing")
-        store = _grown(path, rows, interrupted)
-    write_text(identity_file, identity)
+        store_text(identity_file, "growing", guard)
+        store = _grown(path, rows, interrupted=found is not None, guard=guard)
+    store_text(identity_file, identity, guard)
     return store
 
 
-def _grown(path: Path, rows: Rows, interrupted: bool) -> SignalStore:
+def _grown(path: Location, rows: Rows, *, interrupted: bool, guard: Guard) -> SignalStore:
     held = len(open_signals(path))
     if held < rows.n_kept or (held > rows.n_kept and not interrupted):
         raise StoreError(
             f"{path} holds {held} records, records.parquet {rows.n_kept}: they do not belong together; "
             "ingest without --append"
         )
-    return (
-        open_signals(path, mode="r+") if held == len(rows.frame) else grow_signals(path, rows.n_kept, len(rows.frame))
-    )
+    if held == len(rows.frame):
+        return open_signals(path, mode="r+")
+    return grow_signals(path, rows.n_kept, len(rows.frame), guard)

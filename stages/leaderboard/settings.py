@@ -117,7 +117,7 @@ class LeaderboardPaths:
         Folder of embedded crops and finished heads, from which a killed run goes on.
     """
 
-    records: Path
+    records: Location
     signals: Location
     experts: Mapping[str, ExpertRun]
     predictions: Path

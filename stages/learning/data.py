@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ class Data:
 
 
 def read_data(
-    records_path: Path,
+    records_path: Location,
     stores: Mapping[str, Location],
     tasks: Sequence[str] | None = None,
     memory_gb: float | str = "auto",

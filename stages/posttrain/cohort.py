@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from cache.errors import InputError, UsageError
-from cache.records import Target, open_records, target_array
+from cache.records import READING_COLUMNS, Target, open_records, target_array
 from cache.signals import open_signals
 from cache.storage.locations import Location
 from stages.experts import Expert
@@ -53,7 +53,7 @@ class LabelledCohort:
         cls,
         expert: Expert,
         names: tuple[str, ...],
-        paths: tuple[Path, Location],
+        paths: tuple[Location, Location],
         state: Path,
         crop_s: float | None = None,
         test_crops: TestCrops = "mean",
@@ -78,7 +78,7 @@ class LabelledCohort:
         InputError
             Training records that cannot teach it.
         """
-        records, signals = open_records(paths[0]), open_signals(paths[1])
+        records, signals = open_records(paths[0], without=READING_COLUMNS), open_signals(paths[1])
         targets = _chosen(records, names)
         tasks = tuple(TaskSpec(target.name, target.kind, target.classes, target.unit) for target in targets)
         y, known = _columns(records, targets, tasks)

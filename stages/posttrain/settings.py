@@ -171,7 +171,7 @@ class PosttrainSettings:
 class PosttrainPaths:
     """Where a run reads, and its state folder. `features`: the expert's own store of these records, if there is one."""
 
-    records: Path
+    records: Location
     signals: Location
     state: Path
     features: Location | None = None

@@ -77,7 +77,7 @@ class PretrainSettings:
 class PretrainPaths:
     """Where a run reads, and its state folder: prepared inputs and the checkpoint, safe to delete."""
 
-    records: Path
+    records: Location
     signals: Location
     state: Path
 

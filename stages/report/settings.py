@@ -102,7 +102,7 @@ class ReportPaths:
         Folder of what fits of other studies are worth here.
     """
 
-    records: Path
+    records: Location
     metrics: Path
     predictions: Path
     report: Path

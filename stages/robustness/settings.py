@@ -74,7 +74,7 @@ class RobustnessPaths:
         robustness/NAME.json.
     """
 
-    records: Path
+    records: Location
     signals: Location
     heads: Path
     evaluated: Path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cache.storage.locations import Location
     from stages.spaces.space import NewEcg, SpacePaths
 
 INDEX_FROM = 100_000
@@ -51,7 +52,7 @@ class SimilarSettings:
 class SimilarPaths:
     """records.parquet, what the space is made of, and where indexes are kept (None: nowhere)."""
 
-    records: Path
+    records: Location
     space: SpacePaths
     indexes: Path | None = None
 

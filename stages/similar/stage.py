@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cache.errors import InputError
+from cache.record_rows import RecordRows
 from cache.records import Target, open_records, records_digest
 from stages.similar.index import candidates, index_available
 from stages.similar.settings import Neighbour, SimilarPaths, SimilarSettings, SimilarSummary
@@ -30,7 +31,7 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
     StoreError, FingerprintError
         A store that is not complete, or was made for other records than these or than the fit's.
     """
-    records = open_records(paths.records)
+    records = open_records(paths.records, columns=["record_id", "patient_id"])
     space = open_space(paths.space, records_digest(records["record_id"].tolist()), task=settings.task)
     row = None if settings.ecg is not None else _row_of(records, settings.record)
     query = space.read(slice(row, row + 1))[0] if row is not None else space.place(settings.ecg)  # type: ignore[arg-type]
@@ -51,7 +52,8 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
         n_compared = int(np.isfinite(distances).sum())
     distances[np.isin(rows, excluded)] = np.inf
     order = np.argsort(distances, kind="stable")[: settings.count]
-    near = (_neighbour(records, int(rows[k]), float(distances[k])) for k in order if np.isfinite(distances[k]))
+    labelled = RecordRows(paths.records, ("record_id", "patient_id"), every_target=True)
+    near = (_neighbour(labelled, int(rows[k]), float(distances[k])) for k in order if np.isfinite(distances[k]))
     return SimilarSummary(tuple(near), n_compared - (row is not None), many and index_available(), notes)
 
 
@@ -90,9 +92,9 @@ def _distances(space: Space, query: np.ndarray, progress: Progress | None) -> np
     return found
 
 
-def _neighbour(records: pd.DataFrame, row: int, distance: float) -> Neighbour:
-    facts, targets = records.iloc[row], records.attrs["targets"]
-    labels = {name: _label(target, facts[name]) for name, target in targets.items()}
+def _neighbour(records: RecordRows, row: int, distance: float) -> Neighbour:
+    facts = {name: cells[0] for name, cells in records.take(slice(row, row + 1)).items()}
+    labels = {name: _label(target, facts[name]) for name, target in records.targets.items()}
     return Neighbour(str(facts["record_id"]), str(facts["patient_id"]), distance, labels)
 
 

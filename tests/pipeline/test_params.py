@@ -56,8 +56,8 @@ def test_what_is_not_said_has_a_default(tmp_path):
         ({"cohort": {**MINIMAL["cohort"], "workers": 2}}, "cohort.workers is machine.workers now"),
         ({"fit_heads": {"options": {"memory_gb": 3}}}, "fit_heads.options.memory_gb is machine.memory_gb now"),
         ({"pretrain": {"stmem+a": {"device": "cpu"}}}, "pretrain.stmem+a.device is machine.device now"),
-        ({"embeddings": "../shared"}, "embeddings: ../shared is a folder that dvc.yaml does not watch"),
-        ({"signals": "/elsewhere/signals.zarr"}, "is a folder that dvc.yaml does not watch"),
+        ({"embeddings": "../shared"}, "embeddings: ../shared is nothing that dvc.yaml watches"),
+        ({"signals": "/elsewhere/signals.zarr"}, "is nothing that dvc.yaml watches"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_in_one_line(tmp_path, change, message):

@@ -73,7 +73,7 @@ def hashed(text: str, key: bytes) -> str:
     return PREFIX + digest[:HASH_DIGITS]
 
 
-def check_alike(kept: Sequence[str], path: Path, *, hashing: bool) -> None:
+def check_alike(kept: Sequence[str], path: object, *, hashing: bool) -> None:
     """Refuse to add hashed patients to plain ones, or plain ones to hashed: one patient would have two names.
 
     Parameters
