@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -138,8 +137,7 @@ def repair_embeddings(path: Location, guard: Guard | None = None) -> Iterator[st
 
 def repair_signals(path: Location, guard: Guard | None = None) -> Iterator[str]:
     """Put metadata right and drop exactly the bad shards of a signal store, so that `ingest` reads them again."""
-    then = "run `ensemble ingest`" if isinstance(path, Path) else "copy it again from the folder that it was made in"
-    return _repair(path, signal_faults, open_signals, then, guard)
+    return _repair(path, signal_faults, open_signals, "run `ensemble ingest`", guard)
 
 
 def _require_readable(store: EmbeddingStore | SignalStore, shard: int) -> None:

@@ -101,28 +101,24 @@ def test_a_url_that_holds_credentials_is_refused():
     assert "secret@" not in str(refused.value)
 
 
-def test_signals_are_read_but_not_made(s3, tmp_path):
+def test_signals_in_a_bucket_are_those_of_a_folder(s3, tmp_path):
     made = create_signals(tmp_path / "signals.zarr", 20, shard_records=16)
     samples = np.random.default_rng(0).integers(-99, 99, (20, 12, 5000)).astype(np.int16)
     for shard in range(2):
         made.write_shard(shard, samples[made.rows_of(shard)], np.full(len(samples[made.rows_of(shard)]), 5000))
     target = location_of(f"{s3}/signals.zarr")
-    for name, raw in bytes_of(tmp_path / "signals.zarr").items():
-        (target / name).create(raw)
+    store = create_signals(str(target), 20, shard_records=16)
+    for shard in range(2):
+        store.write_shard(shard, samples[store.rows_of(shard)], np.full(len(samples[store.rows_of(shard)]), 5000))
+    assert bytes_of(target) == bytes_of(tmp_path / "signals.zarr")
     store = open_signals(str(target))
     np.testing.assert_array_equal(store.read_uv(slice(10, 20)), samples[10:])
     assert store.content_digest() == made.content_digest()
-    for write in (
-        lambda: create_signals(str(target), 20),
-        lambda: open_signals(str(target), mode="r+").write_shard(0, samples[:16], np.full(16, 5000)),
-    ):
-        with pytest.raises(UsageError, match="signals are written to a folder"):
-            write()
     (target / "signals/c/1/0/0").unlink()
     assert [fault.shard for fault in signal_faults(target)] == [1]
     with pytest.raises(StoreError, match="shard 1 is missing"):
         open_signals(target).read_uv(slice(16, 20))
-    assert "copy it again" in "".join(repair_signals(target))
+    assert "run `ensemble ingest`" in "".join(repair_signals(target))
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`ensemble ingest` into a bucket: the bytes of a folder, whoever dies, comes late or runs beside it."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -203,14 +202,14 @@ def test_dask_workers_may_die_and_join(cohort, whole, s3):
     assert {name: raw for name, raw in objects_of(study).items() if not name.startswith(".claims")} == whole
 
 
-def test_a_study_is_ingested_embedded_and_fitted_in_a_bucket(ensemble, s3, tmp_path, monkeypatch, make_cohort):
+def test_a_study_is_ingested_embedded_and_fitted_in_a_bucket(ensemble, s3, tmp_path, monkeypatch):
     """By the commands alone; the folder keeps no store."""
-    make_cohort(tmp_path, 40)
+    ecgs = np.random.default_rng(2).normal(0, 0.3, (60, 12, 1000)).astype(np.float32)
+    np.save(tmp_path / "ecgs.npy", ecgs)
+    (tmp_path / "labels.csv").write_text("\n".join(["patient_id,age", *(f"p{k},{20 + k}" for k in range(60))]) + "\n")
     monkeypatch.chdir(tmp_path)
-    shutil.rmtree(tmp_path / "signals.zarr", ignore_errors=True)
-    (tmp_path / "records.parquet").unlink(missing_ok=True)
     (tmp_path / "params.yaml").write_text(PARAMS.format(s3=s3))
-    for command in (("ingest",), ("embed", "--expert", "morphology"), ("fit-heads",), ("evaluate",)):
+    for command in (("ingest",), ("embed", "--expert", "rocket"), ("fit-heads",), ("evaluate",)):
         done = ensemble(*command)
         assert done.returncode == 0, (command, done.stderr)
     assert not (tmp_path / "records.parquet").exists()
@@ -221,13 +220,13 @@ def test_a_study_is_ingested_embedded_and_fitted_in_a_bucket(ensemble, s3, tmp_p
 
 
 PARAMS = """
-cohort: {{source: wfdb, path: .}}
+cohort: {{source: arrays, path: ., options: {{file: ecgs.npy, rate_hz: 100, labels: labels.csv}}}}
 records: {s3}/study/records.parquet
 signals: {s3}/study/signals.zarr
 embeddings: {s3}/study/embeddings
-experts: {{morphology: {{}}}}
+experts: {{rocket: {{}}}}
 machine: {{workers: 1, device: cpu}}
-tasks: [sex]
+tasks: [age]
 fit_heads: {{options: {{lora_epochs: 2, gate_epochs: 2}}}}
 evaluate: {{bootstrap: 100}}
 """

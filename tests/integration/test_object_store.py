@@ -119,7 +119,6 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(study, store, local, s3, ens
     assert (store.parent / ".claims").files() == {}
     assert "current" in ensemble("cache", "ls").stdout
     assert ensemble("cache", "verify").stdout == "every shard reads as it was written\n"
-    assert ensemble("ingest").stderr.startswith(f"error: {s3}/study/signals.zarr: signals are written to a folder")
 
 
 def test_heads_and_metrics_from_a_bucket_are_those_from_a_folder(study, store, local, ensemble, monkeypatch):
