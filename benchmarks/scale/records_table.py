@@ -92,8 +92,18 @@ def of_learner(path: Path) -> None:
         target_array(records, target)
 
 
+def of_report(path: Path) -> None:
+    """Read what the report does."""
+    open_records(path, without=("path", "n_samples", "notes"))
+
+
+def of_similar(path: Path) -> None:
+    """Read what the search for neighbours does."""
+    open_records(path, columns=["record_id", "patient_id"])
+
+
 def whole(path: Path) -> None:
-    """Read everything, as the report does."""
+    """Read everything, which no stage does."""
     open_records(path)
 
 
@@ -124,12 +134,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--whole", type=int, default=1_000_000, help="rows at which all ways are measured")
     options = parser.parse_args()
-    for n_records in (options.whole, options.rows):
+    for n_records in dict.fromkeys((options.whole, options.rows)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "records.parquet"
             write_table(path, n_records)
             print(f"{n_records:,} rows, {path.stat().st_size / 1e6:.0f} MB", flush=True)
-            for work in (of_worker, of_learner, *((whole,) if n_records == options.whole else ())):
+            more = (of_similar, of_report, whole) if n_records == options.whole else ()
+            for work in (of_worker, of_learner, *more):
                 seconds, peak = measured(work, path)
                 print(f"  {work.__name__:<12}{peak:8.0f} MB, {seconds:6.1f} s of CPU", flush=True)
 

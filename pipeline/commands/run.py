@@ -217,6 +217,9 @@ def evaluate(
     ] = None,
     fractions: Annotated[str | None, typer.Option(help="Learning curve: shares of the patients, 0.1,0.3,1.0.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:i, of what is fitted here.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, tcp://host:port, whose workers resample.")
+    ] = None,
     fit: Annotated[
         str | None,
         typer.Option(help="Judge another study's fit here instead: a name under evaluate.fits, or the study's folder."),
@@ -247,9 +250,10 @@ def evaluate(
     if fit is not None:
         _evaluate_fit(fit, device, wide)
         return
+    from pipeline.compute.evaluation import run_evaluate
     from pipeline.views.decisions import decision_tables
     from pipeline.views.report_facts import evaluate_words, overlap_warnings
-    from stages.evaluate import EvaluatePaths, EvaluateSettings, run
+    from stages.evaluate import EvaluatePaths, EvaluateSettings
 
     if check_preset(preset, fine_tune=fine_tune):
         judge_leaderboard(device, name, fine_tune=fine_tune)
@@ -281,8 +285,12 @@ def evaluate(
         study.evaluate_costs,
         study.decisions,
     )
-    found = run(
-        settings, paths, lambda name: typer.echo(f"fitting {name}", err=True), machine=study.machine(device=device)
+    found = run_evaluate(
+        settings,
+        paths,
+        scheduler,
+        lambda name: typer.echo(f"fitting {name}", err=True),
+        machine=study.machine(device=device),
     )
     _print_metrics(found.metrics, wide)
     for table in decision_tables(found.decisions):

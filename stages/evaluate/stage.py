@@ -29,7 +29,7 @@ from stages.learning.data import Data, read_data
 from stages.learning.folds import Split, make_splits
 from stages.learning.gate_signal import leads_of, read_gate_signal
 from stages.learning.saved_fit import ENECG_FOLDER, load_heads
-from stages.scoring.comparison import EXPERT_PREFIX, Draws
+from stages.scoring.comparison import EXPERT_PREFIX, Draws, Resample, one_by_one
 from stages.scoring.gate_weights import GateWeightWriter, writing_gate_weights
 from stages.scoring.predictions import PredictionWriter, open_predictions, writing_predictions
 from stages.scoring.summary import headline, summarise, write_json, write_metrics
@@ -65,6 +65,18 @@ def run(
     FingerprintError
         The heads were fitted on other embeddings.
     """
+    return run_by(one_by_one, settings, paths, progress, machine=machine)
+
+
+def run_by(
+    resample: Resample,
+    settings: EvaluateSettings,
+    paths: EvaluatePaths,
+    progress: Progress | None = None,
+    *,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> EvaluateSummary:
+    """Do what `run` does, with the bootstrap of metrics.json left to `resample`: the files are the same bytes."""
     report = progress or (lambda name: None)  # noqa: ARG005
     data = read_data(paths.records, paths.stores, memory_gb=machine.memory_gb)
     heads = load_heads(paths.heads, data).set_params(memory_gb=machine.memory_gb, device=machine.device)
@@ -83,7 +95,11 @@ def run(
     with staged(_outputs(paths)) as drafts:
         _predict(setting, finished, found, drafts, report)
         found.metrics = summarise(
-            open_predictions(drafts[paths.predictions]), data.records, settings.bootstrap, settings.seed
+            open_predictions(drafts[paths.predictions]),
+            data.records,
+            settings.bootstrap,
+            settings.seed,
+            resample=resample,
         )
         if settings.fractions:
             draws = Draws(settings.bootstrap, settings.seed)

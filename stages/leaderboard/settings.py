@@ -128,7 +128,7 @@ class LeaderboardPaths:
 
     @classmethod
     def of(
-        cls, folder: Path, records: Path, signals: Location, experts: Mapping[str, ExpertRun], state: Path
+        cls, folder: Path, records: Location, signals: Location, experts: Mapping[str, ExpertRun], state: Path
     ) -> LeaderboardPaths:
         """Name the outputs of a board in its folder: leaderboard.json and the others beside it."""
         predictions, board, table, costs = (

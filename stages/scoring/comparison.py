@@ -6,7 +6,7 @@ layout of metrics.json (`summary`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,29 @@ def bootstrap_block(target: Target, block: PredictionBlock, everybody: np.ndarra
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """The bootstrap of one block, which is the same bits wherever it is done: `everybody` as of `bootstrap_block`."""
+
+    target: Target
+    block: PredictionBlock
+    everybody: np.ndarray
+    draws: Draws
+
+    def __call__(self) -> Bootstrap:
+        """Do it."""
+        return bootstrap_block(self.target, self.block, self.everybody, self.draws)
+
+
+Resample = Callable[[Sequence[Resampling]], Iterator[Bootstrap]]
+"""Gives what each of some resamplings comes to, in their order; on a cluster, `pipeline.compute.evaluation`."""
+
+
+def one_by_one(asked: Sequence[Resampling]) -> Iterator[Bootstrap]:
+    """Resample in this process."""
+    return (each() for each in asked)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All methods of one task.
 
@@ -96,6 +119,12 @@ class Comparison:
     draws: Draws
     main: str
     best: str | None
+    resample: Resample = one_by_one
+
+    def bootstraps(self, blocks: Mapping[str, PredictionBlock], everybody: np.ndarray) -> dict[str, Bootstrap]:
+        """Return the bootstrap of each block over the sorted patient names `everybody`."""
+        asked = [Resampling(self.target, block, everybody, self.draws) for block in blocks.values()]
+        return dict(zip(blocks, self.resample(asked), strict=True))
 
     @property
     def shown(self) -> list[str]:
@@ -109,14 +138,18 @@ class Comparison:
         sample, best_sample = self.samples[method], self.samples[self.best]
         pair = self.blocks[method], self.blocks[self.best]
         if not _same_records(*pair):
-            sample, best_sample = (
-                bootstrap_block(self.target, block, self.everybody, self.draws) for block in _common(self.target, *pair)
-            )
+            common = dict(zip((method, self.best), _common(self.target, *pair), strict=True))
+            sample, best_sample = self.bootstraps(common, self.everybody).values()
         return {metric: paired_difference(sample, best_sample, metric) for metric in metrics}
 
 
 def compare(
-    predictions: Predictions, target: Target, names: list[str], draws: Draws, on_method: Callable[[str], None]
+    predictions: Predictions,
+    target: Target,
+    names: list[str],
+    draws: Draws,
+    on_method: Callable[[str], None],
+    resample: Resample = one_by_one,
 ) -> Comparison:
     """Read and score methods of one task; `on_method` is called with each method's name before it is scored.
 
@@ -128,12 +161,12 @@ def compare(
     blocks = {name: labelled_test_block(predictions, target.name, name) for name in names}
     _check_truths(target, blocks)
     everybody = np.unique(np.concatenate([block.patient_ids.astype(str) for block in blocks.values()]))
-    samples = {}
-    for name, block in blocks.items():
+    samples, scored = {}, resample([Resampling(target, block, everybody, draws) for block in blocks.values()])
+    for name in blocks:
         on_method(name)
-        samples[name] = bootstrap_block(target, block, everybody, draws)
+        samples[name] = next(scored)
     best = best_single_expert(target, {name: sample.values for name, sample in samples.items()})
-    return Comparison(target, blocks, samples, everybody, draws, main_method(names), best)
+    return Comparison(target, blocks, samples, everybody, draws, main_method(names), best, resample)
 
 
 def _same_records(first: PredictionBlock, second: PredictionBlock) -> bool:

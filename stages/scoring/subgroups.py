@@ -5,13 +5,14 @@ Lives here: who belongs to which group, and the groups' metrics. Not here: choos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.scoring.bootstrap import estimate
-from stages.scoring.comparison import Comparison, bootstrap_block
+from stages.scoring.bootstrap import Bootstrap, estimate
+from stages.scoring.comparison import Comparison, Resampling
 from stages.scoring.predictions import PredictionBlock
 
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))
@@ -85,13 +86,19 @@ def _subgroup(comparison: Comparison, members: pd.Index) -> dict[str, Any]:
         block = comparison.blocks[name]
         parts[name] = block.take(pd.Index(block.record_ids).isin(members))
     main = parts[comparison.main]
-    methods = {name: _metrics(comparison, part) for name, part in parts.items() if len(part)}
+    methods = _metrics(comparison, {name: part for name, part in parts.items() if len(part)})
     return {"n": len(main), "patients": len(np.unique(main.patient_ids.astype(str))), "methods": methods}
 
 
-def _metrics(comparison: Comparison, part: PredictionBlock) -> dict[str, Any]:
-    """Return the task's metrics within the group; its own patients are resampled."""
-    everybody = np.unique(part.patient_ids.astype(str))
-    sample = bootstrap_block(comparison.target, part, everybody, comparison.draws)
+def _metrics(comparison: Comparison, parts: Mapping[str, PredictionBlock]) -> dict[str, Any]:
+    """Return the task's metrics of each method within the group; its own patients are resampled."""
+    asked = [
+        Resampling(comparison.target, part, np.unique(part.patient_ids.astype(str)), comparison.draws)
+        for part in parts.values()
+    ]
+    return dict(zip(parts, map(_intervals, comparison.resample(asked)), strict=True))
+
+
+def _intervals(sample: Bootstrap) -> dict[str, Any]:
     found = {name: estimate(sample.values[name], sample.replicates[name]) for name in sample.values}
     return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in found.items()}

@@ -21,7 +21,15 @@ from cache.files import write_text
 from cache.fingerprint import file_digest
 from cache.records import Target, target_array
 from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
-from stages.scoring.comparison import Comparison, Draws, compare, judged_methods, main_method
+from stages.scoring.comparison import (
+    Comparison,
+    Draws,
+    Resample,
+    compare,
+    judged_methods,
+    main_method,
+    one_by_one,
+)
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
 from stages.scoring.predictions import PredictionBlock, Predictions, has_label
 from stages.scoring.subgroups import subgroups
@@ -38,6 +46,7 @@ def summarise(
     n_resamples: int = RESAMPLES,
     seed: int = SEED,
     on_progress: Callable[[str, str], None] | None = None,
+    resample: Resample = one_by_one,
 ) -> Json:
     """Return the content of metrics.json: metrics of the rows whose split is `test`.
 
@@ -47,6 +56,8 @@ def summarise(
         records.parquet, for training counts and for subgroups by age band and sex; without it they are left out.
     on_progress
         Called with (task, method) before each method is scored.
+    resample
+        Who resamples; the numbers are the same.
 
     Raises
     ------
@@ -60,7 +71,7 @@ def summarise(
         if not judged:
             left_out[name] = NOT_JUDGED
             continue
-        compared = compare(predictions, target, judged, Draws(n_resamples, seed), partial(report, name))
+        compared = compare(predictions, target, judged, Draws(n_resamples, seed), partial(report, name), resample)
         tasks[name] = _task(predictions, compared, records)
         if unjudged := [method for method in predictions.methods(name) if method not in judged]:
             tasks[name]["left_out"] = dict.fromkeys(unjudged, NOT_JUDGED)
