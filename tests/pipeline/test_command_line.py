@@ -134,7 +134,8 @@ def leaves(command, path=()):
         yield from leaves(one, (*path, name))
 
 
-COMMANDS = list(leaves(typer.main.get_command(cli.app)))
+WHOLE = typer.main.get_command(cli.app)
+COMMANDS = list(leaves(WHOLE))
 
 
 def numbers():
@@ -156,7 +157,8 @@ def refused(ensemble, *arguments):
     return err
 
 
-def test_a_number_beyond_its_bounds_is_one_line_in_every_command(ensemble):
+def test_a_number_beyond_its_bounds_is_one_line_in_every_command(ensemble, monkeypatch):
+    monkeypatch.setattr(cli, "app", WHOLE)  # built once: Typer builds all commands at every call
     found = list(numbers())
     assert len(found) > 25
     assert sum(len(bounds) for *_, bounds in found) > 20
@@ -167,7 +169,8 @@ def test_a_number_beyond_its_bounds_is_one_line_in_every_command(ensemble):
             assert words.endswith(f"`ensemble {' '.join(path)} --help` has more\n")
 
 
-def test_what_does_not_fit_a_command_is_one_line(ensemble):
+def test_what_does_not_fit_a_command_is_one_line(ensemble, monkeypatch):
+    monkeypatch.setattr(cli, "app", WHOLE)
     for path, command in COMMANDS:
         assert "no such option: --nonsense" in refused(ensemble, *path, "--nonsense")
         needed = [one for one in command.params if one.required]
