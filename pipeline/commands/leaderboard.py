@@ -162,7 +162,10 @@ def _finetuned(
     if expert.load is None:
         reason = "its vectors were made by another tool, which cannot be fine-tuned"
         return replace(expert, not_finetuned=dict.fromkeys(tasks, reason))
-    crop_s = crop_seconds(expert.load())
+    try:
+        crop_s = crop_seconds(expert.load())
+    except InputError as error:  # made for longer records than the benchmark's crops
+        return replace(expert, not_finetuned=dict.fromkeys(tasks, str(error)))
     for task in tasks:
         tell(f"{name}/finetuned: {task}")
         try:

@@ -104,6 +104,8 @@ def _expert(study: Study, name: str) -> ExpertFacts:
         revision=attributes.get("weights_revision", ""),
         pretrained_on=tuple(attributes.get("pretrained_on") or spec.pretrained_on),
         non_commercial=spec.non_commercial,
+        # Of another input path the published spec does not tell it.
+        windows=spec.windows if attributes.get("preprocessing") in (None, cls.preprocessing_variants[0]) else "",
     )
 
 

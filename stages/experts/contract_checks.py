@@ -268,9 +268,9 @@ def awkward_records_have_vectors(case: Case) -> str:
 
 
 def lengths_are_used_or_refused(case: Case) -> str:
-    """Embed 1, 6, 9.99 and 15 s: a finite vector, or an InputError of one line with the name and the length."""
+    """Embed 1, 2.5, 5, 6, 9.99 and 15 s: a finite vector, or an InputError of one line with the name and the length."""
     expert = case.expert
-    for seconds in (1.0, 6.0, 9.99, 15.0):
+    for seconds in (1.0, 2.5, 5.0, 6.0, 9.99, 15.0):
         try:
             x = expert.prepare(records(1, seconds), RATE_HZ)
         except InputError as error:

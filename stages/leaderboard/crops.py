@@ -45,10 +45,11 @@ def crop_seconds(expert: Expert) -> float:
     Raises
     ------
     InputError
-        It refuses 5 s as well.
+        It refuses these, or 5 s as well.
     """
     base = expert.spec.name.partition("+")[0]
     if base in OTHER_CROPS_S:
+        expert.prepare(_silence(OTHER_CROPS_S[base]), float(RATE_HZ))
         return OTHER_CROPS_S[base]
     if expert.spec.seconds != LONG_CROP_S:
         try:

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class ExpertFacts(Settings):
-    """One expert of the fit, as its spec and its store name it."""
+    """One expert of the fit, as its spec and its store name it.
+
+    Attributes
+    ----------
+    windows
+        How it takes records of any length; empty where nothing says it.
+    """
 
     name: str
     title: str = ""
@@ -26,6 +32,7 @@ class ExpertFacts(Settings):
     revision: str = ""
     pretrained_on: tuple[str, ...] = ()
     non_commercial: bool = False
+    windows: str = ""
 
 
 class TrainingFacts(Settings):

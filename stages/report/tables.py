@@ -37,6 +37,8 @@ _VERDICTS = {
     "≈": "no clear difference",
     "●": "best single expert",
 }
+LENGTHS_S = (10.0, 5.0, 2.5)
+"""Records below these are counted: experts take them by policies of their own, which the table of experts names."""
 COSTS = {"parameters": "trainable parameters", "seconds": "seconds", "peak_memory_mb": "peak memory, MB"}
 
 
@@ -231,6 +233,10 @@ def _quality(good: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _optional_quality(good: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    seconds = good["n_samples"].astype(float) / good["sampling_rate_hz"].astype(float)
+    for limit_s in LENGTHS_S:
+        if (shorter := seconds < limit_s - 0.01).any():
+            yield f"shorter than {limit_s:g} s", shorter
     if "derived_leads" in good and (derived := good["derived_leads"].map(_length) > 0).any():
         yield "limb leads computed from I and II", derived
     if "limb_swap" in good:

@@ -29,11 +29,21 @@ from tests.stages.synthetic_predictions import SKILLS, TARGETS, write_judged, wr
 VOID = {"meta", "br", "line", "link", "img", "hr", "wbr"}
 
 
+CUTS = "5 s cuts of the record, a shorter rest left out"
 FACTS = ReportSettings(
     title="A <study> & more",
     warnings=("ecgfm was pretrained on this cohort",),
     commands=("ensemble ingest --source ptbxl",),
-    experts=({"name": "ecgfm", "version": "1", "licence": "MIT", "sha256": "ab" * 32, "pretrained_on": ["ptbxl"]},),
+    experts=(
+        {
+            "name": "ecgfm",
+            "version": "1",
+            "licence": "MIT",
+            "sha256": "ab" * 32,
+            "pretrained_on": ["ptbxl"],
+            "windows": CUTS,
+        },
+    ),
 )
 
 
@@ -102,6 +112,12 @@ def page(study, tmp_path_factory):
 @pytest.fixture(scope="module")
 def metrics(study):
     return read_metrics(study / "metrics.json")
+
+
+def test_the_table_of_experts_says_how_they_take_records_of_other_lengths(page):
+    table = page[page.index('<section id="experts">') :]
+    assert "Records of other lengths" in table
+    assert f"<td>{CUTS}</td>" in table
 
 
 def test_undefined_metrics_become_null(tmp_path):
