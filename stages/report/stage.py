@@ -66,7 +66,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
     }
     weights = open_gate_weights(paths.gate_weights) if paths.gate_weights else None
-    records = open_records(paths.records, without=("path", "n_samples", "notes"))
+    records = open_records(paths.records, without=("path", "notes"))
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, records, store, settings)
