@@ -1,6 +1,6 @@
 """The tables of pretraining methods on one's own PTB-XL records, each judged by networks that never saw its patient.
 
-    python benchmarks/adaptation_rotated.py --records PTBXL_FOLDER [--seeds 0,1,2,3,4] [--epochs 18,8] [--folder FOLDER]
+    python benchmarks/adaptation_rotated.py --records PTBXL_FOLDER [--seeds 0,1,2,3,4] [--epochs 40,8] [--folder FOLDER]
 
 Patients are dealt to five parts, alike in their superclasses. Seed k tests part k mod 5 and validates on the next one;
 the backbone of seed k is pretrained on the signals of the other three parts alone, its probes and post-training learn
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, help="folder of PTB-XL; ptbxl in ENSEMBLE_TEST_DATA if not given")
     parser.add_argument("--folder", type=Path, default=Path(".ensemble/rotated"), help="where cells are kept")
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--epochs", default="18,8", help="of pretraining and of fine-tuning")
+    parser.add_argument("--epochs", default="40,8", help="of pretraining and of fine-tuning")
     parser.add_argument("--arms", default="", help="further arms: " + ", ".join(FURTHER_ARMS))
     options = parser.parse_args()
     options.records = options.records or Path(os.environ.get("ENSEMBLE_TEST_DATA", "nowhere"), "ptbxl")
