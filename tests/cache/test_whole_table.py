@@ -57,7 +57,7 @@ print((peak_mb() - before) * 1e6 / len(frame))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("who", "most_bytes"), [("ids", 330), ("report", 700)])
+@pytest.mark.parametrize(("who", "most_bytes"), [("ids", 330), ("report", 550)])
 def test_memory_of_a_million_rows(tmp_path, who, most_bytes):
     from benchmarks.scale.records_table import write_table
 
