@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -P benchmarks/wide_heads.py
     OMP_NUM_THREADS=1 python -P benchmarks/wide_heads.py --records 1000 --folds 2 --loop-columns 2
+    OMP_NUM_THREADS=1 python -P benchmarks/wide_heads.py --stages FOLDER
 
 Features look like rocket's, morphology's and seed's (9,996, 202 and 2,304 wide, variances of the axes falling as their
 number to the power -1.2); seven tasks look like PTB-XL's (132 columns, classes from 40 % to 0.3 % of the records),
@@ -10,21 +11,37 @@ whose signal lies in the leading axes. Three fifths of the records train, a fift
 The loop is what one would write with scikit-learn: per fold, expert and column StandardScaler and PCA, then
 LogisticRegression or Ridge for every penalty and inner fold, and once more for the best penalty. Scaling and PCA are
 measured on one fold, `--loop-columns` columns of each expert are fitted, and their seconds are scaled to all.
+
+With `--stages` the stages `fit-heads` and `evaluate` run on such records in a study on disk: standard methods, thresholds and
+1,000 resamples of patients behind every interval, as in `dvc repro`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import zarr
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
+from cache import records_digest
+from cache.records import BASE_COLUMNS, Target, write_records
+from cache.storage.locations import Location, location_of
+from stages.evaluate import EvaluatePaths, EvaluateSettings
+from stages.evaluate import run as evaluate
+from stages.fit_heads import FitHeadsPaths, FitHeadsSettings
+from stages.fit_heads import run as fit_heads
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.baselines.methods import METHODS
 from stages.heads.crossfit import inner_folds
@@ -44,7 +61,11 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=3000)
     parser.add_argument("--folds", type=int, default=5, help="of the five, so many are fitted")
     parser.add_argument("--loop-columns", type=int, default=4, help="columns per expert that the loop fits; 0: no loop")
+    parser.add_argument("--stages", type=Path, help="a folder: run the stages fit-heads and evaluate there, alone")
     options = parser.parse_args()
+    if options.stages is not None:
+        time_stages(options.stages, options.records)
+        return
     features, targets, tasks = make_data(options.records)
     folds = make_folds(options.records)[: options.folds]
     columns = sum(max(1, len(t.classes)) for t in tasks)
@@ -160,6 +181,56 @@ def fit_column(z: np.ndarray, y: np.ndarray, regression: bool) -> None:
 
 def make_model(strength: float, regression: bool) -> Ridge | LogisticRegression:
     return Ridge(strength) if regression else LogisticRegression(C=1 / strength, max_iter=1000)
+
+
+def time_stages(folder: Path, n: int) -> None:
+    """Run `fit-heads` and `evaluate` on a study of made-up records on disk, every fold tested once."""
+    stores = make_study(folder, n)
+    common = folder / "records.parquet", location_of(folder / "signals.zarr"), stores, folder / "heads"
+    fit_s, fit_mb = measure(lambda: fit_heads(FitHeadsSettings(folds="all"), FitHeadsPaths(*common)))
+    print(f"stage fit-heads   {fit_s:8.1f} s of processor time, peak {fit_mb:.0f} MB", flush=True)
+    tables = {name: folder / f"{name}.parquet" for name in ("predictions", "gate_weights")}
+    texts = {name: folder / f"{name}.json" for name in ("metrics", "headline", "evaluation", "costs", "decisions")}
+    shutil.rmtree(folder / "finished", ignore_errors=True)
+    paths = EvaluatePaths(*common, **tables, **texts, finished=folder / "finished")
+    seconds, peak_mb = measure(lambda: evaluate(EvaluateSettings(), paths))
+    print(f"stage evaluate    {seconds:8.1f} s, {seconds / fit_s:.2f} of that, peak {peak_mb:.0f} MB")
+
+
+def make_study(folder: Path, n: int) -> dict[str, Location]:
+    """Write records.parquet and one store an expert, two records a patient; return the stores."""
+    features, targets, tasks = make_data(n)
+    folder.mkdir(parents=True, exist_ok=True)
+    patients = np.arange(n) // 2
+    records = pd.DataFrame({name: [None] * n for name in BASE_COLUMNS})
+    records["record_id"] = [f"r{k}" for k in range(n)]
+    records["patient_id"], records["source"] = patients.astype(str), "made-up"
+    records["split"], records["status"] = "train", "ok"
+    records["fold"] = np.random.default_rng(0).permutation(patients.max() + 1)[patients] % 5
+    columns = []
+    for task in tasks:
+        y = targets[task.name]
+        columns.append(Target(task.name, task.kind, classes=task.classes))
+        records[task.name] = [
+            [c for c, v in zip(task.classes, row, strict=True) if v] if task.kind == "multilabel" else row for row in y
+        ]
+    write_records(folder / "records.parquet", records, columns)
+    for name, x in features.items():
+        digest = {"records_digest": records_digest(records["record_id"])}
+        group = zarr.create_group(folder / f"{name}.zarr", attributes=digest, overwrite=True)
+        group.create_array("layers", data=x[:, None], chunks=(256, 1, x.shape[1]))
+        group.create_array("embedding", data=x, chunks=(256, x.shape[1]))
+        group.create_array("done", data=np.ones(n, bool))
+    return {name: location_of(folder / f"{name}.zarr") for name in features}
+
+
+def measure(work: Callable[[], Any]) -> tuple[float, float]:
+    """Processor seconds and peak megabytes of a stage."""
+    with PeakMemory() as memory:
+        started = time.process_time()
+        work()
+        seconds = time.process_time() - started
+    return seconds, memory.mb or 0.0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ files (`persist`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, pars
 from stages.heads.inputs.lazy_rows import READ_ROWS
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.targets.tasks import Block
+
+KEPT_BYTES = 256 << 20
+"""Of a fit's outputs that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class FittedHeads(Estimator):
     _out_of_sample: OutOfSample | None
     _folder: Path
     """Of a loaded fit."""
+    _kept: list[tuple[Mapping[str, Any], np.ndarray | None, int, list[Output]]] | None = None
 
     @property
     def out_of_sample_(self) -> OutOfSample:
@@ -84,8 +89,32 @@ class FittedHeads(Estimator):
             raise UsageError("these EnsembleHeads are not fitted; call fit, or load a fit")
         return models
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep what each fold says of the same features, so that whoever asks the fit again needs no second pass.
+
+        Only of the very same objects, of one fold at a time, and while together they hold at most `KEPT_BYTES`.
+        """
+        self._kept = []
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def _outputs(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
         """Predict with one fold, or with all."""
+        for x, signal, of_fold, outputs in self._kept or ():
+            if x is features and signal is gate_signal and of_fold == fold:
+                return outputs
+        outputs = self._computed(features, gate_signal, fold)
+        if self._kept is not None and fold is not None:
+            held = [*outputs, *(output for *_, kept in self._kept for output in kept)]
+            if sum(part.nbytes for output in held for part in vars(output).values()) <= KEPT_BYTES:
+                self._kept.append((features, gate_signal, fold, outputs))
+        return outputs
+
+    def _computed(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
+        """Predict, whatever is remembered."""
         models = self._fitted()
         if fold is not None and not 0 <= fold < len(models):
             raise UsageError(f"fold {fold} does not exist; there are folds 0 to {len(models) - 1}")
@@ -122,7 +151,7 @@ class FittedHeads(Estimator):
         for start in range(0, n, READ_ROWS):
             rows = slice(start, start + READ_ROWS)
             signal = None if gate_signal is None else gate_signal[rows]
-            pieces.append(self._outputs({k: v.take(rows) for k, v in read.items()}, signal, fold))
+            pieces.append(self._computed({k: v.take(rows) for k, v in read.items()}, signal, fold))
         parts = ("experts", "weights", "mixed")
         return [
             Output(*(np.concatenate([getattr(o, part) for o in of_fold]) for part in parts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from stages.scoring.metrics import Scorer
 RESAMPLES = 1000
 SEED = 0
 LEVEL = 0.95
+KEPT_CELLS = 1 << 22
+"""Patients x resamples that are kept: at most 8 MB each, 32 of them."""
 _CHUNK_CELLS = 1 << 20
 """Records x resamples scored at once: bounds memory and stays in the processor's cache."""
 
@@ -65,11 +68,34 @@ def patient_index(patient_ids: np.ndarray) -> tuple[np.ndarray, int]:
 def resamples(
     n_patients: int, n_resamples: int = RESAMPLES, seed: int = SEED, chunk: int = 100
 ) -> Iterator[np.ndarray]:
-    """Give how often each patient is drawn, [patients, <= chunk] float32; `chunk` does not change what is drawn."""
+    """Give how often each patient is drawn, [patients, <= chunk] float32; `chunk` does not change what is drawn.
+
+    Of few patients all resamples are kept: an evaluation asks for the same ones class by class and group by group.
+    """
+    if n_patients * n_resamples <= KEPT_CELLS:
+        whole = _kept_resamples(n_patients, n_resamples, seed)
+        for start in range(0, n_resamples, chunk):
+            yield np.ascontiguousarray(whole[start : start + chunk].T, np.float32)
+        return
     rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, chunk):
-        drawn = [rng.integers(n_patients, size=n_patients) for _ in range(min(chunk, n_resamples - start))]
-        yield np.stack([np.bincount(d, minlength=n_patients) for d in drawn], axis=1).astype(np.float32)
+        yield np.ascontiguousarray(_draw(rng, n_patients, min(chunk, n_resamples - start)).T, np.float32)
+
+
+@lru_cache(maxsize=32)
+def _kept_resamples(n_patients: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each patient is drawn, uint16 [resamples, patients]."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK_CELLS // max(n_patients, 1))
+    parts = [_draw(rng, n_patients, min(step, n_resamples - start)) for start in range(0, n_resamples, step)]
+    return np.concatenate(parts).astype(np.uint16) if parts else np.zeros((0, n_patients), np.uint16)
+
+
+def _draw(rng: np.random.Generator, n_patients: int, n_resamples: int) -> np.ndarray:
+    """Draw as many patients as there are, so many times; counts [resamples, patients]."""
+    drawn = rng.integers(n_patients, size=(n_resamples, n_patients))
+    drawn += np.arange(n_resamples)[:, None] * n_patients
+    return np.bincount(drawn.ravel(), minlength=n_resamples * n_patients).reshape(n_resamples, n_patients)
 
 
 def bootstrap(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+import stages.scoring.bootstrap as bootstrap_module
 from cache.records import Target
 from stages.scoring.bootstrap import bootstrap, estimate, paired_difference, patient_index, resamples
 from stages.scoring.metrics import make_scorer
@@ -85,3 +86,16 @@ def test_a_class_of_one_patient_gets_a_value_but_no_interval():
     assert np.isnan([interval.low, interval.high]).all()
     mostly = estimate(1.0, np.where(np.arange(100) < 15, np.nan, 1.0))
     assert (mostly.low, mostly.high) == (1, 1)
+
+
+@pytest.mark.parametrize(("n_patients", "n_resamples"), [(1, 3), (40, 25), (700, 7)])
+def test_resamples_are_those_of_one_generator_however_they_are_kept_and_cut(n_patients, n_resamples, monkeypatch):
+    rng = np.random.default_rng(5)
+    plain = [np.bincount(rng.integers(n_patients, size=n_patients), minlength=n_patients) for _ in range(n_resamples)]
+    for kept in (bootstrap_module.KEPT_CELLS, 0):
+        monkeypatch.setattr(bootstrap_module, "KEPT_CELLS", kept)
+        for chunk in (1, 4, 100):
+            parts = list(bootstrap_module.resamples(n_patients, n_resamples, 5, chunk))
+            assert {part.dtype for part in parts} == {np.dtype("float32")}
+            assert all(part.flags.c_contiguous and part.shape[1] <= chunk for part in parts)
+            np.testing.assert_array_equal(np.concatenate(parts, axis=1), np.stack(plain, axis=1))

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from cache.errors import InputError
-from stages.heads import EnsembleHeads
+from stages.heads import EnsembleHeads, predictor
 from stages.heads.persist import HeadModule, module_name
 from tests.stages.heads_study import Split, arguments, fitted_study, split, take
 
@@ -107,3 +107,23 @@ def test_pma_trains_its_gate_and_reloads(tmp_path: Path) -> None:
     layers[train] = np.nan
     with pytest.raises(InputError, match=r"'net': fold 0 has 0 training and .* records with its layers"):
         heads.fit({"net": {**features["net"], "embedding": np.ones((200, 3))}}, {"y": y}, splits=[(train, val, test)])
+
+
+def test_a_fit_that_remembers_computes_each_fold_once_and_says_the_same(
+    fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, features, _, splits = fitted
+    new, signal = arguments(features, splits[0][2])
+    ask = (heads.predict_proba, heads.expert_predictions, heads.uniform_mean, heads.gate_weights)
+    plain = [f(new, gate_signal=signal, fold=1) for f in ask]
+    calls, compute = [], predictor.run_fold
+    monkeypatch.setattr(predictor, "run_fold", lambda *a: calls.append(1) or compute(*a))
+    with heads.remembering():
+        for f, expected in zip(ask, plain, strict=True):
+            np.testing.assert_equal(f(new, gate_signal=signal, fold=1), expected)
+        assert len(calls) == 1
+        heads.predict_proba(dict(new), gate_signal=signal, fold=1)  # other objects may hold other values
+        heads.predict_proba(new, gate_signal=signal, fold=0)
+        assert len(calls) == 3
+    heads.predict_proba(new, gate_signal=signal, fold=1)
+    assert len(calls) == 4
