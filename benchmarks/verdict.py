@@ -37,7 +37,9 @@ from stages.experts.run import Signal, embed_records
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.baselines.methods import METHODS
 from stages.heads.crossfit import inner_folds
+from stages.heads.targets.calibration import rate_shift
 from stages.heads.targets.losses import task_losses
+from stages.heads.targets.tasks import Block as TaskBlock
 from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, patient_index
 from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
 from stages.scoring.predictions import PredictionBlock
@@ -46,6 +48,8 @@ OWN, RANDOM = ("rocket", "morphology", "seed"), ("ecgfounder", "mantis", "ttm")
 EXPERT_SETS = {"default": ("rocket", "morphology"), "three": OWN, "six": (*OWN, *RANDOM)}
 N_FOLDS, BATCH = 5, 64
 RIVALS = ("stacking", "mean", "concat", "best_single")
+RATED = ("stacking", "mean")
+"""Rivals that are judged once more with the base rates that the gate counts (`rate_shift`): METHOD+rates."""
 VALIDATION_SHARE = 0.25
 
 
@@ -315,18 +319,24 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     said = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.split("/", 1)[0] == task.name}
     truth = said.pop("truth")
     rows = np.all([np.isfinite(p.reshape(len(p), -1)).all(1) for p in said.values()], axis=0)
+    if task.kind in ("binary", "multilabel"):
+        size = setting.split("--")[2]
+        for rival in RATED:
+            p = with_base_rates(said[rival], truth, arrays["patients"], None if size == "all" else int(size))
+            said[f"{rival}+rates"] = p
+    compared = [m for m in (*RIVALS, *(f"{rival}+rates" for rival in RATED)) if m in said]
     names = arrays["patients"][rows]
     index, n_patients = patient_index(names)
     target = Target(task.name, task.kind, unit=task.unit, classes=task.classes)
     found: dict[str, Bootstrap] = {}
-    for method in ("gate", *RIVALS):
+    for method in ("gate", *compared):
         p = said[method]
         block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
         found[method] = bootstrap(make_scorer(target, block), index, n_patients, resamples)
     if not np.isfinite(found["gate"].values[metric]):
         return None
     differences = {}
-    for rival in RIVALS:
+    for rival in compared:
         d = paired_difference(found["gate"], found[rival], metric)
         bounds = (d.low, d.high) if sign > 0 else (-d.high, -d.low)
         differences[rival] = (sign * d.value, *bounds)
@@ -335,6 +345,19 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     }
     values = {m: sign * b.values[metric] for m, b in found.items()}
     return Instance(f"{setting}--{task.name}", metric, values, differences, calibration)
+
+
+def with_base_rates(p: np.ndarray, truth: np.ndarray, patients: np.ndarray, size: int | None) -> np.ndarray:
+    """Raise probabilities as the gate raises its own: by one or two records more of either class in a fold's labels."""
+    raised = np.array(p, np.float64)
+    for train, val, test in rotations(patients, size):
+        y = torch.from_numpy(truth[np.concatenate([train, val])].reshape(len(train) + len(val), -1)).float()
+        known = (~y.isnan()).float()
+        block = TaskBlock(TaskSpec("any", "multilabel", tuple(map(str, range(y.shape[1])))), 0, y.shape[1])
+        shift = rate_shift(y.nan_to_num()[None], known[None], (block,))[0].numpy()
+        odds = np.log(np.clip(p[test], 1e-7, 1 - 1e-7)) - np.log1p(-np.clip(p[test], 1e-7, 1 - 1e-7))
+        raised[test] = 1 / (1 + np.exp(-(odds + (shift if p.ndim > 1 else shift[0]))))
+    return raised
 
 
 def print_table(rows: list[Instance]) -> None:
@@ -371,6 +394,14 @@ def print_summary(title: str, rows: list[Instance]) -> None:
         errors = [row.differences[rival][0] / -row.values[rival] for row in rows if row.metric == "mae"]
         error = f", error {-100 * np.mean(errors):+.1f} %" if errors else ""
         print(f"  gate minus {rival:12} better {wins:4.0%}  worse {losses:4.0%}  mean {mean:+.4f} AUROC{error}")
+    for rival in (f"{name}+rates" for name in RATED):
+        if rated := [row for row in rows if rival in row.differences]:
+            wins, losses = (
+                np.mean([sign * r.differences[rival][k] > 0 for r in rated]) for sign, k in ((1, 1), (-1, 2))
+            )
+            mean = np.mean([row.differences[rival][0] for row in rated])
+            words = f"better {wins:4.0%}  worse {losses:4.0%}  mean {mean:+.4f} AUROC ({len(rated)} instances)"
+            print(f"  gate minus {rival:14} {words}")
     for name in ("ece", "brier"):
         of = [row.calibration[name] for row in rows if name in row.calibration]
         if of:

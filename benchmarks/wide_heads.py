@@ -12,8 +12,8 @@ The loop is what one would write with scikit-learn: per fold, expert and column 
 LogisticRegression or Ridge for every penalty and inner fold, and once more for the best penalty. Scaling and PCA are
 measured on one fold, `--loop-columns` columns of each expert are fitted, and their seconds are scaled to all.
 
-With `--stages` the stages `fit-heads` and `evaluate` run on such records in a study on disk: standard methods, thresholds and
-1,000 resamples of patients behind every interval, as in `dvc repro`.
+With `--stages` the stages `fit-heads` and `evaluate` run on such records in a study on disk: standard methods,
+thresholds and 1,000 resamples of patients behind every interval, as in `dvc repro`.
 """
 
 from __future__ import annotations
