@@ -214,8 +214,11 @@ def _fit_notes(study: Study) -> list[str]:
 
 
 def _fitted_folds(study: Study) -> Any:
-    """Return the folds of the fit in heads/: what is judged follows from it, not from params.yaml."""
-    config: Mapping[str, Any] = json.loads((study.heads / "config.json").read_text(encoding="utf-8"))
+    """Return the folds of the fit in heads/: what is judged follows from it, not from params.yaml; split without a fit."""
+    path = study.heads / "config.json"
+    if not path.is_file():  # a leaderboard needs no fit, and judges the test split
+        return "split"
+    config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config["provenance"]["folds"]
 
 

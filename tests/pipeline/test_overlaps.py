@@ -91,3 +91,12 @@ def test_patients_that_packaged_weights_have_seen_are_counted(patients, hashed, 
     assert [warning[: len(begins)] for warning, begins in zip(warnings, told, strict=True)] == told
     others = facts.model_copy(update={"sha256": "of other weights"})
     assert report_facts._overlaps(study, [others]) == [overlap_warning("seed", "ptbxl", ["ptbxl"])]
+
+
+def test_without_a_fit_the_test_split_is_judged(toy_study, monkeypatch):
+    """A leaderboard warns of patients that packaged weights have seen, and needs no heads/."""
+    from pipeline.study.folder import Study
+    from pipeline.views.report_facts import _judged
+
+    monkeypatch.chdir(toy_study)
+    assert set(_judged(Study())["split"]) == {"test"}
