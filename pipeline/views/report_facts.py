@@ -214,7 +214,7 @@ def _fit_notes(study: Study) -> list[str]:
 
 
 def _fitted_folds(study: Study) -> Any:
-    """Return the folds of the fit in heads/: what is judged follows from it, not from params.yaml; split without a fit."""
+    """Return the folds of the fit in heads/, from which follows what is judged; `split` where there is no fit."""
     path = study.heads / "config.json"
     if not path.is_file():  # a leaderboard needs no fit, and judges the test split
         return "split"
