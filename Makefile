@@ -56,7 +56,7 @@ dist: $(INSTALLED) ## wheel and source distribution in build/dist, checked
 	$(BIN)/twine check --strict build/dist/*
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
-	@for file in benchmarks/*.py benchmarks/scale/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py benchmarks/scale/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 gpu-check: ## what a GPU makes of all this, in nine minutes at most; needs no installation (benchmarks/gpu_check.py)
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py $(ARGS)
@@ -71,9 +71,9 @@ seed: $(INSTALLED) ## train the weights of expert `seed` again (docs/seed.md); D
 	  $(foreach k,0 1 2,build/seed/encoders/$(k)/weights/versions/seed+ptbxl) --records build/seed/ptbxl/records.parquet
 
 clean: ## remove what the demo made, and the environment
-	rm -rf $(VENV) .ensemble data embeddings heads plots tables maps signals.zarr
+	rm -rf $(VENV) .ensemble data embeddings heads plots tables maps robustness leaderboard signals.zarr
 	rm -f records.parquet bad_records.csv metrics.json headline.json evaluation.json evaluate_costs.json fit_costs.json \
-	  decisions.json robustness.json robustness.parquet leaderboard.json leaderboard.csv map.html map.parquet \
+	  decisions.json map.html map.parquet \
 	  predictions.parquet gate_weights.parquet report.html dvc.lock
 
 $(INSTALLED): pyproject.toml constraints.txt
