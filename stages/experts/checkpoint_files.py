@@ -122,8 +122,9 @@ def _load_pickled(path: Path) -> Any:
             with torch.serialization.safe_globals(_harmless_globals(path, stand_in)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read is an error anyway
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if stand_in is _UnreadDict or not re.search(r"Can only SETITEMS? for dict", str(error)):
+        # torch 2.6 sets items of anything, and fails as the object does.
+        except (pickle.UnpicklingError, TypeError) as error:
+            if stand_in is _UnreadDict or not _ITEMS_REFUSED.search(str(error)):
                 raise
     raise AssertionError("unreachable")
 
@@ -191,6 +192,7 @@ def _reason(error: Exception) -> str:
     return detail[:200] if len(detail) > 5 else type(error).__name__
 
 
+_ITEMS_REFUSED = re.compile(r"Can only SETITEMS? for dict|'_Unread' object does not support item assignment")
 _ADVICE = re.compile(r"weights_only|pickle file|arbitrary code|trust|documentation|docs/")
 
 
