@@ -87,6 +87,7 @@ def _evaluate(folder: Path, stores=None, **settings):
     return found, [name for name in fitted if name != "attention"]  # which no store here has segments for
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_stopped(study, monkeypatch):
     whole = compared._reference
 

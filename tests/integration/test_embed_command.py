@@ -191,7 +191,9 @@ def test_other_settings_start_the_store_afresh(toy_study, embed):
     assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == before
 
 
-@pytest.mark.parametrize(("answer", "code", "embedded"), [("y", 0, True), ("n", 2, False)])
+@pytest.mark.parametrize(
+    ("answer", "code", "embedded"), [pytest.param("y", 0, True, marks=pytest.mark.slow), ("n", 2, False)]
+)
 def test_on_a_terminal_it_asks_before_it_replaces_vectors(toy_study, embed, answer, code, embedded):
     embed(toy_study)
     before = bytes_of(toy_study / "embeddings/ecgfm.zarr")

@@ -26,6 +26,8 @@ from tests.integration.end_to_end import (
 )
 from tests.stages.small_experts import NAMES
 
+SAME_CODE = ("-small", "-base", "-medium", "-large", "-utica", "-plus", "-r1")
+"""Endings of names whose plain sibling runs the same code in the same sizes."""
 TOLERANCE = 2e-4
 """Of the spread between records."""
 TOLERANCES = {"rocket": 1e-3}
@@ -69,7 +71,7 @@ def test_rows_hold_what_the_files_hold(study, whole):
             assert np.array_equal(store.read_uv(slice(row, row + 1))[0, :, : valid[row]], expected), case
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.endswith(SAME_CODE)) for n in NAMES])
 def test_a_stored_vector_is_that_of_the_record_as_it_is(study, name):
     holds(study, name, 10.0)
 

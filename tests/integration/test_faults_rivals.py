@@ -48,6 +48,7 @@ def test_two_runs_at_once_share_the_work(study, whole, forks):
     assert bytes_of(study / STORE) == whole
 
 
+@pytest.mark.slow
 def test_two_runs_of_different_settings_never_mix(study, whole, forks):
     pids = [forks.start(), forks.start(preprocessing="enecg"), forks.start(), forks.start(preprocessing="enecg")]
     forks.wait_all()

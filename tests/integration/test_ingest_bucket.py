@@ -73,6 +73,7 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, s3):
     assert (len(rows), rows.find("600"), rows.read(slice(700, 701))[0].unreadable != "") == (N_RECORDS, 600, True)
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_grows_by_what_is_new(cohort, s3, tmp_path):
     """The last shard is not full: its rows stay; a record longer than the others lengthens the time axis."""
     for place in (tmp_path, f"{s3}/study"):

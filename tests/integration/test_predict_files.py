@@ -198,6 +198,7 @@ def test_what_cannot_be_done_is_one_line(made, tmp_path, ensemble):
         check_out(broken)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_leaves_the_same_bytes(made, tmp_path):
     for workers in (1, 2):
         out = tmp_path / f"{workers}.parquet"

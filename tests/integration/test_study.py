@@ -133,6 +133,7 @@ def test_moving_to_another_machine_runs_nothing(made):
     (made.folder / "params.yaml").write_text(before)
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_the_state_folder(made):
     outputs = ("metrics.json", "evaluation.json", "predictions.parquet", "report.html")
     before = {name: (made.folder / name).read_bytes() for name in outputs}
@@ -142,6 +143,7 @@ def test_nothing_depends_on_the_state_folder(made):
     assert made.stages_run() == []
 
 
+@pytest.mark.slow
 def test_a_clone_with_pulled_outputs_gives_the_same_report(made, tmp_path):
     dvc = (sys.executable, "-m", "dvc")
     assert made.run(*dvc, "remote", "add", "-d", "-f", "shelf", str(tmp_path / "shelf")).returncode == 0
@@ -198,6 +200,7 @@ def test_predict_warns_of_what_is_wrong_with_the_signal(made, tmp_path):
     assert {"missing leads: V6", "flat leads: aVL", "short record: 6.0 s of 10 s"} <= set(warnings)
 
 
+@pytest.mark.slow
 def test_other_weights_run_exactly_that_expert_and_what_depends_on_it(made, tiny_ecgfm):
     from safetensors.torch import save_file
 

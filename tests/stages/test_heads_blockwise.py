@@ -269,6 +269,7 @@ print(json.dumps(memory.mb))
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_records() -> None:
     peaks = []
     for n in (40_000, 120_000):

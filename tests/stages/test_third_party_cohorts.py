@@ -56,7 +56,9 @@ def test_a_cohort_of_another_package_is_listed_and_overlaps_as_its_file_says(pyt
     assert done.stdout == "True Clinic\n['challenge2021', 'ptbxl']\n", done.stderr
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "cannot be imported")) for k in BROKEN]
+)
 def test_a_broken_package_is_named_in_one_line_and_stops_no_other_source(python, kind):
     python.install("broken_ecgs", BROKEN[kind])
     python.install("clinic_ecgs", GOOD)
