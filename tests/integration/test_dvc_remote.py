@@ -83,7 +83,6 @@ def study(tmp_path_factory, make_cohort, tiny_ecgfm) -> Study:
     return study
 
 
-@pytest.mark.slow
 def test_repro_resumes_after_a_kill_and_then_has_nothing_to_do(study):
     victim = study.start(*EMBED)
     deadline = time.monotonic() + PATIENCE_S
