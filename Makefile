@@ -56,7 +56,9 @@ dist: $(INSTALLED) ## wheel and source distribution in build/dist, checked
 	$(BIN)/twine check --strict build/dist/*
 
 bench: $(INSTALLED) ## every benchmark, each with its reference in the same run
-	@for file in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py benchmarks/scale/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in $(subst /,.,$(basename $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py benchmarks/scale/*.py)))) \
+	    benchmarks.adaptation.generated benchmarks.adaptation.rotated benchmarks.verdict; do \
+	  echo "== $$name"; $(BIN)/python -m $$name || exit 1; done
 
 gpu-check: ## what a GPU makes of all this, in nine minutes at most; needs no installation (benchmarks/gpu_check.py)
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu_check.py $(ARGS)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.verdict import COHORTS, embed, ingest, is_there, read_study, rotations
+from benchmarks.verdict.cohorts import COHORTS, embed, ingest, is_there, read_study, rotations
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.crossfit import inner_folds
 from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, patient_index

@@ -3,7 +3,7 @@
     python -m weights.seed_expert FOLDER encoders --data DATA [--folds 0,1,2,3,4] [--members 3]     of `seed`
     python -m weights.seed_expert FOLDER signals --data DATA [--folds 0,1,2,3,4]                    of `seed-ssl`
 
-DATA/ptbxl-all is PTB-XL in its own layout, or a part of it. Patients are rotated as in benchmarks/verdict.py. Encoder k
+DATA/ptbxl-all is PTB-XL in its own layout, or a part of it. Patients are rotated as in benchmarks/verdict. Encoder k
 learns from PTB-XL's folds 1 to 8 but for the patients of rotation k, by the recipe weights/seed.yaml, and so does its
 teacher: what it says of rotation j comes from a fit that has seen neither k nor j. `seed-ssl` learns from signals
 alone, by weights/seed_ssl.yaml. Each network is a folder, FOLDER/encoders/K (or K-MEMBER) or FOLDER/signals/K; a run
@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 import yaml
 
-from benchmarks.verdict import COHORTS, embed, ingest, read_study
+from benchmarks.verdict.cohorts import COHORTS, embed, ingest, read_study
 from cache.records import Target, open_records, target_array, write_records
 from cache.signals import open_signals
 from stages.experts import load_expert

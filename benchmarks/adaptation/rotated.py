@@ -1,6 +1,6 @@
 """The tables of pretraining methods on one's own PTB-XL records, each judged by networks that never saw its patient.
 
-    python benchmarks/adaptation_rotated.py --records PTBXL_FOLDER [--seeds 0,1,2,3,4] [--epochs 40,8] [--folder FOLDER]
+    python -m benchmarks.adaptation.rotated --records PTBXL_FOLDER [--seeds 0,1,2,3,4] [--epochs 40,8] [--folder FOLDER]
 
 Patients are dealt to five parts, alike in their superclasses. Seed k tests part k mod 5 and validates on the next one;
 the backbone of seed k is pretrained on the signals of the other three parts alone, its probes and post-training learn
@@ -18,22 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from adaptation import (
-    ARMS,
-    LONG_ARMS,
-    RANDOM,
-    ROTATIONS,
-    VARIANTS,
-    Arm,
-    Bench,
-    Cohort,
-    Sizes,
-    print_arms,
-    print_losses,
-    print_mixes,
-    take,
-)
 
+from benchmarks.adaptation.runs import ARMS, LONG_ARMS, RANDOM, ROTATIONS, VARIANTS, Arm, Bench, Cohort, Sizes, take
+from benchmarks.adaptation.tables import print_arms, print_losses, print_mixes
 from cache.records import open_records, write_records
 from stages.ingest.folds import assign_folds, split_names, strata_of
 

@@ -1,20 +1,7 @@
-"""Do pretraining and post-training help? Tables for docs/methods.md, on the generated cohort and on PTB-XL.
-
-    ENSEMBLE_TEST_DATA=... python benchmarks/adaptation.py [--folder FOLDER] [--seeds 0,1,2,3,4] [--quick]
-
-A small ST-MEM and its IPASTMEM variant are pretrained on the generated cohort's training patients, once per seed and
-for the same steps; each is then probed and post-trained, with the same seed, on a share of the generated cohort's
-patients and on PTB-XL's (`$ENSEMBLE_TEST_DATA/ptbxl`), by its published folds (1-8, 9, 10) and rotated: seed k tests
-the k-th fifth of the folds, so that each record is tested once.
-
-Every run is kept in FOLDER: a killed benchmark goes on where it stopped, several may share the seeds among them, and a
-last one over all seeds prints all tables.
-"""
+"""Arms of pretraining and post-training, and their runs, each done once and kept in a file."""
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from over_seeds import Measured, difference_text, print_table
 
 from cache.fingerprint import fingerprint
-from cache.records import Target, open_records, target_array, write_records
+from cache.records import open_records, target_array
 from cache.signals import open_signals
 from stages import ingest
 from stages.experts import Expert, load_expert
@@ -40,14 +25,8 @@ from stages.posttrain import run as posttrain
 from stages.posttrain.cohort import share_of_patients
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
-from stages.scoring.bootstrap import bootstrap, patient_index
-from stages.scoring.metrics import make_scorer
-from stages.scoring.predictions import PredictionBlock
-from stages.synthetic import GeneratePaths, GenerateSettings
-from stages.synthetic import run as generate
 from stages.training.settings import LoopSettings
 
-METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
 VARIANTS = {"stmem": "ST-MEM", "ipastmem": "IPASTMEM"}
 RANDOM = "random"
 ROTATIONS = 5
@@ -86,14 +65,6 @@ class Sizes:
         return {key: self.config[key] for key in ("heads", "dim_head")}
 
 
-QUICK = Sizes(
-    records=160,
-    fraction=1.0,
-    pretraining=replace(PRETRAINING, epochs=1, batch_size=64),
-    finetuning=replace(FINETUNING, epochs=1),
-)
-
-
 @dataclass(frozen=True)
 class Arm:
     """One way to adapt; `change` is laid over the post-training settings."""
@@ -117,7 +88,6 @@ LONG_ARMS = {
     f"{arm}-long": replace(ARMS[arm], title=f"{ARMS[arm].title}, 40 epochs", longer=10 / 3) for arm in ("plain", "full")
 }
 """On the rotated folds alone."""
-PROBE = "probe alone (stage 1)"
 MIXES = {"last": "last layer", "ppa": "PPA", "pma": "PMA"}
 
 
@@ -142,67 +112,11 @@ class Cohort:
         return self.folder / (f"records-{seed % ROTATIONS}.parquet" if self.rotated else "records.parquet")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path(".ensemble/adaptation"), help="where runs are kept")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="these alone; empty: only prepare the cohorts")
-    parser.add_argument("--quick", action="store_true", help="a check of the program: its figures mean nothing")
-    parser.add_argument("--cohorts", default="", help="generated, ptbxl, ptbxl-rotated; all if not given")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    sizes = QUICK if options.quick else Sizes()
-    folder = options.folder.resolve() / ("quick" if options.quick else "full")
-    wanted = [name for name in options.cohorts.split(",") if name]
-    cohorts = [c for c in prepare_cohorts(folder, sizes) if not wanted or c.name in wanted]
-    seeds = [int(seed) for seed in options.seeds.split(",") if seed]
-    bench = Bench(folder, sizes)
-    for variant in VARIANTS:
-        for seed in seeds:
-            bench.backbone(variant, seed)
-    for cohort in cohorts:
-        for seed in seeds:
-            for variant in (*VARIANTS, RANDOM):
-                bench.mixes(cohort, variant, seed)
-            for arm in cohort.arms:
-                bench.tuned(cohort, arm, seed)
-    if seeds:
-        print_tables(bench, cohorts, seeds)
-
-
-def prepare_cohorts(folder: Path, sizes: Sizes) -> list[Cohort]:
-    """Make what is not there yet; PTB-XL only where $ENSEMBLE_TEST_DATA names it."""
-    found = [Cohort("generated", "Generated cohort", folder / "generated", "report_label", sizes.fraction)]
-    source = found[0].folder / "source"
-    if not found[0].records(0).is_file():
-        generate(GenerateSettings(records=sizes.records, seed=7), GeneratePaths(source))
-        take(found[0], "mimic-iv-ecg", source)
-    if not (data := os.environ.get("ENSEMBLE_TEST_DATA")):
-        print("ENSEMBLE_TEST_DATA is not set: without PTB-XL")
-        return found
-    ptbxl = Cohort("ptbxl", "PTB-XL, folds 1-8 / 9 / 10", folder / "ptbxl", "superclass", 1.0)
-    rotated = Cohort("ptbxl-rotated", "PTB-XL, each fifth of its folds in turn", ptbxl.folder, "superclass", 1.0, True)
-    if not ptbxl.records(0).is_file():
-        take(ptbxl, "ptbxl", Path(data) / "ptbxl")
-    for turn in range(ROTATIONS):
-        if not rotated.records(turn).is_file():
-            rotate(ptbxl.records(0), rotated.records(turn), turn)
-    return [*found, ptbxl, rotated]
-
-
 def take(cohort: Cohort, source: str, path: Path) -> None:
     """Ingest a cohort into its folder."""
     cohort.folder.mkdir(parents=True, exist_ok=True)
     settings = IngestSettings(source=source, path=str(path))
     ingest.run(settings, ingest.IngestPaths(cohort.records(0), cohort.folder / "signals.zarr"))
-
-
-def rotate(records: Path, out: Path, turn: int) -> None:
-    """Write the same records with the `turn`-th fifth of the ten folds as test, the next as validation split."""
-    frame = open_records(records)
-    targets = list(frame.attrs["targets"].values())
-    place = (frame["fold"].to_numpy() // 2 - turn) % ROTATIONS
-    frame["split"] = np.where(place == 0, "test", np.where(place == 1, "val", "train"))
-    write_records(out, frame, targets)
 
 
 class Bench:
@@ -332,68 +246,3 @@ class Bench:
             partial.rename(path)
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-
-
-def measure(cohort: Cohort, runs: list[dict[str, np.ndarray]], what: str, seeds: list[int]) -> Measured:
-    """Score one kind of predictions of every seed, resampling the patients that any seed tests."""
-    tables = [open_records(cohort.records(seed)) for seed in seeds]
-    target = tables[0].attrs["targets"][cohort.task]
-    parts = [table.iloc[run["rows"]]["patient_id"].to_numpy(str) for table, run in zip(tables, runs, strict=True)]
-    index, n_patients = patient_index(np.concatenate(parts))
-    patients = np.split(index, np.cumsum([len(part) for part in parts])[:-1])
-    joined = zip(tables, runs, patients, strict=True)
-    scored = ((make_scorer(target, block_of(table, run, what, target)), rows) for table, run, rows in joined)
-    return Measured([bootstrap(scorer, rows, n_patients) for scorer, rows in scored])
-
-
-def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, target: Target) -> PredictionBlock:
-    """Join predictions with the truth."""
-    frame = records.iloc[run["rows"]]
-    record_id, patient_id, split, fold = (frame[c].to_numpy() for c in ("record_id", "patient_id", "split", "fold"))
-    return PredictionBlock(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
-
-
-def print_tables(bench: Bench, cohorts: list[Cohort], seeds: list[int]) -> None:
-    """Print everything as Markdown."""
-    print_losses(bench, seeds)
-    for cohort in cohorts:
-        print_arms(bench, cohort, list(cohort.arms), seeds)
-        print_mixes(bench, cohort, seeds)
-
-
-def print_losses(bench: Bench, seeds: list[int]) -> None:
-    """Print what pretraining came to."""
-    for variant, title in VARIANTS.items():
-        losses = [np.load(bench.backbone(variant, seed).parent / "losses.npy") for seed in seeds]
-        train, validation = np.mean(losses, axis=0)
-        print(f"{title}: pretraining loss {train:.3f}, validation {validation:.3f} (mean of {len(seeds)} seeds)")
-
-
-def print_arms(bench: Bench, cohort: Cohort, names: list[str], seeds: list[int]) -> None:
-    """Print the table of post-training."""
-    arms = {arm: [bench.tuned(cohort, arm, seed) for seed in seeds] for arm in names}
-    n_train = np.mean([int(run["n_train"]) for run in arms["plain"]])
-    n_test = np.mean([len(run["rows"]) for run in arms["plain"]])
-    print(f"\n### {cohort.title}: {cohort.task}, {n_train:.0f} training and {n_test:.0f} test records a seed")
-    found = {PROBE: measure(cohort, arms["plain"], "probe", seeds)}
-    found |= {cohort.arms[arm].title: measure(cohort, runs, "tuned", seeds) for arm, runs in arms.items()}
-    print_table(found, [ARMS["plain"].title, PROBE], METRICS)
-
-
-def print_mixes(bench: Bench, cohort: Cohort, seeds: list[int]) -> None:
-    """Print the table of layer mixes."""
-    mixes = {
-        f"{title}, {words}": measure(cohort, [bench.mixes(cohort, variant, s) for s in seeds], kind, seeds)
-        for variant, title in {**VARIANTS, RANDOM: "random weights"}.items()
-        for kind, words in MIXES.items()
-    }
-    print_table(mixes, [f"ST-MEM, {MIXES['last']}"], METRICS)
-    print()
-    for words in MIXES.values():
-        a, b = mixes[f"IPASTMEM, {words}"], mixes[f"ST-MEM, {words}"]
-        differences = "; ".join(f"{title} {difference_text(*a.minus(b, metric))}" for metric, title in METRICS.items())
-        print(f"- IPASTMEM minus ST-MEM, {words}: {differences}")
-
-
-if __name__ == "__main__":
-    main()
