@@ -60,6 +60,8 @@ class Target:
         Of a regression target, or of a survival target's times.
     horizons
         Times, ascending, until which probabilities of a survival target are predicted.
+    parents
+        Of multilabel targets: (class, another target, the class of it that this one is a kind of).
     """
 
     name: str
@@ -68,6 +70,7 @@ class Target:
     classes: tuple[str, ...] = ()
     description: str = ""
     horizons: tuple[float, ...] = ()
+    parents: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -89,7 +92,8 @@ class Target:
             "classes": json.dumps(self.classes),
             "description": self.description,
         }
-        return stored | ({"horizons": json.dumps(self.horizons)} if self.horizons else {})
+        rare = {"horizons": self.horizons, "parents": self.parents}
+        return stored | {name: json.dumps(value) for name, value in rare.items() if value}
 
 
 def _schema(targets: Sequence[Target], extra: dict[str, pa.DataType]) -> pa.Schema:
@@ -246,7 +250,8 @@ def _target_of(column: pa.Field) -> Target | None:
     if stored.get("kind") not in KINDS:
         return None
     classes, horizons = (tuple(json.loads(stored.pop(name, "[]"))) for name in ("classes", "horizons"))
-    return Target(name=column.name, classes=classes, horizons=horizons, **stored)
+    parents = tuple((child, target, parent) for child, target, parent in json.loads(stored.pop("parents", "[]")))
+    return Target(name=column.name, classes=classes, horizons=horizons, parents=parents, **stored)
 
 
 def records_digest(record_ids: Sequence[str]) -> str:

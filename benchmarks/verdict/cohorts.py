@@ -140,6 +140,6 @@ def read_study(study: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[Ta
     """Patients [n], targets and tasks of a cohort."""
     records = open_records(study / "records.parquet")
     targets = records.attrs["targets"]
-    tasks = tuple(TaskSpec(t.name, t.kind, t.classes, t.unit, t.horizons) for t in targets.values())
+    tasks = tuple(TaskSpec(t.name, t.kind, t.classes, t.unit, t.horizons, t.parents) for t in targets.values())
     values = {name: target_array(records, target) for name, target in targets.items()}
     return records["patient_id"].to_numpy().astype(str), values, tasks

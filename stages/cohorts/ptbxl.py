@@ -133,8 +133,19 @@ class Ptbxl(Cohort):
             classes = tuple(sorted(set(name_of.values())))
             # Only diagnostic statements carry a likelihood; form and rhythm statements are listed with 0.
             frame[target] = [_present(codes, name_of, names["diag44"], likelihood) for codes in parsed]
-            targets.append(Target(target, "multilabel", classes=classes, description=description))
+            targets.append(
+                Target(target, "multilabel", classes=classes, description=description, parents=_parents(target, names))
+            )
         return targets
+
+
+def _parents(target: str, names: dict[str, dict[str, str]]) -> tuple[tuple[str, str, str], ...]:
+    """List (class, target, parent class): a subclass is a kind of its superclass, a statement of its subclass."""
+    above = {"superclass": None, "subclass": "superclass", "rhythm": None}.get(target, "subclass")
+    if above is None:
+        return ()
+    parent_of = names[above]
+    return tuple(sorted({(name, above, parent_of[code]) for code, name in names[target].items() if code in parent_of}))
 
 
 def _names_of_statements(path: Path) -> dict[str, dict[str, str]]:

@@ -77,6 +77,9 @@ class EnsembleHeads(FittedHeads):
         Temperature scaling out of sample.
     share_tasks
         Let a task's logits be read from those of all tasks, where that is better out of sample; see `gate.reader`.
+    hierarchy
+        Raise a class's logit by a share of its parents' (`TaskSpec.parents`), chosen out of sample; see
+        `gate.hierarchy`.
     lora_patience, gate_patience
         Epochs without a better one after which training stops.
     device
@@ -193,7 +196,9 @@ class EnsembleHeads(FittedHeads):
                 group_ids,
                 gate_signal,
                 n_inner=n_inner,
-                options=GatedOptions(self._gate_options(), self._head_options(), sources, self.share_tasks),
+                options=GatedOptions(
+                    self._gate_options(), self._head_options(), sources, self.share_tasks, self.hierarchy
+                ),
                 seen=None if seen is None else _seen_records(seen, tuple(read), n),
                 place=WorkSpace(device, memory_bytes(self.memory_gb, device)),
             )

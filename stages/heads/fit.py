@@ -22,6 +22,7 @@ from stages.heads.decisions.held_out import HeldOut, held_out_answers
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.gated import GatedOptions, JudgingRecords, fit_gated
+from stages.heads.gate.hierarchy import HierarchyFit, fit_hierarchy
 from stages.heads.gate.inputs import InputScale, signal_summary
 from stages.heads.gate.reader import ReaderFit
 from stages.heads.gate.seen import HeldExperts, fit_without_seen
@@ -70,6 +71,8 @@ class Fitted:
     """Of fitting each expert's heads."""
     held: HeldExperts
     """Experts that have seen the records that judge, and what was made of it."""
+    hierarchy: HierarchyFit | None
+    """What parents add to the logits of their children; None where no class has one."""
 
     def history(self) -> dict[str, Any]:
         """Return per stage what was chosen and the out-of-sample losses per epoch, ready for JSON."""
@@ -84,6 +87,8 @@ class Fitted:
         }
         gate: dict[str, Any] = {"start": self.gate.start, "epoch": self.gate.epoch.tolist(), "loss": self.gate.history}
         gate["shares"] = self.readers.shares
+        if self.hierarchy is not None:
+            gate["hierarchy"] = self.hierarchy.shares
         if self.held.any():
             gate["held"] = self.held.history(tuple(self.heads))
         return {"experts": experts, "gate": gate}
@@ -156,6 +161,10 @@ def fit_all(
     else:
         heads, gated, mixed, held = fit_without_seen(heads, judged, seen[judges] & (present[judges] > 0), options)
     known = judging.known * gated.masks.judged[..., None]
+    hierarchy = None
+    if options.hierarchy:
+        hierarchy = fit_hierarchy(mixed, judging.y, known, judging.blocks)
+    mixed = mixed if hierarchy is None else hierarchy.logits
     models = [
         FoldModel(
             {name: head.folds[f] for name, head in heads.items()},
@@ -167,6 +176,7 @@ def fit_all(
             _residual_interval(judging, mixed, known, f),
             gated.readers.folds[f],
             _hazards(judging, mixed[f], gated.data.outputs[f], known[f], gated.data.present),
+            None if hierarchy is None else hierarchy.folds[f],
         )
         for f in range(len(splits))
     ]
@@ -180,7 +190,7 @@ def fit_all(
         judged.groups,
         [None if model.hazards is None else model.hazards[0] for model in models],
     )
-    return Fitted(models, heads, gated.gate, gated.readers, found, held_out, seconds, held)
+    return Fitted(models, heads, gated.gate, gated.readers, found, held_out, seconds, held, hierarchy)
 
 
 def _fit_subset(

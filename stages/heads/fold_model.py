@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from stages.heads.expert_head import FoldHead
+from stages.heads.gate.hierarchy import FoldHierarchy
 from stages.heads.gate.inputs import InputScale, shared_inputs, signal_summary, task_inputs
 from stages.heads.gate.reader import FoldReader
 from stages.heads.gate.weights import FoldGate, mix
@@ -38,6 +39,8 @@ class FoldModel:
     """What is read across classes and tasks, beside the mixture; fits of before it existed have none."""
     hazards: np.ndarray | None = None
     """[1 + E, T, horizons] cumulative baseline hazards of survival tasks: of the mixture, then of each expert alone."""
+    hierarchy: FoldHierarchy | None = None
+    """What parents add to the calibrated logits; None where no class has one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def run_fold(
     if model.reader is not None:
         mixed = model.reader(mixed, logits, present)
     mixed = mixed / model.temperature
+    if model.hierarchy is not None:
+        mixed = model.hierarchy(mixed)
     experts = np.where(present[..., None] > 0, logits, np.float32(np.nan))
     return Output(experts, weights, mixed)
 

@@ -104,6 +104,7 @@ class FitOptions(Settings):
     ] = AUTO
     calibrate: Flag = True
     share_tasks: Flag = True
+    hierarchy: Flag = True
     lora_patience: Annotated[int, _whole(1)] = 6
     gate_patience: Annotated[int, _whole(1)] = 10
 

@@ -21,6 +21,7 @@ from cache.errors import MissingFileError, StoreError, UsageError
 from stages.heads.decisions.answers import Decisions
 from stages.heads.expert_head import FoldHead
 from stages.heads.fold_model import FoldModel
+from stages.heads.gate.hierarchy import FoldHierarchy
 from stages.heads.gate.inputs import InputScale
 from stages.heads.gate.reader import FoldReader
 from stages.heads.gate.weights import FoldGate
@@ -35,6 +36,7 @@ HEAD_ARRAYS = ("centre", "weight", "bias", "lora_a", "lora_b", "temperature", "p
 WHERE = ("device", "memory_gb")
 """Parameters that say where a fit was computed, and nothing of what it is."""
 READER_ARRAYS = ("weight", "bias", "share")
+HIERARCHY_ARRAYS = ("weight", "bias")
 MODEL_ARRAYS = ("temperature", "target_centre", "target_scale", "interval")
 
 
@@ -86,6 +88,8 @@ def _model_arrays(model: FoldModel) -> dict[str, np.ndarray]:
     arrays["gate_active"] = model.gate.active
     if model.reader is not None:
         arrays |= {f"reader/{k}": getattr(model.reader, k) for k in READER_ARRAYS}
+    if model.hierarchy is not None:
+        arrays |= {f"hierarchy/{k}": getattr(model.hierarchy, k) for k in HIERARCHY_ARRAYS}
     if model.hazards is not None:
         arrays["model/hazards"] = model.hazards
     if model.signal_scale is not None:
@@ -153,7 +157,7 @@ def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: flo
         of_expert = _below(arrays, f"expert/{name}/")
         scaler = RobustScaler(**_below(of_expert, "scaler/"))
         heads[name] = FoldHead(scaler=scaler, scaling=scaling, **{k: of_expert[k] for k in HEAD_ARRAYS})
-    signal, reader = _below(arrays, "signal/"), _below(arrays, "reader/")
+    signal, reader, hierarchy = (_below(arrays, f"{part}/") for part in ("signal", "reader", "hierarchy"))
     return FoldModel(
         heads,
         FoldGate(_below(arrays, "gate/"), arrays["gate_active"], top_k),
@@ -161,6 +165,7 @@ def _model(arrays: dict[str, np.ndarray], experts: tuple[str, ...], scaling: flo
         **{k: arrays[f"model/{k}"] for k in MODEL_ARRAYS},
         reader=FoldReader(**reader) if reader else None,
         hazards=arrays.get("model/hazards"),
+        hierarchy=FoldHierarchy(**hierarchy) if hierarchy else None,
     )
 
 

@@ -216,4 +216,4 @@ def _targets(records: pd.DataFrame, tasks: Sequence[str] | None) -> tuple[Target
 
 def task_specs(targets: Sequence[Target]) -> list[TaskSpec]:
     """Return what heads call a task."""
-    return [TaskSpec(t.name, t.kind, t.classes, t.unit, t.horizons) for t in targets]
+    return [TaskSpec(t.name, t.kind, t.classes, t.unit, t.horizons, t.parents) for t in targets]

@@ -26,12 +26,13 @@ FIVE_PARTS_BELOW = 5_000
 
 @dataclass(frozen=True)
 class GatedOptions:
-    """Settings of the gate, of what is read beside it, and of their calibration; `sources`: what the gate reads."""
+    """Settings of the gate, of what is read beside and after it, and of their calibration; `sources`: what it reads."""
 
     gate: GateOptions
     head: HeadOptions
     sources: tuple[str, ...]
     share_tasks: bool
+    hierarchy: bool
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,15 @@ def fit_shares(members: list[Tensor], y: Tensor, weight: Tensor, blocks: tuple[B
     away = torch.tensor([sum((a - b) ** 2 for a, b in zip(c, EQUAL, strict=True)) for c in candidates])
     return [
         [
-            _vote(losses[:, f, labelled[f, :, t] > 0, t], PRIOR * away, torch.tensor(candidates))
+            vote(losses[:, f, labelled[f, :, t] > 0, t], PRIOR * away, torch.tensor(candidates))
             for t in range(len(blocks))
         ]
         for f in range(len(y))
     ]
 
 
-def _vote(losses: Tensor, prior: Tensor, candidates: Tensor) -> tuple[float, ...]:
-    """Mean of the candidates [K, 3] that win a resample of the records' losses [K, n]."""
+def vote(losses: Tensor, prior: Tensor, candidates: Tensor) -> tuple[float, ...]:
+    """Return the mean of the candidates [K, ...] that win a resample of the records' losses [K, n]."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.empty(RESAMPLES, losses.shape[1]).exponential_(generator=generator)
     counts = counts * (losses.shape[1] / counts.sum(1, keepdim=True).clamp_min(1e-9))

@@ -37,6 +37,8 @@ class TaskSpec:
         Of a regression target, such as "ms" or "years", or of a survival target's times.
     horizons
         Times, ascending, until which a survival task's probabilities are predicted.
+    parents
+        Of multilabel tasks: (class, another multilabel task, the class of it that this one is a kind of).
     """
 
     name: str
@@ -44,6 +46,7 @@ class TaskSpec:
     classes: tuple[str, ...] = ()
     unit: str = ""
     horizons: tuple[float, ...] = ()
+    parents: tuple[tuple[str, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -55,6 +58,9 @@ class TaskSpec:
         ascending = all(a < b for a, b in itertools.pairwise((0.0, *self.horizons)))
         if self.kind == "survival" and not (self.horizons and ascending):
             raise UsageError(f"task '{self.name}': a survival task needs horizons above 0, ascending")
+        object.__setattr__(self, "parents", tuple((str(c), str(t), str(p)) for c, t, p in self.parents))
+        if stray := [c for c, task, _ in self.parents if c not in self.classes or task == self.name]:
+            raise UsageError(f"task '{self.name}': '{stray[0]}' has a parent, which only its classes have, elsewhere")
 
     @property
     def n_outputs(self) -> int:
@@ -62,9 +68,15 @@ class TaskSpec:
         return len(self.classes) if self.kind in ("multiclass", "multilabel") else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict that `TaskSpec(**d)` reads; horizons only where there are some."""
-        content = {**asdict(self), "classes": list(self.classes), "horizons": list(self.horizons)}
-        return {key: value for key, value in content.items() if key != "horizons" or value}
+        """Return a JSON-ready dict that `TaskSpec(**d)` reads; horizons and parents only where there are some."""
+        parents = [list(entry) for entry in self.parents]
+        content = {
+            **asdict(self),
+            "classes": list(self.classes),
+            "horizons": list(self.horizons),
+            "parents": parents,
+        }
+        return {key: value for key, value in content.items() if key not in ("horizons", "parents") or value}
 
 
 @dataclass(frozen=True)

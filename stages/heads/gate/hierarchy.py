@@ -1,0 +1,192 @@
+"""Classes that are kinds of a class of another task: the child's logit gets a share of the parent's.
+
+Lives here: the share of each task, chosen out of sample, the calibration after it, and what a fold keeps of both. Not
+here: which class is whose parent (`TaskSpec.parents`), the logits before it (`gate.gated`).
+
+A rare class has few positives to be ranked by, and often none in a fold. Its parent (the subclass of a statement, the
+superclass of a subclass) has many, and a record without the parent has not the child either. Both logits are
+calibrated ones; the parent's is centred on its mean, and raised by its own parent's first. The shares are put
+to a vote, judged as those of the gate's members (`gate.shares`): by ranking, since each candidate has its best slope
+and intercepts. Calibration after it: a class with positives keeps at most the spread that its logits had, and an
+intercept keeps the mean probability of each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import InputError
+from stages.heads.gate.shares import PRIOR, at_its_best, equal_classes, vote
+from stages.heads.targets.losses import column_losses
+from stages.heads.targets.tasks import Block
+
+SHARES = (0.0, 0.1, 0.25, 0.5)
+"""Of the parent's logit, to choose from; a whole parent ranks no better and costs calibration."""
+MIDDLE = 0.25
+"""Where the weak prior on the share has its middle: being somebody's child is knowledge, not chance."""
+INTERCEPT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class FoldHierarchy:
+    """One fold's step from calibrated logits to those raised by parents: `logits @ weight + bias`, [C, C] and [C]."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Raise calibrated logits [n, C]; a row of NaN stays one."""
+        # In double: the last bits of a single-precision product depend on threads and on the other rows.
+        raised = logits.astype(np.float64) @ self.weight.astype(np.float64) + self.bias
+        return np.asarray(raised.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class HierarchyFit:
+    """The steps per fold, the raised held-out logits [F, n, C], and task -> share of each fold."""
+
+    folds: list[FoldHierarchy]
+    logits: Tensor
+    shares: dict[str, list[float]]
+
+
+def fit_hierarchy(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> HierarchyFit | None:
+    """Choose each task's share of its parents' logits out of sample.
+
+    Parameters
+    ----------
+    logits, y, known
+        Calibrated held-out logits and labels, [F, n, C]; `known` 0 leaves a label out.
+
+    Returns
+    -------
+    None where no task has a parent among `blocks`.
+
+    Raises
+    ------
+    InputError
+        Tasks that are each other's parents.
+    """
+    parents = parent_columns(blocks)
+    if not parents:
+        return None
+    n_folds, _, n_columns = logits.shape
+    weight = torch.eye(n_columns, dtype=torch.double).repeat(n_folds, 1, 1)
+    bias, now = torch.zeros(n_folds, n_columns, dtype=torch.double), logits.double()
+    shares = {}
+    for block in _parents_first(blocks):
+        if block.task.name not in parents:
+            continue
+        step = _Step(now, y, known, block, parents[block.task.name])
+        share = step.choose()
+        shares[block.task.name] = [round(value, 6) for value in share.tolist()]
+        step.apply(share, weight, bias, now)
+    folds = [
+        FoldHierarchy(w.float().numpy().copy(), b.float().numpy().copy()) for w, b in zip(weight, bias, strict=True)
+    ]
+    raised = [torch.from_numpy(fold(part.numpy())) for fold, part in zip(folds, logits, strict=True)]
+    return HierarchyFit(folds, torch.stack(raised), shares)
+
+
+def parent_columns(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
+    """Task -> [C, classes] that means the logits of each class's parents; tasks without any parent are left out."""
+    column = {
+        (block.task.name, name): block.start + k
+        for block in blocks
+        if block.task.kind == "multilabel"
+        for k, name in enumerate(block.task.classes)
+    }
+    found = {}
+    for block in blocks:
+        means = torch.zeros(blocks[-1].stop, block.stop - block.start, dtype=torch.double)
+        for child, task, parent in block.task.parents:
+            if (task, parent) in column:
+                means[column[task, parent], column[block.task.name, child] - block.start] = 1
+        if means.any():
+            found[block.task.name] = means / means.sum(0).clamp_min(1)
+    return found
+
+
+def _parents_first(blocks: tuple[Block, ...]) -> Sequence[Block]:
+    of_name = {block.task.name: block for block in blocks}
+    graph = {name: {task for _, task, _ in b.task.parents if task in of_name} for name, b in of_name.items()}
+    try:
+        return [of_name[name] for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        raise InputError(f"tasks are each other's parents: {' <- '.join(error.args[1])}") from error
+
+
+class _Step:
+    """One task's logits and its parents', held out."""
+
+    def __init__(self, now: Tensor, y: Tensor, known: Tensor, block: Block, parents: Tensor) -> None:
+        c = block.columns
+        self.block, self.columns, self.parents = replace(block, start=0, stop=block.stop - block.start), c, parents
+        self.y, self.known, self.child = y[..., c], known[..., c], now[..., c]
+        of_parents = now @ parents
+        counted = (self.known > 0).any(-1, keepdim=True).double()
+        self.mean = (counted * of_parents).sum(1) / counted.sum(1).clamp_min(1)
+        self.parent = of_parents - self.mean[:, None] * (parents > 0).any(0)
+
+    def choose(self) -> Tensor:
+        """Return the share of each fold, [F]: the mean of what wins the votes of resampled records."""
+        blocks, labels = (self.block,), self.y
+        alike = equal_classes(labels, self.known, blocks)
+        losses = []
+        for share in SHARES:
+            logits = at_its_best((self.child + share * self.parent).float(), labels, alike, blocks)
+            loss = column_losses(logits, labels, self.block, huber=True, weight=alike) * alike
+            losses.append(loss.mean(-1))
+        stacked, labelled = torch.stack(losses), (self.known > 0).any(-1)
+        candidates = torch.tensor(SHARES)
+        prior = PRIOR * (candidates - MIDDLE) ** 2
+        return torch.tensor(
+            [vote(stacked[:, f, labelled[f]], prior, candidates[:, None])[0] for f in range(len(labels))],
+            dtype=torch.double,
+        )
+
+    def apply(self, share: Tensor, weight: Tensor, bias: Tensor, now: Tensor) -> None:
+        """Write the task's columns into `weight` [F, C, C], `bias` [F, C] and `now` [F, n, C]."""
+        raised = self.child + share[:, None, None] * self.parent
+        has_parent = (self.parents > 0).any(0) & (share[:, None] > 0)
+        slope = torch.where(has_parent, 1 / self._wider(raised), 1.0)
+        offset = torch.where(has_parent, _same_rate(raised * slope[:, None], self.child, self.known), 0.0)
+        raised = raised * slope[:, None]
+        c = self.columns
+        of_parents = share[:, None, None] * (weight @ self.parents)
+        weight[..., c] = (weight[..., c] + of_parents) * slope[:, None]
+        of_parents = share[:, None] * (bias @ self.parents - self.mean * (self.parents > 0).any(0))
+        bias[:, c] = (bias[:, c] + of_parents) * slope + offset
+        now[..., c] = raised + offset[:, None]
+
+    def _wider(self, raised: Tensor) -> Tensor:
+        """How much wider than before logits spread, [F, C], from 1; 1 where a class has no positive."""
+        positive = ((self.y > 0) & (self.known > 0)).any(1)
+        ratio = _spread(raised, self.known) / _spread(self.child, self.known).clamp_min(1e-6)
+        return torch.where(positive, ratio.clamp(1.0, 5.0), 1.0)
+
+
+def _spread(logits: Tensor, known: Tensor) -> Tensor:
+    """Return the standard deviation over known records, [F, C]."""
+    total = known.sum(1).clamp_min(1)
+    centred = logits - ((known * logits).sum(1) / total)[:, None]
+    return ((known * centred**2).sum(1) / total).sqrt()
+
+
+def _same_rate(logits: Tensor, before: Tensor, known: Tensor) -> Tensor:
+    """Find intercepts [F, C] that give logits [F, n, C] the mean probability that they had before."""
+    counted = known.double()
+    total = counted.sum(1).clamp_min(1)
+    wanted = (counted * before.sigmoid()).sum(1)
+    offset = torch.zeros_like(total)
+    for _ in range(INTERCEPT_STEPS):
+        p = (logits + offset[:, None]).sigmoid()
+        slope = (counted * p * (1 - p)).sum(1).clamp_min(1e-9)
+        offset = offset + ((wanted - (counted * p).sum(1)) / slope).clamp(-1, 1)
+    return offset
