@@ -61,7 +61,7 @@ class Target:
     horizons
         Times, ascending, until which probabilities of a survival target are predicted.
     parents
-        Of multilabel targets: (class, another target, the class of it that this one is a kind of).
+        (class, another target, the class of it that this one is a kind of); of multilabel and binary targets.
     """
 
     name: str

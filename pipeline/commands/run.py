@@ -179,6 +179,7 @@ def fit_heads(
             "folds": section.folds_for(chosen),
             "operating_points": section.operating_points,
             "conformal": section.conformal,
+            "parents": section.parents,
             "options": section.options,
             "tasks": _names(tasks) or (None if asked == "all" else asked),
             "seed": study.params.seed,

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Field
+
 from stages.heads.decisions.settings import ConformalSection, OperatingPointsSection
 from stages.heads.options import FitOptions
+from stages.heads.targets.parents import Parents
 from stages.settings import Settings, allowed, number_or
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ class FitHeadsSection(Settings):
         "source": each source is tested once, by a fit of the others.
     options
         Of heads and gate.
+    parents
+        Task -> class -> {another task: its class that this one is a kind of}, beside what the cohort says.
     operating_points
         How the threshold of each class is chosen.
     conformal
@@ -54,6 +59,7 @@ class FitHeadsSection(Settings):
         int | Literal["split", "all", "source"], number_or("split", "all", "source", least=3, whole=True)
     ] = "split"
     options: StudyFitOptions = StudyFitOptions()
+    parents: Parents = Field(default_factory=dict)
     operating_points: OperatingPointsSection = OperatingPointsSection()
     conformal: ConformalSection = ConformalSection()
 

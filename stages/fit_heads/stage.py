@@ -20,6 +20,7 @@ from stages.heads.decisions.answers import Decisions
 from stages.heads.decisions.operating_points import check_rules
 from stages.heads.inputs.expert_features import VIEWS
 from stages.heads.published.enecg_preset import EnecgHeads
+from stages.heads.targets.parents import with_parents
 from stages.learning.data import Data, read_data, read_outputs, task_specs
 from stages.learning.folds import Split, make_splits
 from stages.learning.gate_signal import GATE_LEADS, read_enecg_lead, read_gate_signal, reads_signal
@@ -57,13 +58,14 @@ def run(
     if settings.options.gate_leads is not None and not reads_signal(heads):
         raise UsageError("fit_heads.options.gate_leads: the gate reads no signal; let gate_input name it, too")
     data = read_data(paths.records, paths.stores, settings.tasks, heads.memory_gb)
-    check_rules(settings.operating_points, task_specs(data.tasks))
+    tasks = with_parents(task_specs(data.tasks), settings.parents, data.records.attrs["targets"])
+    check_rules(settings.operating_points, tasks)
     splits = make_splits(data, settings.folds)
     with PeakMemory() as memory:
         heads.fit(
             data.features,
             data.targets,
-            task_specs(data.tasks),
+            tasks,
             splits=splits,
             groups=data.patients,
             gate_signal=read_gate_signal(heads, paths.signals, leads),

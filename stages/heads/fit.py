@@ -22,7 +22,7 @@ from stages.heads.decisions.held_out import HeldOut, held_out_answers
 from stages.heads.expert_head import ExpertHead, HeadOptions
 from stages.heads.fold_model import FoldModel
 from stages.heads.gate.gated import GatedOptions, JudgingRecords, fit_gated
-from stages.heads.gate.hierarchy import HierarchyFit, fit_hierarchy
+from stages.heads.gate.hierarchy import HierarchyFit, fit_hierarchy, parents_first
 from stages.heads.gate.inputs import InputScale, signal_summary
 from stages.heads.gate.reader import ReaderFit
 from stages.heads.gate.seen import HeldExperts, fit_without_seen
@@ -121,6 +121,8 @@ def fit_all(
         knows of any.
     """
     seed = options.head.seed
+    if options.hierarchy:
+        parents_first(targets.blocks)  # what it refuses is refused before hours of fitting
     masks = make_masks(splits, len(present), groups, n_inner, seed)
     rows = _judges(masks, seed)
     large = max(len(train) for train, _, _ in splits) >= LARGE_RECORDS

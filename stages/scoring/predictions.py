@@ -226,7 +226,7 @@ def writing_predictions(path: str | Path, tasks: Mapping[str, Target]) -> Iterat
     ...     table.add("age", "gate", "test", 0, record_ids=ids, patient_ids=patients, y_true=age, y_pred=guess)
     """
     fields = [pa.field(name, kind, metadata={"description": text}) for name, (kind, text) in COLUMNS.items()]
-    described = json.dumps({name: dataclasses.asdict(target) for name, target in tasks.items()})
+    described = json.dumps({name: _fields(target) for name, target in tasks.items()})
     schema = pa.schema(fields, metadata={_TASKS_KEY: described.encode()})
     text = [name for name, (kind, _) in COLUMNS.items() if kind == _TEXT]
     with (
@@ -292,9 +292,15 @@ def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
     return Predictions(path)
 
 
+def _fields(target: Target) -> dict[str, Any]:
+    """Return what `_target` reads; parents only where there are some."""
+    return {name: value for name, value in dataclasses.asdict(target).items() if value or name != "parents"}
+
+
 def _target(fields: Mapping[str, Any]) -> Target:
     listed = {name: tuple(fields.get(name, ())) for name in ("classes", "horizons")}
-    return Target(**{**fields, **listed})
+    parents = tuple((child, task, parent) for child, task, parent in fields.get("parents", ()))
+    return Target(**{**fields, **listed, "parents": parents})
 
 
 def _may_hold(group: pq.RowGroupMetaData, wanted: Mapping[str, str]) -> bool:

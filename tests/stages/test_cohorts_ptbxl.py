@@ -8,6 +8,7 @@ import pytest
 from cache import open_records, target_array
 from cache.errors import InputError, UsageError
 from stages.cohorts import open_cohort
+from stages.learning.data import task_specs
 from tests.ingesting import ingest
 
 
@@ -38,6 +39,15 @@ def test_labels_equal_an_independent_reading(test_data, tmp_path):
         )
         hot[hot.sum(axis=1) == 0] = np.nan
         assert np.array_equal(target_array(records, target), hot, equal_nan=True)
+    above = {"subclass": "superclass"} | dict.fromkeys(("diag44", "form", "all71"), "subclass")
+    for name, of in groups.items():
+        pairs = [(child, groups[above[name]].get(code)) for code, child in of.items()] if name in above else []
+        expected = {(child, above[name], parent) for child, parent in pairs if parent is not None}
+        assert set(records.attrs["targets"][name].parents) == expected
+    assert ("IMI", "subclass", "IMI") in records.attrs["targets"]["all71"].parents
+    assert [task.parents for task in task_specs([records.attrs["targets"]["subclass"]])] == [
+        records.attrs["targets"]["subclass"].parents
+    ]
     assert np.array_equal(records["age"], table["age"].where(table["age"] < 300), equal_nan=True)
     assert records["sex"].tolist() == table["sex"].tolist()
     assert records["fold"].tolist() == (table["strat_fold"] - 1).tolist()

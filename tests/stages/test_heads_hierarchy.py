@@ -1,5 +1,6 @@
 """A class's logit raised by a share of its parent's."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cache.errors import InputError, UsageError
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.gate.hierarchy import fit_hierarchy, parent_columns
 from stages.heads.targets.losses import column_losses
+from stages.heads.targets.parents import with_parents as declared
 from stages.heads.targets.tasks import layout
 
 N_ABOVE, N_BELOW = 3, 4
@@ -133,3 +135,89 @@ def test_parents_that_cannot_be_are_refused_and_absent_ones_left_out() -> None:
     with pytest.raises(InputError, match="each other's parents"):
         fit_hierarchy(one, one, one, layout(round_trip))
     assert TaskSpec(**round_trip[0].to_dict()) == round_trip[0]
+
+
+def test_options_of_the_gate_and_absent_experts_go_through_parents(tmp_path: Path) -> None:
+    """Two experts of which one is kept a record, rows that nobody saw, one expert absent at prediction."""
+    x, y = cohort(160, 1)
+    rng = np.random.default_rng(5)
+    two = {"expert": x["expert"].copy(), "noisy": x["expert"] + rng.normal(size=(160, 12)).astype(np.float32)}
+    two["expert"][:20] = np.nan
+    two["noisy"][10:30] = np.nan
+    heads = EnsembleHeads(lora=False, gate_epochs=1, top_k=1).fit(two, y, TASKS)
+    assert heads.models_[0].hierarchy is not None
+    assert np.isfinite(heads.models_[0].hierarchy.weight).all()
+    assert np.isfinite(heads.models_[0].hierarchy.bias).all()
+    p = heads.predict_proba(two)["below"]
+    assert np.isnan(p[10:20]).all()
+    assert np.isfinite(np.delete(p, np.arange(10, 20), 0)).all()
+    assert np.isfinite(heads.predict_proba({"noisy": two["noisy"][:10]})["below"]).all()
+
+
+def test_an_expert_that_has_seen_the_records_is_held_beside_parents() -> None:
+    x, y = cohort(160, 1)
+    remembers = {"expert": x["expert"], "seen": np.concatenate([x["expert"], y["below"]], 1).astype(np.float32)}
+    seen = {"seen": np.arange(160)}
+    with_it, flat = (
+        EnsembleHeads(lora=False, gate_epochs=0, hierarchy=on).fit(remembers, y, TASKS, seen=seen)
+        for on in (True, False)
+    )
+    assert "seen" in with_it.history_["gate"]["held"]
+    x, y = cohort(3000, 2)
+    strangers = {"expert": x["expert"], "seen": np.concatenate([x["expert"], np.zeros((3000, 12))], 1)}
+    scores = [roc_auc_score(y["below"], h.predict_proba(strangers)["below"], average="macro") for h in (with_it, flat)]
+    assert scores[0] > scores[1] + 0.02
+
+
+def test_parents_and_children_without_a_positive_change_nothing_for_the_others() -> None:
+    """A parent that nobody has says one thing of all; a child that nobody has is ranked by its parent alone."""
+    rng = np.random.default_rng(6)
+    tasks = (
+        TaskSpec("low", "multilabel", ("l", "nobody"), parents=(("l", "top", "empty"), ("nobody", "top", "t"))),
+        TaskSpec("top", "multilabel", ("t", "empty")),
+    )
+    top = rng.random(400) < 0.4
+    y = np.stack([top & (rng.random(400) < 0.5), np.zeros(400), top, np.zeros(400)], 1)
+    logits = rng.normal(size=(400, 4)) * [1, 0, 1, 0] + np.outer(top, [1, 0, 2, 0]) - [1, 6, 1, 6]
+    one = torch.from_numpy(logits).float()[None]
+    fit = fit_hierarchy(one, torch.from_numpy(y).float()[None], torch.ones(1, 400, 4), layout(tasks))
+    assert fit is not None
+    raised = fit.logits[0].numpy()
+    np.testing.assert_allclose(raised[:, [0, 2, 3]], logits[:, [0, 2, 3]], atol=1e-4)
+    assert roc_auc_score(top, raised[:, 1]) == pytest.approx(roc_auc_score(top, logits[:, 2]), abs=1e-6)
+    assert 1 / (1 + np.exp(-raised[:, 1])).mean() > 0
+    np.testing.assert_allclose((1 / (1 + np.exp(-raised[:, 1]))).mean(), 1 / (1 + np.exp(6)), rtol=1e-3)
+
+
+def test_a_binary_task_has_a_parent_in_its_positive_class() -> None:
+    tasks = (
+        TaskSpec("flutter", "binary", ("no", "yes"), parents=(("yes", "rhythm", "odd"),)),
+        TaskSpec("rhythm", "multilabel", ("odd",), parents=()),
+    )
+    np.testing.assert_array_equal(parent_columns(layout(tasks))["flutter"], [[0], [1]])
+    with pytest.raises(UsageError, match="'no' has a parent"):
+        replace(tasks[0], parents=(("no", "rhythm", "odd"),))
+    with pytest.raises(UsageError, match="must be of another task"):
+        replace(tasks[1], parents=(("odd", "rhythm", "odd"),))
+
+
+def test_circles_are_refused_before_anything_is_fitted(monkeypatch) -> None:
+    monkeypatch.setattr("stages.heads.fit.fit_expert", None)
+    around = (TASKS[0], replace(TASKS[1], parents=(("a", "below", "a0"),)))
+    with pytest.raises(InputError, match=r"each other's parents \(.*below.*\): leave one"):
+        fitted(around)
+
+
+def test_a_study_names_parents_beside_its_cohort() -> None:
+    targets = ["below", "above", "age"]
+    plain = (replace(TASKS[0], parents=(("a0", "above", "a"), ("b0", "above", "c"))), TASKS[1])
+    found = declared(plain, {"below": {"b0": {"above": "b"}}, "age": {"x": {"above": "a"}}}, targets)
+    assert found[0].parents == (("a0", "above", "a"), ("b0", "above", "b"))
+    for wrong, message in (
+        ({"beneath": {}}, "'beneath' is no target of records.parquet; it has: below, above, age"),
+        ({"below": {"z9": {"above": "a"}}}, "'z9' is no class of 'below'"),
+        ({"below": {"a0": {"abve": "a"}}}, "'abve' is no target"),
+        ({"below": {"a0": {"above": "z"}}}, "'z' is no class of 'above' that can be or have a parent; such are: a, b"),
+    ):
+        with pytest.raises(UsageError, match=f"^fit_heads.parents: {re.escape(message)}"):
+            declared(plain, wrong, targets)

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from cache.errors import InputError, UsageError
-from cache.records import open_records
+from cache.records import Target, open_records
 from cache.signals import open_signals
 from pipeline.study.folder import Study
 from stages.cohorts import check_options, list_cohorts, open_cohort
+from stages.cohorts.contract import Entries
+from stages.cohorts.labels.joined_targets import SourceEntries, TargetRule, joined, mapped
 from stages.heads import EnsembleHeads
 from stages.learning.folds import make_splits
 from tests.ingesting import ingest
@@ -105,6 +107,28 @@ def test_a_map_joins_other_names_classes_and_units(tmp_path):
     words = [sex.classes[int(code)] for code in entries.frame["sex"]]
     assert words == ["m", "f"] * 6 + ["f", "m"] * 6
     assert list(entries.frame["rr"]) == pytest.approx([*RR_MS, *RR_MS])
+
+
+def test_parents_of_classes_follow_the_names_of_the_study():
+    def source(name, *parents):
+        targets = [
+            Target("low", "multilabel", classes=("a", "b"), parents=parents),
+            Target("high", "multilabel", classes=("x", "y")),
+        ]
+        frame = pd.DataFrame({"record_id": [name], "low": [["a"]], "high": [["x"]]})
+        return SourceEntries(name, Entries(frame, targets))
+
+    rules = {
+        "statement": TargetRule(source_name="low", classes={"a": "A", "b": "B"}),
+        "group": TargetRule(source_name="high", classes={"x": "X", "y": None}, absent=("Y",)),
+    }
+    one = mapped(source("one", ("a", "high", "x"), ("b", "high", "y")), rules)
+    assert one.entries.targets[0].parents == (("A", "group", "X"),)
+    alone = mapped(source("one", ("a", "high", "x")), {"low": TargetRule()}, only=True)
+    assert alone.entries.targets[0].parents == ()
+    two = [source("one", ("a", "high", "x")), source("two", ("b", "high", "y"))]
+    _, targets, _ = joined(two)
+    assert targets[0].parents == (("a", "high", "x"), ("b", "high", "y"))
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,12 @@ def mapped(source: SourceEntries, rules: TargetRules, *, only: bool = False) -> 
         )
     frame = source.entries.frame.drop(columns=list(known))
     targets = []
-    for name, rule in {**{n: r for n, r in rules.items() if r is not None}, **kept}.items():
+    applied = {**{n: r for n, r in rules.items() if r is not None}, **kept}
+    study_name = {rule.source_name or name: (name, rule) for name, rule in applied.items()}
+    for name, rule in applied.items():
         column, found = _changed(source, known[rule.source_name or name], rule)
         frame[name] = column
-        targets.append(replace(found, name=name))
+        targets.append(replace(found, name=name, parents=_renamed_parents(found.parents, rule, study_name)))
     return SourceEntries(source.name, replace(source.entries, frame=frame, targets=targets))
 
 
@@ -124,6 +126,20 @@ def _changed(source: SourceEntries, target: Target, rule: TargetRule) -> tuple[p
     new_of = {name: rule.classes.get(name, name) for name in old}
     classes = tuple(dict.fromkeys([*(new for new in new_of.values() if new is not None), *rule.absent]))
     return _with_classes(column, target, new_of, classes), replace(target, classes=classes)
+
+
+def _renamed_parents(
+    parents: tuple[tuple[str, str, str], ...], rule: TargetRule, study_name: Mapping[str, tuple[str, TargetRule]]
+) -> tuple[tuple[str, str, str], ...]:
+    """Name classes and their parents as the study does, without those that it drops."""
+    found = set()
+    for child, target, parent in parents:
+        if target in study_name:
+            theirs, their_rule = study_name[target]
+            names = rule.classes.get(child, child), their_rule.classes.get(parent, parent)
+            if names[0] is not None and names[1] is not None:
+                found.add((names[0], theirs, names[1]))
+    return tuple(sorted(found))
 
 
 def class_names(target: Target) -> tuple[str, ...]:
@@ -166,13 +182,18 @@ def joined(sources: Sequence[SourceEntries]) -> tuple[pd.DataFrame, list[Target]
             having.setdefault(target.name, []).append(source.name)
             frame[target.name] = _aligned(frame[target.name], target, first)
         frames.append(frame)
-    targets = [target for _, target in first_of.values()]
+    targets = [replace(target, parents=_all_parents(target.name, sources)) for _, target in first_of.values()]
     notes = [
         f"target {target}: of {', '.join(names)} alone; missing elsewhere"
         for target, names in having.items()
         if len(names) < len(sources)
     ]
     return _under_each_other(frames, targets), targets, notes
+
+
+def _all_parents(name: str, sources: Sequence[SourceEntries]) -> tuple[tuple[str, str, str], ...]:
+    """Return the parents of a target's classes that any source gives."""
+    return tuple(sorted({link for s in sources for t in s.entries.targets if t.name == name for link in t.parents}))
 
 
 def _refuse_other(first: Target, first_source: str, target: Target, source: str) -> None:

@@ -4,16 +4,18 @@ Lives here: the share of each task, chosen out of sample, the calibration after 
 here: which class is whose parent (`TaskSpec.parents`), the logits before it (`gate.gated`).
 
 A rare class has few positives to be ranked by, and often none in a fold. Its parent (the subclass of a statement, the
-superclass of a subclass) has many, and a record without the parent has not the child either. Both logits are
-calibrated ones; the parent's is centred on its mean, and raised by its own parent's first. The shares are put
-to a vote, judged as those of the gate's members (`gate.shares`): by ranking, since each candidate has its best slope
-and intercepts. Calibration after it: a class with positives keeps at most the spread that its logits had, and an
-intercept keeps the mean probability of each class.
+superclass of a subclass) has many, and a record without the parent does not have the child either. Both logits are
+calibrated ones. The parent's is centred on its mean, and is raised by its own parent's first. The share is put to a
+vote, as those of the gate's members are (`gate.shares`): candidates are judged by ranking, since each has its best
+slope and intercepts. Calibration comes after: a class with positives keeps at most the spread that its logits had,
+and an intercept keeps each class's mean probability.
+
+A parent among the tasks that are not fitted gives nothing. Records without the parent's label count as all others do:
+its logit is read, not its label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
@@ -77,30 +79,33 @@ def fit_hierarchy(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Block,
     if not parents:
         return None
     n_folds, _, n_columns = logits.shape
-    weight = torch.eye(n_columns, dtype=torch.double).repeat(n_folds, 1, 1)
-    bias, now = torch.zeros(n_folds, n_columns, dtype=torch.double), logits.double()
+    raising = _Raising(
+        torch.eye(n_columns, dtype=torch.double).repeat(n_folds, 1, 1),
+        torch.zeros(n_folds, n_columns, dtype=torch.double),
+        logits.double().clone(),
+    )
     shares = {}
-    for block in _parents_first(blocks):
-        if block.task.name not in parents:
-            continue
-        step = _Step(now, y, known, block, parents[block.task.name])
-        share = step.choose()
-        shares[block.task.name] = [round(value, 6) for value in share.tolist()]
-        step.apply(share, weight, bias, now)
+    for block in parents_first(blocks):
+        if block.task.name in parents:
+            step = _TaskStep(raising.logits, y, known, block, parents[block.task.name])
+            share = step.choose()
+            shares[block.task.name] = [round(value, 6) for value in share.tolist()]
+            step.raise_by(share, raising)
     folds = [
-        FoldHierarchy(w.float().numpy().copy(), b.float().numpy().copy()) for w, b in zip(weight, bias, strict=True)
+        FoldHierarchy(w.float().numpy().copy(), b.float().numpy().copy())
+        for w, b in zip(raising.weight, raising.bias, strict=True)
     ]
+    # by the very function that predicts, so that limits and thresholds are chosen from the bits that it gives
     raised = [torch.from_numpy(fold(part.numpy())) for fold, part in zip(folds, logits, strict=True)]
     return HierarchyFit(folds, torch.stack(raised), shares)
 
 
 def parent_columns(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
-    """Task -> [C, classes] that means the logits of each class's parents; tasks without any parent are left out."""
+    """Task -> [C, its columns] that takes the mean of each class's parents' logits; tasks without any are left out."""
     column = {
         (block.task.name, name): block.start + k
         for block in blocks
-        if block.task.kind == "multilabel"
-        for k, name in enumerate(block.task.classes)
+        for k, name in enumerate(block.task.yes_or_no_classes)
     }
     found = {}
     for block in blocks:
@@ -113,60 +118,77 @@ def parent_columns(blocks: tuple[Block, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _parents_first(blocks: tuple[Block, ...]) -> Sequence[Block]:
+def parents_first(blocks: tuple[Block, ...]) -> list[Block]:
+    """Order tasks so that each comes after those that its classes' parents belong to.
+
+    Raises
+    ------
+    InputError
+        Tasks that are each other's parents.
+    """
     of_name = {block.task.name: block for block in blocks}
     graph = {name: {task for _, task, _ in b.task.parents if task in of_name} for name, b in of_name.items()}
     try:
         return [of_name[name] for name in TopologicalSorter(graph).static_order()]
     except CycleError as error:
-        raise InputError(f"tasks are each other's parents: {' <- '.join(error.args[1])}") from error
+        circle = " -> ".join(error.args[1])
+        raise InputError(
+            f"tasks are each other's parents ({circle}): leave one of them out, or give its classes no parents"
+        ) from error
 
 
-class _Step:
-    """One task's logits and its parents', held out."""
+@dataclass(frozen=True)
+class _Raising:
+    """What the tasks so far have made of the logits: `weight` [F, C, C], `bias` [F, C], `logits` [F, n, C]."""
 
-    def __init__(self, now: Tensor, y: Tensor, known: Tensor, block: Block, parents: Tensor) -> None:
+    weight: Tensor
+    bias: Tensor
+    logits: Tensor
+
+
+class _TaskStep:
+    """One task's held-out logits and its parents'."""
+
+    def __init__(self, logits: Tensor, y: Tensor, known: Tensor, block: Block, parents: Tensor) -> None:
         c = block.columns
         self.block, self.columns, self.parents = replace(block, start=0, stop=block.stop - block.start), c, parents
-        self.y, self.known, self.child = y[..., c], known[..., c], now[..., c]
-        of_parents = now @ parents
+        self.y, self.known, self.child = y[..., c], known[..., c], logits[..., c]
+        self.has_parent = (parents > 0).any(0)
+        of_parents = logits @ parents
         counted = (self.known > 0).any(-1, keepdim=True).double()
         self.mean = (counted * of_parents).sum(1) / counted.sum(1).clamp_min(1)
-        self.parent = of_parents - self.mean[:, None] * (parents > 0).any(0)
+        self.parent = of_parents - self.mean[:, None]
 
     def choose(self) -> Tensor:
         """Return the share of each fold, [F]: the mean of what wins the votes of resampled records."""
-        blocks, labels = (self.block,), self.y
-        alike = equal_classes(labels, self.known, blocks)
+        blocks = (self.block,)
+        alike = equal_classes(self.y, self.known, blocks)
         losses = []
         for share in SHARES:
-            logits = at_its_best((self.child + share * self.parent).float(), labels, alike, blocks)
-            loss = column_losses(logits, labels, self.block, huber=True, weight=alike) * alike
-            losses.append(loss.mean(-1))
+            logits = at_its_best((self.child + share * self.parent).float(), self.y, alike, blocks)
+            losses.append((column_losses(logits, self.y, self.block) * alike).mean(-1))
         stacked, labelled = torch.stack(losses), (self.known > 0).any(-1)
         candidates = torch.tensor(SHARES)
         prior = PRIOR * (candidates - MIDDLE) ** 2
-        return torch.tensor(
-            [vote(stacked[:, f, labelled[f]], prior, candidates[:, None])[0] for f in range(len(labels))],
-            dtype=torch.double,
-        )
+        votes = [vote(stacked[:, f, labelled[f]], prior, candidates[:, None])[0] for f in range(len(self.y))]
+        return torch.tensor(votes, dtype=torch.double)
 
-    def apply(self, share: Tensor, weight: Tensor, bias: Tensor, now: Tensor) -> None:
-        """Write the task's columns into `weight` [F, C, C], `bias` [F, C] and `now` [F, n, C]."""
+    def raise_by(self, share: Tensor, raising: _Raising) -> None:
+        """Write the task's columns of `raising`, given the share of each fold [F]."""
         raised = self.child + share[:, None, None] * self.parent
-        has_parent = (self.parents > 0).any(0) & (share[:, None] > 0)
-        slope = torch.where(has_parent, 1 / self._wider(raised), 1.0)
-        offset = torch.where(has_parent, _same_rate(raised * slope[:, None], self.child, self.known), 0.0)
+        changed = self.has_parent & (share[:, None] > 0)
+        slope = torch.where(changed, 1 / self._widening(raised), 1.0)
         raised = raised * slope[:, None]
+        offset = torch.where(changed, _same_rate(raised, self.child, self.known), 0.0)
         c = self.columns
-        of_parents = share[:, None, None] * (weight @ self.parents)
-        weight[..., c] = (weight[..., c] + of_parents) * slope[:, None]
-        of_parents = share[:, None] * (bias @ self.parents - self.mean * (self.parents > 0).any(0))
-        bias[:, c] = (bias[:, c] + of_parents) * slope + offset
-        now[..., c] = raised + offset[:, None]
+        of_parents = share[:, None, None] * (raising.weight @ self.parents)
+        raising.weight[..., c] = (raising.weight[..., c] + of_parents) * slope[:, None]
+        of_parents = share[:, None] * (raising.bias @ self.parents - self.mean)
+        raising.bias[:, c] = (raising.bias[:, c] + of_parents) * slope + offset
+        raising.logits[..., c] = raised + offset[:, None]
 
-    def _wider(self, raised: Tensor) -> Tensor:
-        """How much wider than before logits spread, [F, C], from 1; 1 where a class has no positive."""
+    def _widening(self, raised: Tensor) -> Tensor:
+        """Spread of logits over that before, [F, C], from 1 to 5; 1 for classes without a positive, which had none."""
         positive = ((self.y > 0) & (self.known > 0)).any(1)
         ratio = _spread(raised, self.known) / _spread(self.child, self.known).clamp_min(1e-6)
         return torch.where(positive, ratio.clamp(1.0, 5.0), 1.0)

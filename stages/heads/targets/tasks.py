@@ -38,7 +38,8 @@ class TaskSpec:
     horizons
         Times, ascending, until which a survival task's probabilities are predicted.
     parents
-        Of multilabel tasks: (class, another multilabel task, the class of it that this one is a kind of).
+        (class, another task, the class of it that this one is a kind of), of `yes_or_no_classes`; that task may be
+        absent from a fit.
     """
 
     name: str
@@ -59,8 +60,16 @@ class TaskSpec:
         if self.kind == "survival" and not (self.horizons and ascending):
             raise UsageError(f"task '{self.name}': a survival task needs horizons above 0, ascending")
         object.__setattr__(self, "parents", tuple((str(c), str(t), str(p)) for c, t, p in self.parents))
-        if stray := [c for c, task, _ in self.parents if c not in self.classes or task == self.name]:
-            raise UsageError(f"task '{self.name}': '{stray[0]}' has a parent, which only its classes have, elsewhere")
+        for child, task, parent in self.parents:
+            if child not in self.yes_or_no_classes:
+                raise UsageError(f"task '{self.name}': '{child}' has a parent, and is no class that is there or not")
+            if task == self.name:
+                raise UsageError(f"task '{self.name}': parent '{parent}' of '{child}' must be of another task")
+
+    @property
+    def yes_or_no_classes(self) -> tuple[str, ...]:
+        """Classes that a record has or has not: all of a multilabel task, the positive one of a binary task."""
+        return {"multilabel": self.classes, "binary": self.classes[1:]}.get(self.kind, ())
 
     @property
     def n_outputs(self) -> int:
@@ -69,13 +78,8 @@ class TaskSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `TaskSpec(**d)` reads; horizons and parents only where there are some."""
-        parents = [list(entry) for entry in self.parents]
-        content = {
-            **asdict(self),
-            "classes": list(self.classes),
-            "horizons": list(self.horizons),
-            "parents": parents,
-        }
+        content = {**asdict(self), "classes": list(self.classes), "horizons": list(self.horizons)}
+        content["parents"] = [list(link) for link in self.parents]
         return {key: value for key, value in content.items() if key not in ("horizons", "parents") or value}
 
 
