@@ -56,6 +56,13 @@ def test_sph(sph, tmp_path):
     assert list(frame["statement"]["A00002"]) == ["Normal ECG"]
     assert frame["sex"].tolist() == [0, 1, 0, 1]
     assert "statement: 1 codes are not in code.csv and left out" in summary.notes
+    parents = {target.name: target.parents for target in open_cohort("sph", sph).entries().targets}
+    assert parents["statement"] == (
+        ("Normal ECG", "category", "A"),
+        ("T-wave abnormality, minor", "category", "L"),
+        ("Ventricular premature complex(es)", "category", "F"),
+    )
+    assert parents["category"] == parents["modifier"] == ()
     expected = ecg_mv(5500, seed=1).T.astype(np.float16).astype(np.float64)
     assert np.abs(rows["A00001"] - expected).max() <= 0.0006
 

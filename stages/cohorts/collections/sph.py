@@ -72,7 +72,9 @@ class Sph(Cohort):
         for name, sets in columns.items():
             frame[name] = [sorted(one) if first else None for one, (first, _) in zip(sets, read, strict=True)]
             classes = tuple(sorted(set().union(*sets)))
-            targets.append(Target(name, "multilabel", classes=classes, description=f"AHA {name}s"))
+            links = {(shown[code], "category", category[code]) for code in shown if shown[code] in classes}
+            parents = tuple(sorted(links)) if name == "statement" else ()
+            targets.append(Target(name, "multilabel", classes=classes, description=f"AHA {name}s", parents=parents))
         return targets
 
     def read(self, path: str) -> Recording:
