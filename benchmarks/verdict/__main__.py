@@ -9,7 +9,8 @@ cohorts are made. An instance is a cohort, a set of experts, a number of labelle
 rotated: every record is tested once, by a fit that has seen none of its patient's records; labelled patients are
 drawn from the others, smaller draws inside larger ones; a quarter of them validates. All methods see the same rows.
 `best_single` is the expert with the lowest out-of-sample loss in that fit, never the one that tests best. Intervals are
-95 %, from a bootstrap of patients, paired.
+95 %, from a bootstrap of patients, paired. `flat` is the gate's fit without what classes get of their parents. On
+PTB-XL `seed` has learnt the labels: `benchmarks.verdict.parts` says what takes its place.
 
 Vectors lie in FOLDER/COHORT/vectors, predictions in FOLDER/predictions/LABEL: give a new label to a new version of the
 code, and nothing is embedded again.
@@ -21,8 +22,9 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.verdict.cohorts import COHORTS, EXPERT_SETS, N_FOLDS, embed, ingest, is_there
+from benchmarks.verdict.cohorts import COHORTS, N_FOLDS, embed, experts_asked, ingest, is_there
 from benchmarks.verdict.fitting import fit
+from benchmarks.verdict.parts import Encoders, experts_of
 from benchmarks.verdict.scoring import instances
 from benchmarks.verdict.table import print_table
 
@@ -43,7 +45,10 @@ def main() -> None:
     parser.add_argument("--generated-records", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000, help="of the patients")
     parser.add_argument("--rotations", type=int, default=N_FOLDS, help="of five, so many are fitted and tested")
+    parser.add_argument("--encoders", type=Path, help="folder of weights.seed_expert: `seed` on PTB-XL; else seed-ssl")
+    parser.add_argument("--members", type=int, default=2, help="networks side by side in each of them")
     options = parser.parse_args()
+    encoders = None if options.encoders is None else Encoders(options.encoders, options.members)
     options.data = options.data or data_folder()
     if options.data is None:
         print(
@@ -54,13 +59,13 @@ def main() -> None:
     if options.only in (None, "embed"):
         for name, cohort in chosen.items():
             ingest(name, cohort, options)
-            for expert in dict.fromkeys(e for key, _ in cohort.settings for e in EXPERT_SETS[key]):
+            for expert in experts_of(name, experts_asked(cohort), encoders):
                 embed(options.folder / name, expert)
     results = options.folder / "predictions" / options.label
     if options.only in (None, "fit"):
         for name, cohort in chosen.items():
             for key, size in cohort.settings:
-                fit(options.folder / name, key, size, results, options.rotations)
+                fit(options.folder / name, key, size, results, options.rotations, encoders)
     if options.only in (None, "table"):
         print_table(list(instances(results, tuple(chosen), options.resamples)))
 

@@ -22,6 +22,7 @@ PACKAGED, RANDOM = ("rocket", "morphology", "seed"), ("ecgfounder", "mantis", "t
 EXPERT_SETS = {"default": ("rocket", "morphology"), "three": PACKAGED, "six": (*PACKAGED, *RANDOM)}
 N_FOLDS, BATCH = 5, 64
 VALIDATION_SHARE = 0.25
+Split = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ COHORTS = {
 
 def is_there(cohort: Cohort, data: Path) -> bool:
     return cohort.generated_seed is not None or (data / cohort.path).is_dir()
+
+
+def experts_asked(cohort: Cohort) -> tuple[str, ...]:
+    """All experts of a cohort's settings."""
+    return tuple(dict.fromkeys(expert for key, _ in cohort.settings for expert in EXPERT_SETS[key]))
 
 
 def ingest(name: str, cohort: Cohort, options: argparse.Namespace) -> None:
@@ -121,7 +127,7 @@ def read_vectors(study: Path, experts: tuple[str, ...]) -> dict[str, dict[str, n
     return features
 
 
-def rotations(patients: np.ndarray, size: int | None) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def rotations(patients: np.ndarray, size: int | None) -> list[Split]:
     """Training, validation and test rows of each fit."""
     fold = inner_folds(np.arange(len(patients)), patients, N_FOLDS, 0)
     order = np.random.default_rng(1).permutation(np.unique(patients))

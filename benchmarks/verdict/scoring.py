@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.verdict.cohorts import rotations
 from cache.records import Target
 from stages.heads import TaskSpec
 from stages.heads.targets.calibration import rate_shift
@@ -22,6 +21,8 @@ from stages.scoring.predictions import PredictionBlock
 RIVALS = ("stacking", "mean", "concat", "best_single")
 RATED = ("stacking", "mean")
 """Rivals that are judged once more with the base rates that the gate counts (`rate_shift`): METHOD+rates."""
+BESIDE = (*(f"{rival}+rates" for rival in RATED), "flat")
+"""What the gate is compared with besides, where there is such."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,9 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     truth = said.pop("truth")
     rows = np.all([np.isfinite(p.reshape(len(p), -1)).all(1) for p in said.values()], axis=0)
     if task.kind in ("binary", "multilabel"):
-        size = setting.split("--")[2]
-        for rival in RATED:
-            p = with_base_rates(said[rival], truth, arrays["patients"], None if size == "all" else int(size))
-            said[f"{rival}+rates"] = p
-    compared = [m for m in (*RIVALS, *(f"{rival}+rates" for rival in RATED)) if m in said]
+        splits = arrays["splits/tested"], arrays["splits/labelled"]
+        said |= {f"{rival}+rates": with_base_rates(said[rival], truth, *splits) for rival in RATED}
+    compared = [m for m in (*RIVALS, *BESIDE) if m in said]
     names = arrays["patients"][rows]
     index, n_patients = patient_index(names)
     target = Target(task.name, task.kind, unit=task.unit, classes=task.classes, horizons=task.horizons)
@@ -98,11 +97,20 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     return Instance(f"{setting}--{task.name}", metric, values, differences, calibration)
 
 
-def with_base_rates(p: np.ndarray, truth: np.ndarray, patients: np.ndarray, size: int | None) -> np.ndarray:
-    """Raise probabilities as the gate raises its own: by one or two records more of either class in a fold's labels."""
+def with_base_rates(p: np.ndarray, truth: np.ndarray, tested: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Raise probabilities as the gate raises its own: by one or two records more of either class in a fold's labels.
+
+    Parameters
+    ----------
+    tested
+        [n]: the split that tests each record, -1: none.
+    labelled
+        bool [splits, n]: the records whose labels each split learns from.
+    """
     raised = np.array(p, np.float64)
-    for train, val, test in rotations(patients, size):
-        y = torch.from_numpy(truth[np.concatenate([train, val])].reshape(len(train) + len(val), -1)).float()
+    for k, known_rows in enumerate(labelled):
+        test = tested == k
+        y = torch.from_numpy(truth[known_rows].reshape(known_rows.sum(), -1)).float()
         known = (~y.isnan()).float()
         block = TaskBlock(TaskSpec("any", "multilabel", tuple(map(str, range(y.shape[1])))), 0, y.shape[1])
         shift = rate_shift(y.nan_to_num()[None], known[None], (block,))[0].numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.verdict.scoring import RATED, RIVALS, Instance
+from benchmarks.verdict.scoring import BESIDE, RIVALS, Instance
 
 
 def print_table(rows: list[Instance]) -> None:
@@ -41,7 +41,7 @@ def print_summary(title: str, rows: list[Instance]) -> None:
         errors = [row.differences[rival][0] / -row.values[rival] for row in rows if row.metric == "mae"]
         error = f", error {-100 * np.mean(errors):+.1f} %" if errors else ""
         print(f"  gate minus {rival:12} better {wins:4.0%}  worse {losses:4.0%}  mean {mean:+.4f} AUROC{error}")
-    for rival in (f"{name}+rates" for name in RATED):
+    for rival in BESIDE:
         if rated := [row for row in rows if rival in row.differences]:
             wins, losses = (
                 np.mean([sign * r.differences[rival][k] > 0 for r in rated]) for sign, k in ((1, 1), (-1, 2))
