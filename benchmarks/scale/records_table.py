@@ -39,15 +39,18 @@ TARGETS = (
 
 def write_table(path: Path, n_records: int) -> None:
     """Write a table as `write_records` would, a row group at a time."""
-    fields = [pa.field(name, kind) for name, (kind, _) in BASE_COLUMNS.items()]
-    fields += [pa.field(name, kind) for name, kind in EXTRA.items()]
-    fields += [pa.field(t.name, t.arrow_type(), metadata=t.metadata()) for t in TARGETS]
-    schema = pa.schema(fields, metadata={b"ensemble.rows": json.dumps({"seconds": 10.0}).encode()})
-    rng = np.random.default_rng(0)
+    schema, rng = schema_of(), np.random.default_rng(0)
     with pq.ParquetWriter(path, schema, compression="zstd") as sink:
         for start in range(0, n_records, ROW_GROUP_RECORDS):
             rows = np.arange(start, min(start + ROW_GROUP_RECORDS, n_records))
             sink.write_table(pa.table(columns_of(rows, rng, schema), schema=schema))
+
+
+def schema_of() -> pa.Schema:
+    fields = [pa.field(name, kind) for name, (kind, _) in BASE_COLUMNS.items()]
+    fields += [pa.field(name, kind) for name, kind in EXTRA.items()]
+    fields += [pa.field(t.name, t.arrow_type(), metadata=t.metadata()) for t in TARGETS]
+    return pa.schema(fields, metadata={b"ensemble.rows": json.dumps({"seconds": 10.0}).encode()})
 
 
 def columns_of(rows: np.ndarray, rng: np.random.Generator, schema: pa.Schema) -> list[pa.Array]:
