@@ -1,6 +1,7 @@
-"""What a worker needs of records.parquet, in memory that does not grow with the cohort.
+"""What a worker or a learner needs of records.parquet, without the table in memory.
 
-Here: the number of rows, the digest of the first ones, id and status of a few. The whole table is in `cache.records`.
+Here: the number of rows, the digest of the first ones, a few columns of some rows, and single columns of all rows in a
+few bytes each. The whole table is in `cache.records`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import MissingFileError, StoreError
 from cache.fingerprint import text_digest
+from cache.record_columns import Texts, empty_labels, label_array
 from cache.records import BASE_COLUMNS, ROWS_KEY, Target, parquet_source, targets_of
 from cache.storage.locations import Location, file_exists, location_of
 
@@ -132,6 +134,24 @@ class RecordRows:
                 ]
             )
 
+    def texts(self, column: str) -> Texts:
+        """Read a column of texts; each different one is in memory once."""
+        with self._open(encoded=[column]) as file:
+            return Texts.of(file.read(columns=[column]).column(0))
+
+    def numbers(self, column: str) -> np.ndarray:
+        """Read a column of numbers without gaps, in the file's own type."""
+        with self._open() as file:
+            return file.read(columns=[column]).column(0).to_numpy()
+
+    def labels(self, target: Target) -> np.ndarray:
+        """Read a target, a row group at a time, as `label_array` gives it."""
+        found = empty_labels(len(self), target)
+        with self._open() as file:
+            for group, (start, stop) in enumerate(pairwise(self._starts.tolist())):
+                found[start:stop] = label_array(file.read_row_group(group, columns=[target.name]).column(0), target)
+        return found
+
     def find(self, record_id: str) -> int | None:
         """Return the row of a record; None where there is none of this id."""
         rows = np.flatnonzero(self.equal("record_id", record_id))
@@ -144,9 +164,9 @@ class RecordRows:
         return self._held[1]
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[pq.ParquetFile]:
+    def _open(self, encoded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(parquet_source(self.path)) as file:
+            with pq.ParquetFile(parquet_source(self.path), read_dictionary=list(encoded)) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
             message = str(error).splitlines()[0]

@@ -103,7 +103,7 @@ def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> d
         data.targets,
         heads.tasks_,
         splits=splits,
-        groups=data.patients,
+        groups=data.membership.patient.codes,
         gate_signal=setting.signal,
         seen=data.seen,
     )

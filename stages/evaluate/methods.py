@@ -160,7 +160,7 @@ def _reference(name: str, setting: Setting) -> Fit:
         data.targets,
         setting.heads.tasks_,
         splits=setting.splits,
-        groups=data.patients,
+        groups=data.membership.patient.codes,
         gate_signal=signal,
         **({"seen": data.seen} if isinstance(method, EnsembleHeads) else {}),
     )
@@ -196,8 +196,8 @@ def _enecg(name: str, setting: Setting) -> Fit:  # noqa: ARG001
     if folder.is_dir():
         fit, costs["seconds"] = EnecgHeads.load(folder), None  # that of `fit-heads`, not of loading
     else:
-        tasks = setting.heads.tasks_
-        fit = EnecgHeads().fit(outputs, embeddings, lead, data.targets, tasks, setting.splits, data.patients)
+        tasks, patients = setting.heads.tasks_, data.membership.patient.codes
+        fit = EnecgHeads().fit(outputs, embeddings, lead, data.targets, tasks, setting.splits, patients)
         costs["seconds"] = fit.seconds_
     if not fit.tasks_:
         raise InputError("; ".join(f"{task}: {reason}" for task, reason in fit.skipped_.items()))

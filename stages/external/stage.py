@@ -57,7 +57,7 @@ def run(
     """
     heads, summary = EnsembleHeads.load(paths.heads), ExternalSummary()
     data = _data(heads, paths, machine)
-    summary.notes += otherwise_made(data.records.attrs.get("row_options") or {}, heads)
+    summary.notes += otherwise_made(data.row_options, heads)
     summary.notes += _shared_patients(data, paths)
     tasks, summary.left_out = judged_tasks(heads.tasks_, data, settings.fit)
     if not tasks:

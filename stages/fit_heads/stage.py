@@ -67,7 +67,7 @@ def run(
             data.targets,
             tasks,
             splits=splits,
-            groups=data.patients,
+            groups=data.membership.patient.codes,
             gate_signal=read_gate_signal(heads, paths.signals, leads),
             provenance={
                 **({"gate_leads": list(leads)} if reads_signal(heads) else {}),
@@ -75,7 +75,7 @@ def run(
                 "identities": data.identities,
                 "dtypes": data.dtypes,
                 "views": {name: [part for part in VIEWS if part in parts] for name, parts in data.features.items()},
-                "rows": data.records.attrs["row_options"],
+                "rows": data.row_options,
                 "folds": settings.folds,
             },
             seen=data.seen,
@@ -122,7 +122,7 @@ def _fit_enecg(
             data.targets,
             heads.tasks_,
             splits,
-            data.patients,
+            data.membership.patient.codes,
         )
     costs = {"parameters": enecg.n_trainable_, "seconds": enecg.seconds_, "peak_memory_mb": memory.mb}
     return enecg, {**costs, "skipped": enecg.skipped_, "metrics": enecg.metrics_}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ import pandas as pd
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
-from cache.patients import records_seen
-from cache.records import READING_COLUMNS, Target, open_records, records_digest, target_array
+from cache.record_rows import RecordRows
+from cache.records import READING_COLUMNS, Target, open_records
 from cache.storage.locations import Location
 from stages.heads import TaskSpec
 from stages.heads.inputs.expert_features import ExpertFeatures
 from stages.heads.inputs.lazy_rows import LazyRows
+from stages.learning.membership import Membership
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,22 @@ class Data:
 
     Attributes
     ----------
+    membership
+        Patient, source, split and fold of each record.
     features
         Expert -> {"embedding": [n, dim], "layers": [n, L, dim], "embed": [n, dim]}, in the stores' dtype: arrays, or
         `LazyRows` where they do not fit the memory; views that the store has (`segments` [n, second, dim], `std`,
         `max`, `last` [n, dim]) always as `LazyRows`: only some methods read them.
     targets
-        Task -> array as `cache.target_array` gives it.
+        Task -> array as `RecordRows.labels` gives it.
     fingerprints
         Expert -> that of its store.
     """
 
-    records: pd.DataFrame
+    records_path: Location
+    membership: Membership
+    row_options: dict[str, Any]
+    """How the rows of signals.zarr were made."""
     features: dict[str, dict[str, Any]]
     targets: dict[str, np.ndarray]
     tasks: tuple[Target, ...]
@@ -52,9 +58,14 @@ class Data:
     seen: dict[str, np.ndarray]
     """Expert -> mask [n] of the records whose labels have trained it; those alone that have seen some."""
 
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """The table without what reading the files showed; read when it is first asked for: a fit needs none of it."""
+        return open_records(self.records_path, without=READING_COLUMNS)
+
     @property
     def patients(self) -> np.ndarray:
-        """Patient of each row."""
+        """Name of each row's patient."""
         return self.records["patient_id"].to_numpy()
 
     @property
@@ -83,17 +94,20 @@ def read_data(
     UsageError
         A task that records.parquet has no target for.
     """
-    records = open_records(records_path, without=READING_COLUMNS)
-    digest = records_digest(records["record_id"].tolist())
+    rows = RecordRows(records_path)
+    digest = rows.digest()
     opened = {name: _checked(path, digest) for name, path in stores.items()}
     if not opened:
         raise UsageError("no experts: name at least one under `experts` in params.yaml")
-    chosen, lazy = _targets(records, tasks), not fits(opened.values(), memory_gb)
-    masks = {name: records_seen(store.attributes, records) for name, store in opened.items()}
+    chosen, lazy = _targets(rows.targets, tasks), not fits(opened.values(), memory_gb)
+    membership = Membership.read(rows)
+    masks = {name: membership.seen_by(store.attributes) for name, store in opened.items()}
     return Data(
-        records=records,
+        records_path=rows.path,
+        membership=membership,
+        row_options=rows.row_options,
         features={name: expert_parts(store, lazy=lazy) for name, store in opened.items()},
-        targets={target.name: target_array(records, target) for target in chosen},
+        targets={target.name: rows.labels(target) for target in chosen},
         tasks=chosen,
         fingerprints={name: store.fingerprint for name, store in opened.items()},
         identities={name: expert_identity(store.attributes) for name, store in opened.items()},
@@ -204,8 +218,7 @@ def layer_parts(embedding: Any, names: Sequence[str], dims: Sequence[int], read_
     return parts
 
 
-def _targets(records: pd.DataFrame, tasks: Sequence[str] | None) -> tuple[Target, ...]:
-    known: dict[str, Target] = records.attrs["targets"]
+def _targets(known: Mapping[str, Target], tasks: Sequence[str] | None) -> tuple[Target, ...]:
     unknown = [name for name in tasks or () if name not in known]
     if unknown:
         raise UsageError(f"task '{unknown[0]}' is no target of records.parquet; it has: {', '.join(known) or 'none'}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from cache.errors import InputError
+from cache.record_columns import Texts
+from cache.records import SPLITS
 from stages.learning.data import Data
+from stages.learning.membership import Membership
 
 BY_SOURCE = "source"
 
@@ -27,16 +30,20 @@ def make_splits(data: Data, folds: str | int) -> list[Split]:
     Raises
     ------
     InputError
-        Fewer folds than asked for, or fewer than three; fewer than two sources.
+        Fewer folds than asked for, or fewer than three; fewer than two sources; a patient in two parts of a fit.
     """
-    usable = data.usable
+    splits = _splits(data.membership, data.usable, folds)
+    _check_patients(data.membership.patient, splits)
+    return splits
+
+
+def _splits(membership: Membership, usable: np.ndarray, folds: str | int) -> list[Split]:
     if folds == "split":
-        split = data.records["split"].to_numpy()
-        parts = [np.flatnonzero(usable & (split == name)) for name in ("train", "val", "test")]
+        parts = [np.flatnonzero(usable & membership.split.equal(name)) for name in SPLITS]
         return [(parts[0], parts[1], parts[2])]
     if folds == BY_SOURCE:
-        return _leave_source_out(data.records["source"].to_numpy(), data.records["split"].to_numpy(), usable)
-    known, rank = np.unique(data.records["fold"].to_numpy()[usable], return_inverse=True)
+        return _leave_source_out(membership.source, membership.split, usable)
+    known, rank = np.unique(membership.fold[usable], return_inverse=True)
     n_groups = len(known) if folds == "all" else int(folds)
     if not 3 <= n_groups <= len(known):
         raise InputError(
@@ -51,18 +58,34 @@ def _fit_rows(rows: np.ndarray, group: np.ndarray, test: int, val: int) -> Split
     return rows[(group != test) & (group != val)], rows[group == val], rows[group == test]
 
 
-def _leave_source_out(source: np.ndarray, split: np.ndarray, usable: np.ndarray) -> list[Split]:
-    names = sorted(set(source[usable]))
-    if len(names) < 2:
+def _leave_source_out(source: Texts, split: Texts, usable: np.ndarray) -> list[Split]:
+    codes = np.unique(source.codes[usable])
+    if len(codes) < 2:
         raise InputError(
-            f"`folds: source` needs at least 2 sources with a vector; records.parquet has {len(names)}: name several "
+            f"`folds: source` needs at least 2 sources with a vector; records.parquet has {len(codes)}: name several "
             "under `cohorts` in params.yaml"
         )
-    found = []
-    for name in names:
-        others = usable & (source != name)
-        val = np.flatnonzero(others & (split == "val"))
+    found, judging = [], split.equal("val")
+    for code in codes:
+        others = usable & (source.codes != code)
+        val = np.flatnonzero(others & judging)
         if not len(val):
+            name = source.name(code)
             raise InputError(f"`folds: source`: without '{name}' no record is in the split val; give more patients")
-        found.append((np.flatnonzero(others & (split != "val")), val, np.flatnonzero(usable & (source == name))))
+        found.append((np.flatnonzero(others & ~judging), val, np.flatnonzero(usable & (source.codes == code))))
     return found
+
+
+def _check_patients(patient: Texts, splits: list[Split]) -> None:
+    """Refuse a patient in two parts of a fit, by name: heads know patients by numbers alone."""
+    for fit, parts in enumerate(splits):
+        inside = np.zeros((len(SPLITS), len(patient.names)), bool)
+        for part, rows in zip(inside, parts, strict=True):
+            part[patient.codes[rows]] = True
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            shared = np.flatnonzero(inside[a] & inside[b])
+            if len(shared):
+                raise InputError(
+                    f"fit {fit}: patient '{patient.name(shared[0])}' is in both {SPLITS[a]} and {SPLITS[b]} "
+                    f"({len(shared)} such patients)"
+                )

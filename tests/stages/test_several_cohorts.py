@@ -20,6 +20,7 @@ from stages.heads import EnsembleHeads
 from stages.learning.folds import make_splits
 from tests.ingesting import ingest
 from tests.stages.heads_study import TASKS, study
+from tests.stages.memberships import membership
 
 KEPT = ["age", "sex"]
 RR_MS = np.linspace(700.5, 900.5, 12)
@@ -236,12 +237,13 @@ def test_append_and_limit_are_refused(tmp_path):
 def table(n_of):
     source = np.repeat(list(n_of), list(n_of.values()))
     split = np.array(["train", "val", "test", "train"] * len(source))[: len(source)]
-    return SimpleNamespace(records=pd.DataFrame({"source": source, "split": split}), usable=np.ones(len(source), bool))
+    of = membership(len(source), source=source, split=split)
+    return SimpleNamespace(source=source, split=split, membership=of, usable=np.ones(len(source), bool))
 
 
 def test_each_source_is_tested_once_by_the_others():
     data = table({"b": 12, "a": 8, "c": 20})
-    source, split = data.records["source"], data.records["split"]
+    source, split = data.source, data.split
     for name, (train, val, test) in zip(["a", "b", "c"], make_splits(data, "source"), strict=True):
         assert set(source[test]) == {name}
         assert len(test) == (source == name).sum()
@@ -254,7 +256,8 @@ def test_leave_source_out_needs_two_sources_and_validation_records():
     with pytest.raises(InputError, match="at least 2 sources"):
         make_splits(table({"a": 8}), "source")
     data = table({"a": 8, "b": 8})
-    data.records.loc[data.records["source"] == "b", "split"] = "train"
+    split = np.where(data.source == "b", "train", data.split)
+    data.membership = membership(16, source=data.source, split=split)
     with pytest.raises(InputError, match="without 'a' no record is in the split val"):
         make_splits(data, "source")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cache.errors import InputError
 from stages.heads.crossfit import Split
 from stages.heads.targets.losses import balance_weights
-from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
+from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, n_columns, unusable
 
 
 @dataclass
@@ -70,44 +70,45 @@ def read_targets(
         listed = "; ".join(f"{k}: {v}" for k, v in skipped.items())
         raise InputError(f"no task can be learnt ({listed})")
     blocks = layout(encoded)
-    y = np.concatenate([v[0] for v in encoded.values()], 1)
     known = np.concatenate([v[1] for v in encoded.values()], 1)
-    ys: list[Tensor] = []
-    centres, scales, weights = [], [], []
-    tensor = torch.from_numpy(known)
     differ = any(block.task.kind == "regression" for block in blocks)
-    for train, _, _ in splits:
-        centre, scale = _target_scale(y, known, train, blocks)
-        if differ or not ys:
-            ys.append(torch.from_numpy(np.where(known > 0, (y - centre) / scale, 0).astype(np.float32)))
-        centres.append(centre)
-        scales.append(scale)
-        mask = torch.zeros(n_records)
-        mask[torch.from_numpy(train)] = 1
-        if balanced:
-            weights.append(balance_weights(ys[-1], tensor, mask, blocks))
+    ys = np.empty((len(splits) if differ else 1, n_records, n_columns(blocks)), np.float32)
+    centre, scale = np.zeros((len(splits), n_columns(blocks))), np.ones((len(splits), n_columns(blocks)))
+    for block in blocks:  # one by one: those of all tasks together in double precision would be the most of a fit
+        y, labelled = encoded.pop(block.task)
+        if block.task.kind == "regression":
+            column = block.start
+            for f, (train, _, _) in enumerate(splits):
+                centre[f, column], scale[f, column] = _centre_and_scale(y[train, 0], labelled[train, 0])
+                ys[f, :, column] = np.where(labelled[:, 0] > 0, (y[:, 0] - centre[f, column]) / scale[f, column], 0)
+        else:
+            ys[:, :, block.columns] = y
+    y, weight = torch.from_numpy(ys), torch.from_numpy(known)
     return Targets(
         blocks,
-        torch.stack(ys) if differ else ys[0].expand(len(splits), -1, -1),
-        torch.stack(weights) if balanced else tensor.expand(len(splits), -1, -1),
-        tensor,
-        np.stack(centres),
-        np.stack(scales),
+        y.expand(len(splits), -1, -1),
+        _balanced(y, weight, splits, blocks) if balanced else weight.expand(len(splits), -1, -1),
+        weight,
+        centre,
+        scale,
         skipped,
         balanced,
     )
 
 
-def _target_scale(
-    y: np.ndarray, known: np.ndarray, train: np.ndarray, blocks: tuple[Block, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Median and robust spread of regression targets; 0 and 1 for the others."""
-    centre, scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
-    for block in blocks:
-        if block.task.kind == "regression":
-            values = y[train, block.start][known[train, block.start] > 0]
-            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-            centre[block.start] = middle
-            # half of the records at one value leave no interquartile range
-            scale[block.start] = max((high - low) / 1.349, values.std() / 3)
-    return centre, scale
+def _balanced(y: Tensor, known: Tensor, splits: list[Split], blocks: tuple[Block, ...]) -> Tensor:
+    """Weights that make classes count alike among each fold's training records, [F, n, C]."""
+    weights = []
+    for (train, _, _), of_fold in zip(splits, y.expand(len(splits), -1, -1), strict=True):
+        mask = torch.zeros(len(known))
+        mask[torch.from_numpy(train)] = 1
+        weights.append(balance_weights(of_fold, known, mask, blocks))
+    return torch.stack(weights)
+
+
+def _centre_and_scale(y: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """Median and robust spread of a regression target's training values."""
+    values = y[known > 0]
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    # half of the records at one value leave no interquartile range
+    return middle, max((high - low) / 1.349, values.std() / 3)

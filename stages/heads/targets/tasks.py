@@ -149,8 +149,9 @@ def encode(task: TaskSpec, values: Any, n_records: int) -> tuple[np.ndarray, np.
 
     Returns
     -------
-    y, known : float32 [n, n_outputs]
-        y is one-hot for multiclass and 0 where missing; `known` is 1 where a label is there.
+    y, known : [n, n_outputs]
+        y (float64 for regression and survival, else float32) is one-hot for multiclass and 0 where missing; `known`
+        (float32) is 1 where a label is there.
 
     Raises
     ------
@@ -163,8 +164,10 @@ def encode(task: TaskSpec, values: Any, n_records: int) -> tuple[np.ndarray, np.
         raise InputError(f"task '{task.name}': targets have shape {array.shape}, expected {wanted}")
     if task.kind == "multiclass":
         return _encode_classes(task, array)
-    array = array.astype(np.float64).reshape(n_records, -1)
     is_value = task.kind in ("regression", "survival")
+    if is_value or array.dtype != np.float32:
+        array = array.astype(np.float64)
+    array = array.reshape(n_records, -1)
     known = np.isfinite(array) if is_value else np.isfinite(array) & (array != -1)
     if task.kind == "survival" and (array == 0).any():
         raise InputError(f"task '{task.name}': a time of 0; times must be above 0 (minus where censored)")
@@ -173,7 +176,9 @@ def encode(task: TaskSpec, values: Any, n_records: int) -> tuple[np.ndarray, np.
         if wrong.size:
             raise InputError(f"task '{task.name}': label {wrong[0]:g} is neither 0, 1 nor missing")
     # float64 regression targets are standardised before they meet a head; float32 here would round large units
-    return np.where(known, array, 0.0), known.astype(np.float32)
+    y = np.zeros(array.shape, np.float64 if is_value else np.float32)
+    np.copyto(y, array, where=known, casting="same_kind")
+    return y, known.astype(np.float32)
 
 
 def _encode_classes(task: TaskSpec, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +193,7 @@ def _encode_classes(task: TaskSpec, array: np.ndarray) -> tuple[np.ndarray, np.n
     if wrong.size:
         raise InputError(f"task '{task.name}': class index {wrong[0]:g} is outside 0..{n_classes - 1}")
     known = index >= 0
-    y = np.zeros((len(index), n_classes))
+    y = np.zeros((len(index), n_classes), np.float32)
     y[np.flatnonzero(known), index[known].astype(int)] = 1
     return y, np.repeat(known[:, None], n_classes, axis=1).astype(np.float32)
 
@@ -219,7 +224,8 @@ def unusable(task: TaskSpec, y: np.ndarray, known: np.ndarray) -> str | None:
     if task.kind == "survival":
         n_events = int(((y > 0) & (known > 0)).sum())
         return None if n_events >= FEWEST_EVENTS else f"{n_events} events in training; {FEWEST_EVENTS} are needed"
-    positives, seen = (y * known).sum(0), known.sum(0)
+    # in double precision: single precision stops counting at 16.8 million
+    positives, seen = np.einsum("rc,rc->c", y, known, dtype=np.float64), known.sum(0, dtype=np.float64)
     if task.kind == "multiclass":
         one = f"every training label is '{task.classes[int(np.argmax(positives))]}'"
         return None if np.count_nonzero(positives) >= 2 else one
