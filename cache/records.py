@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,17 +102,33 @@ def _schema(targets: Sequence[Target], extra: dict[str, pa.DataType]) -> pa.Sche
     return pa.schema(base + more + [pa.field(t.name, t.arrow_type(), metadata=t.metadata()) for t in targets])
 
 
-def _check(frame: pd.DataFrame) -> None:
-    absent = [name for name in BASE_COLUMNS if name not in frame]
-    if absent:
-        raise StoreError(f"records table lacks the columns {', '.join(absent)}")
+def check_records(frame: pd.DataFrame) -> None:
+    """Refuse a record_id that occurs twice, and a patient in two folds or splits.
+
+    Parameters
+    ----------
+    frame
+        The columns record_id, patient_id, fold and split of all rows.
+
+    Raises
+    ------
+    InputError
+        Naming the record or the patient.
+    """
     twice = frame["record_id"][frame["record_id"].duplicated()]
     if len(twice):
         raise InputError(f"record_id '{twice.iloc[0]}' occurs more than once ({len(twice)} repeated rows)")
-    folds = frame.groupby("patient_id")[["fold", "split"]].nunique()
-    leaking = folds.index[(folds > 1).any(axis=1)]
-    if len(leaking):
-        raise InputError(f"patient '{leaking[0]}' is in more than one fold or split ({len(leaking)} such patients)")
+    person, names = pd.factorize(frame["patient_id"])
+    leaking = np.zeros(len(names), bool)
+    for column in ("fold", "split"):
+        part = pd.factorize(frame[column])[0]
+        usual = np.empty(len(names), part.dtype)
+        usual[person] = part
+        leaking[person[part != usual[person]]] = True
+    if leaking.any():
+        raise InputError(
+            f"patient '{min(names[leaking])}' is in more than one fold or split ({leaking.sum()} such patients)"
+        )
 
 
 ROWS_KEY = b"ensemble.rows"
@@ -142,16 +158,39 @@ def write_records(
     InputError
         A record_id twice, or a patient in two folds or splits.
     """
-    _check(frame)
+    absent = [name for name in BASE_COLUMNS if name not in frame]
+    if absent:
+        raise StoreError(f"records table lacks the columns {', '.join(absent)}")
+    check_records(frame)
+    starts = range(0, max(1, len(frame)), ROW_GROUP_RECORDS)
+    groups = (frame.iloc[start : start + ROW_GROUP_RECORDS] for start in starts)
+    write_record_groups(path, groups, targets, extra, row_options, guard)
+
+
+def write_record_groups(
+    path: Location,
+    groups: Iterable[pd.DataFrame],
+    targets: Sequence[Target],
+    extra: dict[str, pa.DataType] | None = None,
+    row_options: Mapping[str, Any] | None = None,
+    guard: Guard | None = None,
+) -> None:
+    """Do what `write_records` does with a table of which one row group at a time is in memory.
+
+    Parameters
+    ----------
+    groups
+        Frames of `ROW_GROUP_RECORDS` rows, the last one of fewer. What must hold of all rows together is for the caller
+        to check (`check_records`).
+    """
     schema = _schema(targets, extra or {})
-    columns = frame[schema.names].copy(deep=False)
-    columns.attrs = {}  # open_records keeps the targets there; the schema has them
-    table = pa.Table.from_pandas(columns, schema=schema, preserve_index=False)
     about = None if row_options is None else {ROWS_KEY: json.dumps(dict(row_options), sort_keys=True)}
-    with replacing_at(path, guard) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(about), temporary, compression="zstd", row_group_size=ROW_GROUP_RECORDS
-        )
+    schema = schema.with_metadata(about)
+    with replacing_at(path, guard) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as sink:
+        for group in groups:
+            columns = group[schema.names].copy(deep=False)
+            columns.attrs = {}  # open_records keeps the targets there; the schema has them
+            sink.write_table(pa.Table.from_pandas(columns, schema=schema, preserve_index=False).cast(schema))
 
 
 READING_COLUMNS = (

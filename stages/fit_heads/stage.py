@@ -58,7 +58,7 @@ def run(
     if settings.options.gate_leads is not None and not reads_signal(heads):
         raise UsageError("fit_heads.options.gate_leads: the gate reads no signal; let gate_input name it, too")
     data = read_data(paths.records, paths.stores, settings.tasks, heads.memory_gb)
-    tasks = with_parents(task_specs(data.tasks), settings.parents, data.records.attrs["targets"])
+    tasks = with_parents(task_specs(data.tasks), settings.parents, data.every_target)
     check_rules(settings.operating_points, tasks)
     splits = make_splits(data, settings.folds)
     with PeakMemory() as memory:

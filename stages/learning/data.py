@@ -50,6 +50,8 @@ class Data:
     features: dict[str, dict[str, Any]]
     targets: dict[str, np.ndarray]
     tasks: tuple[Target, ...]
+    every_target: Mapping[str, Target]
+    """Name -> target, of all that the table has."""
     fingerprints: dict[str, str]
     identities: dict[str, str]
     """Expert -> digest of the expert alone: weights, version, preprocessing, precision, whatever the records."""
@@ -109,6 +111,7 @@ def read_data(
         features={name: expert_parts(store, lazy=lazy) for name, store in opened.items()},
         targets={target.name: rows.labels(target) for target in chosen},
         tasks=chosen,
+        every_target=rows.targets,
         fingerprints={name: store.fingerprint for name, store in opened.items()},
         identities={name: expert_identity(store.attributes) for name, store in opened.items()},
         dtypes={name: str(store.embedding.dtype) for name, store in opened.items()},

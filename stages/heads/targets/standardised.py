@@ -75,19 +75,21 @@ def read_targets(
     ys = np.empty((len(splits) if differ else 1, n_records, n_columns(blocks)), np.float32)
     centre, scale = np.zeros((len(splits), n_columns(blocks))), np.ones((len(splits), n_columns(blocks)))
     for block in blocks:  # one by one: those of all tasks together in double precision would be the most of a fit
-        y, labelled = encoded.pop(block.task)
+        values, labelled = encoded.pop(block.task)
         if block.task.kind == "regression":
             column = block.start
             for f, (train, _, _) in enumerate(splits):
-                centre[f, column], scale[f, column] = _centre_and_scale(y[train, 0], labelled[train, 0])
-                ys[f, :, column] = np.where(labelled[:, 0] > 0, (y[:, 0] - centre[f, column]) / scale[f, column], 0)
+                centre[f, column], scale[f, column] = _centre_and_scale(values[train, 0], labelled[train, 0])
+                ys[f, :, column] = np.where(
+                    labelled[:, 0] > 0, (values[:, 0] - centre[f, column]) / scale[f, column], 0
+                )
         else:
-            ys[:, :, block.columns] = y
-    y, weight = torch.from_numpy(ys), torch.from_numpy(known)
+            ys[:, :, block.columns] = values
+    columns, weight = torch.from_numpy(ys), torch.from_numpy(known)
     return Targets(
         blocks,
-        y.expand(len(splits), -1, -1),
-        _balanced(y, weight, splits, blocks) if balanced else weight.expand(len(splits), -1, -1),
+        columns.expand(len(splits), -1, -1),
+        _balanced(columns, weight, splits, blocks) if balanced else weight.expand(len(splits), -1, -1),
         weight,
         centre,
         scale,

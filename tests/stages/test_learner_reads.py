@@ -1,0 +1,57 @@
+"""`fit-heads` reads single columns of records.parquet and never its names; what judges gets the table when it asks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cache.embeddings import Identity, Layout, Shard
+from cache.record_rows import RecordRows
+from cache.records import BASE_COLUMNS, Target, open_records, target_array, write_records
+from cache.upkeep.resume import create_embeddings
+from stages.fit_heads import FitHeadsPaths, FitHeadsSettings, run
+from stages.heads import EnsembleHeads
+from stages.learning import data as learning
+
+N = 120
+
+
+@pytest.fixture
+def study(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 4)).astype(np.float16)
+    frame = pd.DataFrame({name: [None] * N for name in BASE_COLUMNS})
+    frame["record_id"], frame["patient_id"] = [f"r{k}" for k in range(N)], [f"p{k // 2}" for k in range(N)]
+    frame["source"], frame["status"], frame["fold"] = "one", "ok", np.arange(N) // 2 % 6
+    frame["split"] = np.select([frame["fold"] == 5, frame["fold"] == 4], ["test", "val"], "train")
+    frame["sex"] = (x[:, 0] > 0).astype(int)
+    write_records(tmp_path / "records.parquet", frame, [Target("sex", "binary", classes=("f", "m"))])
+    digest = RecordRows(tmp_path / "records.parquet").digest()
+    store = create_embeddings(tmp_path / "a.zarr", Layout(N, ("x",), (4,), 4), Identity({"expert": "a"}, "", digest))
+    store.write(0, Shard(x[:, None], x))
+    return tmp_path
+
+
+def test_a_fit_reads_no_frame_and_is_that_of_the_names(study, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("fit-heads read the table")
+
+    options = {"lora": False, "gate_epochs": 0, "share_tasks": False, "strengths": (1.0,)}
+    paths = FitHeadsPaths(study / "records.parquet", study / "signals.zarr", {"a": study / "a.zarr"}, study / "heads")
+    monkeypatch.setattr(learning, "open_records", refused)
+    run(FitHeadsSettings(options=options), paths)
+    monkeypatch.undo()
+
+    data = learning.read_data(paths.records, paths.stores)
+    records = open_records(paths.records, without=())
+    np.testing.assert_array_equal(data.patients, records["patient_id"])
+    splits = [[np.flatnonzero(records["split"] == name) for name in ("train", "val", "test")]]
+    target = records.attrs["targets"]["sex"]
+    plain = EnsembleHeads(**options, seed=0).fit(
+        {"a": data.features["a"]},
+        {"sex": target_array(records, target)},
+        learning.task_specs([target]),
+        splits=splits,
+        groups=records["patient_id"].to_numpy(),
+    )
+    fitted = EnsembleHeads.load(paths.heads)
+    np.testing.assert_array_equal(fitted.predict_proba(data.features)["sex"], plain.predict_proba(data.features)["sex"])
