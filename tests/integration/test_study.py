@@ -96,7 +96,7 @@ def test_a_second_repro_does_nothing(made):
     assert "Data and pipelines are up to date." in made.repro()
 
 
-def test_a_clone_writes_the_same_report_from_what_dvc_pulls(made, tmp_path):
+def test_a_clone_writes_the_same_report_from_what_dvc_pulls(made, tmp_path, monkeypatch, ensemble):
     shutil.copytree(made.folder, tmp_path / "study", ignore=shutil.ignore_patterns(".ensemble"))
     dvc = [sys.executable, "-m", "dvc"]
     study = Study(tmp_path / "study")
@@ -112,7 +112,8 @@ def test_a_clone_writes_the_same_report_from_what_dvc_pulls(made, tmp_path):
     names = ["report.html", *(str(p.relative_to(made.folder)) for p in (made.folder / "plots").rglob("*.csv"))]
     for name in names:
         (clone.folder / name).unlink()
-    written = clone.ensemble("report")
+    monkeypatch.chdir(clone.folder)
+    written = ensemble("report")
     assert written.returncode == 0, written.stderr
     for name in names:
         assert (clone.folder / name).read_bytes() == (made.folder / name).read_bytes(), name
@@ -170,22 +171,23 @@ def test_no_patient_is_in_two_splits_of_the_predictions(made):
     assert per_patient.max() == 1
 
 
-def test_predict_on_a_raw_record_equals_the_evaluation(made):
+def test_predict_on_a_raw_record_equals_the_evaluation(made, monkeypatch, ensemble):
     block = open_predictions(made.folder / "predictions.parquet").read("rr_interval", "gate", "test")
     records = open_records(made.folder / "records.parquet").set_index("record_id")
     record_id = block.record_ids[0]
     path = made.folder.parent / "cohort" / records.loc[record_id, "path"]
-    done = made.ensemble("predict", str(path), "--json")
+    monkeypatch.chdir(made.folder)
+    done = ensemble("predict", str(path), "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["tasks"]["rr_interval"]["value"] == pytest.approx(float(block.y_pred[0]), rel=1e-4)
-    assert sum(told["gate"]["rr_interval"].values()) == pytest.approx(1.0, abs=1e-5)
-    assert told["tasks"]["gender"]["probability"] == pytest.approx(
+    answer = json.loads(done.stdout)
+    assert answer["tasks"]["rr_interval"]["value"] == pytest.approx(float(block.y_pred[0]), rel=1e-4)
+    assert sum(answer["gate"]["rr_interval"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert answer["tasks"]["gender"]["probability"] == pytest.approx(
         float(open_predictions(made.folder / "predictions.parquet").read("gender", "gate", "test").y_pred[0]), rel=1e-3
     )
 
 
-def test_predict_warns_of_what_is_wrong_with_the_signal(made, tmp_path):
+def test_predict_warns_of_what_is_wrong_with_the_signal(made, tmp_path, monkeypatch, ensemble):
     import wfdb
 
     signals = np.random.default_rng(0).normal(0, 0.1, (3000, 11))
@@ -194,7 +196,8 @@ def test_predict_warns_of_what_is_wrong_with_the_signal(made, tmp_path):
     wfdb.wrsamp(
         "new", fs=500, units=["mV"] * 11, sig_name=names, p_signal=signals, fmt=["16"] * 11, write_dir=str(tmp_path)
     )
-    done = made.ensemble("predict", str(tmp_path / "new.hea"), "--json")
+    monkeypatch.chdir(made.folder)
+    done = ensemble("predict", str(tmp_path / "new.hea"), "--json")
     assert done.returncode == 0, done.stderr
     warnings = json.loads(done.stdout)["warnings"]
     assert {"missing leads: V6", "flat leads: aVL", "short record: 6.0 s of 10 s"} <= set(warnings)
@@ -242,7 +245,8 @@ def test_heads_of_other_embeddings_are_refused(made):
     assert "expert 'ecgfm' is not the one that heads/ was fitted on" in done.stderr
 
 
-def test_init_does_not_overwrite_a_study(made):
-    done = Study(made.folder.parent).ensemble("init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
+def test_init_does_not_overwrite_a_study(made, monkeypatch, ensemble):
+    monkeypatch.chdir(made.folder.parent)
+    done = ensemble("init", "study", "--source", "mimic-iv-ecg", "--path", "cohort")
     assert done.returncode == 2
     assert "holds params.yaml already" in done.stderr

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2Model
 
 from stages.experts.signals.decompose import moving_average
+
+if TYPE_CHECKING:
+    from transformers import GPT2Config, GPT2Model
 
 LORA_RANK = 16
 PARTS = ("trend", "season", "noise")
@@ -60,10 +62,16 @@ class TempoOptions:
             return 0
         return POOL_TOP_K * POOL_PROMPT_LENGTH if self.pool else len(_PROMPT) + 1
 
+    @property
+    def n_layers(self) -> int:
+        """Blocks of GPT-2 that are used."""
+        return min(self.gpt_layers, int(self.gpt2.get("n_layer", 12)))
+
     def gpt2_config(self) -> GPT2Config:
         """Build GPT-2's configuration, of the layers that are used."""
-        given = {"n_embd": self.d_model, **self.gpt2}
-        given["n_layer"] = min(self.gpt_layers, given.get("n_layer", 12))
+        from transformers import GPT2Config
+
+        given = {"n_embd": self.d_model, **self.gpt2, "n_layer": self.n_layers}
         return GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **given, "attn_implementation": "sdpa"})
 
 
@@ -71,6 +79,8 @@ class Tempo(nn.Module):
     """TEMPO (Cao et al. 2024, arXiv 2310.04948; DC-research/TEMPO, and EnECG models/TEMPO.py)."""
 
     def __init__(self, options: TempoOptions) -> None:
+        from transformers import GPT2Model
+
         super().__init__()
         o = self.options = options
         self.gpt2_trend = _PeftWrapper(GPT2Model(o.gpt2_config()))
@@ -104,7 +114,7 @@ class Tempo(nn.Module):
     @property
     def gpt2(self) -> GPT2Model:
         """The GPT-2 that all three parts share."""
-        return cast(GPT2Model, self.gpt2_trend.base_model["model"])
+        return cast("GPT2Model", self.gpt2_trend.base_model["model"])
 
     def forward(self, stack: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Forecast and tokens.

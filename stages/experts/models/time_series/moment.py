@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
-from transformers.masking_utils import create_bidirectional_mask
 
 from cache.errors import InputError, UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
@@ -100,6 +98,8 @@ class MomentNet(nn.Module):
     """MOMENT (Goswami et al. 2024, arXiv 2402.03885; momentfm/models/moment.py, `embed`)."""
 
     def __init__(self, options: MomentOptions, with_head: bool = False) -> None:
+        from transformers import T5Config, T5EncoderModel
+
         super().__init__()
         self.options = options
         if options.revin_affine:
@@ -159,6 +159,8 @@ class MomentNet(nn.Module):
     def _attention_mask(self, hidden: Tensor, patches: Tensor | None, channels: int) -> Any:
         if patches is None:
             return None
+        from transformers.masking_utils import create_bidirectional_mask
+
         rows = patches.repeat_interleave(channels, dim=0)
         return create_bidirectional_mask(self.encoder.config, inputs_embeds=hidden, attention_mask=rows)
 

@@ -149,7 +149,7 @@ def _by_part(token_ids: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spec(options: TempoOptions, preprocessing: str, n_parameters: int) -> ExpertSpec:
     leads = _enecg.input_leads("tempo", 1, dataclasses.asdict(options))
-    n_layers = options.gpt2_config().n_layer
+    n_layers = options.n_layers
     return ExpertSpec(
         name="tempo",
         title="TEMPO-80M: GPT-2 over trend, season and residual of one lead",
