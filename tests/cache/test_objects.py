@@ -124,7 +124,14 @@ def test_signals_in_a_bucket_are_those_of_a_folder(s3, tmp_path):
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["layers/c/1/0/0", "embedding/c/1/0", "output/c/1/0", "done/c/1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers/c/1/0/0",
+        *(pytest.param(f"{n}/c/1/0", marks=pytest.mark.slow) for n in ("embedding", "output")),
+        "done/c/1",
+    ],
+)
 def test_a_flipped_bit_of_an_object_is_found_and_only_that_shard_dropped(url, local, name):
     fill(create_embeddings(url, layout(), identity()))
     raw = bytearray((url / name).read_bytes())
@@ -204,7 +211,9 @@ def test_a_store_of_the_first_rows_grows_to_the_bytes_of_a_fresh_one(url, tmp_pa
     assert (url / "layers/c/0/0/0").read_with_headers()[1]["LastModified"] == first
 
 
-@pytest.mark.parametrize("n_written", range(1, 7))
+@pytest.mark.parametrize(
+    "n_written", [pytest.param(n, marks=[pytest.mark.slow] * (n in (2, 4, 5))) for n in range(1, 7)]
+)
 def test_a_growth_that_was_killed_is_gone_on_with(url, tmp_path, n_written):
     def prefix(n):
         return f"signals of {n}", f"rows of {n}"

@@ -86,7 +86,7 @@ def test_a_second_run_does_nothing(toy_study, embed):
     assert bytes_of(toy_study / "embeddings/ecgfm.zarr") == before
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_after_a_kill_it_resumes_to_the_same_bytes(toy_study, finished, embed, workers):
     store = toy_study / "embeddings/ecgfm.zarr"
     command = [*EMBED, "--workers", workers]

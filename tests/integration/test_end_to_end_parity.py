@@ -93,8 +93,14 @@ def test_end_to_end_vectors_are_the_golden_ones(study, name):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3, err_msg=f"{name}, {case}")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+ROUNDED = [  # by the network, and by the store
+    *(("fp32", "float32"), ("bf16", "float32"), ("fp16", "float16")),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("fp32", "float16"), ("bf16", "float16")]),
+    pytest.param("fp16", "float32", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), ROUNDED)
 @pytest.mark.parametrize("name", ["ecgfm", "hubert", "timesnet", "ttm", "morphology"])
 def test_a_record_alone_has_the_stored_vector_to_the_last_bit(study, name, precision, dtype):
     expert, weights = small_and_saved(name, study.folder)

@@ -1,5 +1,6 @@
 """Experts of other packages: the worked example of docs/adding-an-expert.md, installed and run; and broken packages."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from cache.errors import UsageError, WeightsError
 from stages.embed import EmbedSettings, describe
 from stages.experts import Expert, list_experts, load_expert, models, registry
 from stages.experts.contract_checks import CHECKS, check_expert
+from tests.conftest import Ended
 from tests.stages.third_party import FOLDER_EXPERT, PARTS, example_code, example_files, install
 
 RUN = """
@@ -21,6 +23,23 @@ from stages.experts.run import run_expert
 expert = load_expert("band-power")
 x = expert.prepare(numpy.random.default_rng(0).normal(size=(2, 12, 5000)), 500.0)
 print(type(expert).__module__, run_expert(expert, x).embedding.shape, expert.spec.name)
+"""
+COMMANDS = """
+import contextlib, io, json, sys
+from pipeline import cli
+
+def run(arguments):
+    sys.argv, code, out, err = ["ensemble", *arguments], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+ended = [run(arguments) for arguments in json.loads(sys.argv[1])]
+print(json.dumps([name for name in ("peft", "transformers", "chronos") if name in sys.modules]))
+print(json.dumps(ended))
 """
 BROKEN = {
     "raises": "raise RuntimeError('no such\\nlibrary')",
@@ -49,15 +68,31 @@ def python(tmp_path, monkeypatch):
     return run
 
 
-def test_the_worked_example_is_installed_listed_and_run(tmp_path, python):
+@pytest.fixture
+def commands(python):
+    """Run command lines one after the other in one new process, which looks for packages afresh.
+
+    None of them may import what takes seconds and only some networks are built of.
+    """
+
+    def run(*lines, before=""):
+        done = python("-c", before + COMMANDS, json.dumps([line.split() for line in lines]))
+        assert done.returncode == 0, done.stderr
+        *said, heavy, ended = done.stdout.splitlines()
+        assert json.loads(heavy) == []
+        return said, [Ended(*each) for each in json.loads(ended)]
+
+    return run
+
+
+def test_the_worked_example_is_installed_listed_and_run(tmp_path, commands):
     install_by_pip(example_files(), tmp_path / "project", tmp_path / "site")
-    done = python("-c", RUN)
-    assert done.stdout.split("\n")[0] == "ensemble_band_power (2, 48) band-power", done.stderr
-    table = python("-m", "pipeline.cli", "experts")
+    said, (table, page) = commands("experts", "experts band-power", before=RUN)
+    assert said == ["ensemble_band_power (2, 48) band-power"]
     assert table.returncode == 0, table.stderr
     assert re.search(r"band-power .*12 leads, 500 Hz, 10 s .* 48 ", table.stdout)
     assert "band_power" not in table.stderr
-    assert "band powers" in python("-m", "pipeline.cli", "experts", "band-power").stdout
+    assert "band powers" in page.stdout
 
 
 def test_the_example_is_an_expert_of_the_repository_as_it_stands(tmp_path, monkeypatch):
@@ -130,21 +165,20 @@ def test_a_package_cannot_register_the_name_of_an_expert_that_exists():
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "raises")) for k in BROKEN])
-def test_a_broken_package_is_named_in_one_line_and_breaks_nothing_else(tmp_path, python, kind):
+def test_a_broken_package_is_named_in_one_line_and_breaks_nothing_else(tmp_path, commands, kind):
     project = '[project]\nname = "broken-package"\nversion = "1"\n[tool.setuptools]\npy-modules = ["broken_module"]\n'
     project += '[project.entry-points."ensemble.experts"]\nbroken = "broken_module:Expert"\n'
     install_by_pip(
         {"pyproject.toml": project, "broken_module.py": BROKEN[kind]}, tmp_path / "project", tmp_path / "site"
     )
-    table = python("-m", "pipeline.cli", "experts")
+    _, (table, asked, other) = commands("experts", "experts broken", "experts rocket")
     assert table.returncode == 0, table.stderr
     assert "ecgfounder" in table.stdout
     assert table.stderr.count("\n") == 1
     assert "expert 'broken' of package 'broken-package' cannot be used" in table.stderr
-    asked = python("-m", "pipeline.cli", "experts", "broken")
     assert asked.returncode == 2
     assert asked.stderr.startswith("error: expert 'broken' of package 'broken-package'")
-    assert python("-m", "pipeline.cli", "experts", "rocket").returncode == 0
+    assert other.returncode == 0
 
 
 def test_a_package_cannot_take_the_name_of_an_expert_that_exists(tmp_path, python):
