@@ -184,13 +184,13 @@ def write_record_groups(
         to check (`check_records`).
     """
     schema = _schema(targets, extra or {})
-    about = None if row_options is None else {ROWS_KEY: json.dumps(dict(row_options), sort_keys=True)}
-    schema = schema.with_metadata(about)
+    if row_options is not None:
+        schema = schema.with_metadata({ROWS_KEY: json.dumps(dict(row_options), sort_keys=True)})
     with replacing_at(path, guard) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as sink:
         for group in groups:
             columns = group[schema.names].copy(deep=False)
             columns.attrs = {}  # open_records keeps the targets there; the schema has them
-            sink.write_table(pa.Table.from_pandas(columns, schema=schema, preserve_index=False).cast(schema))
+            sink.write_table(pa.Table.from_pandas(columns, schema=schema, preserve_index=False))
 
 
 READING_COLUMNS = (

@@ -5,23 +5,21 @@ Not here: how a record is judged (stages/readers).
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from cache.errors import InputError
-from cache.records import BASE_COLUMNS, open_records, write_records
+from cache.records import check_records, write_record_groups
 from cache.storage.locations import Location
 from cache.storage.writing import Guard, store_text
 from stages.ingest.label_lines import label_lines
-from stages.ingest.record_notes import counted_kinds, notes_on
+from stages.ingest.record_notes import ReadingNotes, counted_kinds
 from stages.ingest.record_table import EXTRA, Rows
-from stages.readers.pacing import SEVERAL
-from stages.readers.rows import QUALITY, RowOptions
+from stages.ingest.row_groups import Columns, row_groups
+from stages.readers.rows import RowOptions
 
 
 @dataclass(frozen=True)
@@ -70,62 +68,49 @@ class IngestSummary:
         )
 
 
-def add_quality(rows: Rows, new: dict[str, pd.Series], records_path: Location) -> None:
-    """Put the quality columns of the rows that were there, read one by one, and of the new ones into the table."""
-    for name, column in new.items():
-        if rows.kept is None:
-            rows.frame[name] = column
-        else:
-            found = open_records(records_path, columns=[name])
-            kept = found[name] if name in found else pd.Series([None] * rows.n_kept)
-            parts = [kept.astype(QUALITY[name]), column]
-            rows.frame[name] = pd.concat([part for part in parts if len(part)], ignore_index=True)
+def write_tables(
+    records_path: Location,
+    rows: Rows,
+    quality: Iterable[Columns],
+    row_options: RowOptions,
+    hint: str = "",
+    guard: Guard | None = None,
+) -> IngestSummary:
+    """Write records.parquet, and bad_records.csv beside it, and count what a person wants to know.
+
+    In memory are the list of records, which is there already, and one row group of what reading showed.
+
+    Parameters
+    ----------
+    quality
+        Columns of `QUALITY` of the new rows, in order, any number of rows at a time.
+    """
+    check_records(rows.frame)
+    notes, bad = ReadingNotes(), []
+
+    def counted() -> Iterator[pd.DataFrame]:
+        for group in row_groups(rows, quality, records_path):
+            notes.add(group)
+            bad.append(group.loc[group["status"] == "bad", ["record_id", "patient_id", "path", "reason"]])
+            yield group
+
+    write_record_groups(records_path, counted(), rows.targets, EXTRA, row_options.to_json(), guard)
+    unread = pd.concat(bad, ignore_index=True)
+    store_text(records_path.parent / "bad_records.csv", unread.to_csv(index=False, lineterminator="\n"), guard)
+    return _summary(rows, notes, unread["reason"], hint)
 
 
-def write_tables(records_path: Location, rows: Rows, row_options: RowOptions, guard: Guard | None = None) -> None:
-    """Write records.parquet, and bad_records.csv beside it."""
+def _summary(rows: Rows, notes: ReadingNotes, reasons: pd.Series, hint: str) -> IngestSummary:
     frame = rows.frame
-    columns = [*BASE_COLUMNS, *EXTRA, *(t.name for t in rows.targets)]
-    write_records(records_path, frame[columns], rows.targets, EXTRA, row_options.to_json(), guard)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["record_id", "patient_id", "path", "reason"])
-    bad = frame[frame["status"] == "bad"]
-    writer.writerows(zip(bad["record_id"], bad["patient_id"], bad["path"], bad["reason"], strict=True))
-    store_text(records_path.parent / "bad_records.csv", text.getvalue(), guard)
-
-
-def summary_of(rows: Rows, hint: str = "") -> IngestSummary:
-    """Count what a person wants to know."""
-    frame = rows.frame
-    bad = frame.loc[frame["status"] == "bad", "reason"]
     counts = frame["split"].value_counts()
     return IngestSummary(
         n_records=len(frame),
-        n_bad=len(bad),
+        n_bad=len(reasons),
         n_patients=int(frame["patient_id"].nunique()),
-        reasons=counted_kinds(bad),
+        reasons=counted_kinds(reasons),
         labels={t.name: int(frame[t.name].notna().sum()) for t in rows.targets},
         splits={name: int(counts.get(name, 0)) for name in ("train", "val", "test")},
-        notes=[*rows.notes, *notes_on(frame), *_of_limbs(frame), *_of_pacing(frame), *label_lines(rows)],
+        notes=[*rows.notes, *notes.lines(), *label_lines(rows)],
         n_new=len(frame) - rows.n_kept,
         hint=hint,
     )
-
-
-def _of_limbs(frame: pd.DataFrame) -> list[str]:
-    """Say how many records have computed limb leads, or limb leads that look exchanged."""
-    notes = []
-    derived = int((frame["derived_leads"].str.len() > 0).sum())
-    if derived:
-        notes.append(f"derived_leads: {derived} records have limb leads computed from I and II")
-    kinds = Counter(frame["limb_swap"].dropna())
-    if kinds:
-        counted = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
-        notes.append(f"limb_swap: limb leads of {kinds.total()} records look exchanged ({counted})")
-    return notes
-
-
-def _of_pacing(frame: pd.DataFrame) -> list[str]:
-    paced = int((frame["pace_spikes"].fillna(0) >= SEVERAL).sum())
-    return [f"pace_spikes: {paced} records have {SEVERAL} or more"] if paced else []

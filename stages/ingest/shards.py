@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cache.claims import AnyClaims, claims_on
 from cache.errors import StoreError
@@ -33,7 +32,7 @@ from cache.storage.writing import Guard, store_text
 from stages.cohorts import Cohort, open_cohort
 from stages.ingest.record_table import Rows
 from stages.ingest.row_block import Judged, KeptRows, RowBlock, quality_columns
-from stages.readers.rows import QUALITY, RowOptions
+from stages.readers.rows import RowOptions
 
 Progress = Callable[[int, int], None]
 IDENTITY, SHARDS = "identity", "shards"
@@ -99,12 +98,10 @@ def _quality_file(work: Location, shard: int) -> Location:
     return work / f"{shard:08d}.json"
 
 
-def quality_of_new(work: Location, store: SignalStore, n_kept: int) -> dict[str, pd.Series]:
-    """Return the quality columns of the rows from `n_kept` on, from the work folder."""
-    shards = range(n_kept // store.shard_records, store.n_shards) if n_kept < len(store) else ()
-    parts = [json.loads(_quality_file(work, shard).read_bytes()) for shard in shards]
-    columns = {name: [value for part in parts for value in part[name]] for name in QUALITY}
-    return {name: pd.Series(values, dtype=QUALITY[name]) for name, values in columns.items()}
+def quality_of_new(work: Location, store: SignalStore, n_kept: int) -> Iterator[dict[str, list[Any]]]:
+    """Give the quality columns of the rows from `n_kept` on, a shard at a time, from the work folder."""
+    for shard in range(n_kept // store.shard_records, store.n_shards) if n_kept < len(store) else ():
+        yield json.loads(_quality_file(work, shard).read_bytes())
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from cache.storage.writing import Guard, store_text
 from cache.upkeep.signal_growth import grow_signals, lengthen_signals
 from cache.zarr_io.groups import recover_group
 from stages.cohorts import Cohort, Entries, open_cohort
-from stages.ingest.outputs import IngestSummary, add_quality, summary_of, write_tables
+from stages.ingest.outputs import IngestSummary, write_tables
 from stages.ingest.record_table import Rows, appended_rows, new_rows
 from stages.ingest.settings import IngestPaths, IngestSettings
 from stages.ingest.shards import (
@@ -105,13 +105,13 @@ def run_by(
         with _owned(paths.signals, work) as of_workers:
             claims.confirm()
             lengthen_signals(paths.signals, of_workers.confirm)
-            add_quality(rows, quality_of_new(work, store, rows.n_kept), paths.records)
-            write_tables(paths.records, rows, row_options, of_workers.confirm)
+            new = quality_of_new(work, store, rows.n_kept)
+            summary = write_tables(paths.records, rows, new, row_options, cohort.hint, of_workers.confirm)
             for left in left_in(work):
                 left.unlink()
             of_workers.remove()
         claims.remove()
-    return summary_of(rows, cohort.hint)
+    return summary
 
 
 @contextmanager
