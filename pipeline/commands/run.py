@@ -14,6 +14,7 @@ from cache.errors import TooManyBadRecordsError, UsageError
 from pipeline.commands.convert import convert
 from pipeline.commands.leaderboard import check_preset, judge_leaderboard
 from pipeline.commands.predict import predict, print_table
+from pipeline.compute.allocator import share_one_heap
 from pipeline.compute.embedding import embed_settings, is_imported, settings_json
 from pipeline.progress import progress
 from pipeline.study.folder import Study
@@ -121,6 +122,7 @@ def embed(
     from pipeline.study.runs import write_run
     from stages.embed import Embedder, EmbedPaths, load_for
 
+    share_one_heap()
     study = Study()
     if is_imported(study, expert):
         typer.echo(f"{expert}: imported, nothing to run -> {study.embedding(expert)}")

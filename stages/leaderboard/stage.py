@@ -5,7 +5,7 @@ Lives here: the order of the work. Not here: crops (`crops`), heads (`protocol`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.files import staged, write_text
 from cache.fingerprint import fingerprint
-from cache.records import READING_COLUMNS, Target, open_records, records_digest
+from cache.record_rows import RecordRows
+from cache.records import MEMBER_COLUMNS, Target, open_records, records_digest
 from cache.signals import open_signals
 from stages.leaderboard.board import BoardRow, as_csv, costs_of, make_board
 from stages.leaderboard.crops import CROP_S, LONG_CROP_S, RATE_HZ, crop_facts, embed_crops
@@ -88,9 +89,10 @@ class _Work:
     def open(cls, settings: LeaderboardSettings, paths: LeaderboardPaths, tell: Progress) -> _Work:
         if not paths.experts:
             raise UsageError("no experts: name at least one under `experts` in params.yaml")
-        records = open_records(paths.records, without=READING_COLUMNS)
+        chosen = list(_targets(RecordRows(paths.records).targets, settings.tasks))
+        records = open_records(paths.records, columns=[*MEMBER_COLUMNS, *(target.name for target in chosen)])
         tasks, left_out = [], {}
-        for target in _targets(records, settings.tasks):
+        for target in chosen:
             try:
                 tasks.append(TaskRows.read(records, target))
             except InputError as error:
@@ -169,8 +171,7 @@ def _origin(store: EmbeddingStore, source: Source) -> dict[str, Any]:
     return {"store": store.fingerprint, "inputs": source, **(crop_facts() if source == "crops" else {})}
 
 
-def _targets(records: pd.DataFrame, names: tuple[str, ...] | None) -> Iterator[Target]:
-    known: dict[str, Target] = records.attrs["targets"]
+def _targets(known: Mapping[str, Target], names: tuple[str, ...] | None) -> Iterator[Target]:
     for name in known if names is None else names:
         if name not in known:
             raise UsageError(f"task '{name}' is no target of records.parquet; it has: {', '.join(known) or 'none'}")

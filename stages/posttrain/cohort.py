@@ -5,6 +5,7 @@ Lives here: reading them, and which patients a fraction takes. Not here: what is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,7 +15,8 @@ import pandas as pd
 import torch
 
 from cache.errors import InputError, UsageError
-from cache.records import READING_COLUMNS, Target, open_records, target_array
+from cache.record_rows import RecordRows
+from cache.records import MEMBER_COLUMNS, Target, open_records, target_array
 from cache.signals import open_signals
 from cache.storage.locations import Location
 from stages.experts import Expert
@@ -78,8 +80,8 @@ class LabelledCohort:
         InputError
             Training records that cannot teach it.
         """
-        records, signals = open_records(paths[0], without=READING_COLUMNS), open_signals(paths[1])
-        targets = _chosen(records, names)
+        targets, signals = _chosen(RecordRows(paths[0]).targets, names), open_signals(paths[1])
+        records = open_records(paths[0], columns=[*MEMBER_COLUMNS, *(target.name for target in targets)])
         tasks = tuple(TaskSpec(target.name, target.kind, target.classes, target.unit) for target in targets)
         y, known = _columns(records, targets, tasks)
         parts = [training_rows(records, split) for split in ("train", "val", "test") if split in set(records["split"])]
@@ -140,8 +142,7 @@ class LabelledCohort:
         )
 
 
-def _chosen(records: pd.DataFrame, names: tuple[str, ...]) -> tuple[Target, ...]:
-    targets: dict[str, Target] = records.attrs["targets"]
+def _chosen(targets: Mapping[str, Target], names: tuple[str, ...]) -> tuple[Target, ...]:
     if missing := [name for name in names if name not in targets]:
         raise UsageError(f"--task {missing[0]}: records.parquet has the targets {', '.join(targets) or 'none'}")
     if events := [name for name in names if targets[name].kind == "survival"]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cache.fingerprint import fingerprint
-from cache.records import READING_COLUMNS, open_records
+from cache.records import MEMBER_COLUMNS, open_records
 from cache.signals import open_signals
 from stages.experts import expert_class
 from stages.pretrain.objectives import Objective, make_objective
@@ -74,7 +74,7 @@ def _training(
     group: Group,
     progress: Callable[[int, int, float], None] | None,
 ) -> Training:
-    records, signals = open_records(paths.records, without=READING_COLUMNS), open_signals(paths.signals)
+    records, signals = open_records(paths.records, columns=MEMBER_COLUMNS), open_signals(paths.signals)
     parts = {}
     for split in ("train", "val"):
         if split == "train" or (records["split"] == split).any():
@@ -128,7 +128,7 @@ def _validation(objective: Objective, inputs: np.ndarray, batch: int) -> Callabl
 def _write(
     s: PretrainSettings, paths: PretrainPaths, objective: Objective, trained: nn.Module, history: History
 ) -> Path:
-    records, signals = open_records(paths.records, without=READING_COLUMNS), open_signals(paths.signals)
+    records, signals = open_records(paths.records, columns=MEMBER_COLUMNS), open_signals(paths.signals)
     rows = training_rows(records)
     cls, variant = expert_class(s.expert)
     state = objective.state(trained)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError
 from cache.files import replacing
-from cache.records import READING_COLUMNS, Target, open_records, target_array
+from cache.records import Target, open_records, target_array
 from cache.signals import SignalStore, open_signals
 from stages.heads import EnsembleHeads
 from stages.robustness.answering import FitAnswerer
@@ -63,10 +63,11 @@ def run(settings: RobustnessSettings, paths: RobustnessPaths, progress: Progress
     FingerprintError
         An expert is not the one that the heads were fitted on.
     """
-    heads, records = EnsembleHeads.load(paths.heads), open_records(paths.records, without=READING_COLUMNS)
+    heads = EnsembleHeads.load(paths.heads)
     if not paths.signals.exists():
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` first")
     answerer, evaluated = FitAnswerer(heads, settings), open_predictions(paths.evaluated)
+    records = open_records(paths.records, columns=["record_id", "patient_id", *evaluated.tasks])
     test = _test_records(evaluated, records, settings)
     conditions = all_disturbances(settings.kinds)
     _answer(test, conditions, answerer, open_signals(paths.signals), settings, progress)

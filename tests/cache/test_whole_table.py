@@ -37,6 +37,12 @@ def test_every_reader_of_the_table_says_which_columns_it_needs():
     assert [line for file in SOURCES for line in whole_reads(file)] == []
 
 
+@pytest.mark.parametrize("room", ["leaderboard", "posttrain", "pretrain", "robustness", "fit_heads", "predict"])
+def test_training_and_judging_name_their_columns(room):
+    asked = [call for file in (ROOT / "stages" / room).rglob("*.py") for call in calls(file, "open_records")]
+    assert [ast.unparse(call) for call in asked if "columns" not in {k.arg for k in call.keywords}] == []
+
+
 def test_the_guard_finds_whole_reads(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     file = tmp_path / "reader.py"

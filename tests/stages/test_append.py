@@ -1,6 +1,7 @@
 """`ingest --append`: what was there stays as it is, byte for byte, and only the new rows are read."""
 
 import hashlib
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,21 @@ from hypothesis import strategies as st
 
 from cache import open_records, open_signals
 from cache.errors import EnsembleError, InputError, MissingFileError, StoreError
+from stages.cohorts import Entries
 from stages.ingest import row_block as blocks
 from stages.ingest.folds import assign_folds
+from stages.ingest.outputs import write_tables
+from stages.ingest.record_table import new_rows
+from stages.readers.rows import QUALITY, RowOptions
 from stages.synthetic import GeneratePaths, GenerateSettings
 from stages.synthetic import run as generate
 from tests.ingesting import ingest
+
+LISTS = ("flat_leads", "missing_leads", "derived_leads", "notes")
+
+
+class Note(list):
+    """A cell that can be watched."""
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +236,39 @@ def test_embedding_then_sees_the_new_rows_only(cohort, tmp_path, tiny_ecgfm):
     run(cohort, tmp_path, limit=28, append=True)
     done = Embedder(chosen, place).run()
     assert (done.n_embedded, done.n_resumed, done.fresh_because) == (8, 20, "")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_table_is_the_same_however_many_rows_a_group_has(cohort, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    usual = [run(cohort, whole, limit=16), run(cohort, whole, limit=40, append=True)]
+    for module in ("cache.records", "stages.ingest.row_groups"):
+        monkeypatch.setattr(f"{module}.ROW_GROUP_RECORDS", 7)
+    small = [run(cohort, cut, limit=16), run(cohort, cut, limit=40, append=True)]
+    assert small == usual
+    read = [pq.ParquetFile(out / "records.parquet") for out in (whole, cut)]
+    assert [file.num_row_groups for file in read] == [1, 6]
+    assert read[0].schema_arrow.equals(read[1].schema_arrow, check_metadata=True)
+    assert read[0].read().to_pydict() == read[1].read().to_pydict()
+    assert (whole / "bad_records.csv").read_bytes() == (cut / "bad_records.csv").read_bytes()
+
+
+def test_the_end_of_an_ingest_holds_one_row_group_of_what_reading_showed(tmp_path, monkeypatch):
+    for module in ("cache.records", "stages.ingest.row_groups"):
+        monkeypatch.setattr(f"{module}.ROW_GROUP_RECORDS", 512)
+    alive, most = [], 0
+
+    def shard(k):
+        nonlocal most
+        found = {name: [[] if name in LISTS else None] * 64 for name in QUALITY} | {"status": ["ok"] * 64}
+        found["notes"] = [Note([f"note {k}"]) for _ in range(64)]
+        alive.extend(weakref.ref(cell) for cell in found["notes"])
+        most = max(most, sum(cell() is not None for cell in alive))
+        return found
+
+    names = [f"r{k:05d}" for k in range(64 * 100)]
+    entries = Entries(pd.DataFrame({"record_id": names, "patient_id": names, "path": names}), [])
+    rows = new_rows(entries, "list", None, 0)
+    summary = write_tables(tmp_path / "records.parquet", rows, map(shard, range(100)), RowOptions())
+    assert (summary.n_records, summary.n_bad) == (6400, 0)
+    assert most <= 3 * 512
