@@ -60,6 +60,7 @@ def ingest(
 
     Example: `ensemble ingest --source ptbxl --path ~/ptb-xl`
     """
+    from pipeline.study.markers import write_ingested
     from pipeline.study.runs import write_run
     from stages.ingest import IngestPaths, IngestSettings, run
 
@@ -88,6 +89,7 @@ def ingest(
     if summary.n_bad:
         typer.echo(f"{study.records.parent / 'bad_records.csv'} names each")
     summary.refuse_all_bad(Path(settings.path))
+    write_ingested(study)
     write_run(study.state, "ingest", {"source": settings.source, "records": summary.n_records, "bad": summary.n_bad})
 
 

@@ -38,20 +38,23 @@ def init(
     embeddings: Annotated[
         str | None, typer.Option(help="Where the embeddings go, s3://bucket/prefix; into the study if not given.")
     ] = None,
+    signals: Annotated[str | None, typer.Option(help="URL that ingest writes the signals to, likewise.")] = None,
+    records: Annotated[str | None, typer.Option(help="URL that ingest writes records.parquet to, likewise.")] = None,
 ) -> None:
     """Make a study of your own: params.yaml, dvc.yaml and .gitignore, ready for `dvc repro`.
 
     Example: `ensemble init my-study --source ptbxl --path ~/ptb-xl`, or of arrays
     `ensemble init my-study --source arrays --path data --option file=ecgs.npy --option rate_hz=500`
     """
-    from pipeline.study.scaffold import make_study
+    from pipeline.study.scaffold import StoreUrls, make_study
 
     if len(source) != len(path):
         raise UsageError(f"--source {source[-1]}: there are {len(source)} --source and {len(path)} --path; give pairs")
     if len(source) > 1 and (labels or option):
         raise UsageError("--labels, --option: with several sources, write them under cohorts in params.yaml")
     (first, folder_of_first), *more = zip(source, path, strict=True)
-    made = make_study(folder, first, folder_of_first, labels, embeddings, _options(option or []), more)
+    urls = StoreUrls(embeddings, signals, records)
+    made = make_study(folder, first, folder_of_first, labels, _options(option or []), more, urls)
     typer.echo(f"made {', '.join(made)} in {folder}")
     typer.echo(f"next: cd {folder} && dvc repro && dvc metrics show")
 

@@ -1,4 +1,4 @@
-"""The file that stands in a study for a store of objects, so that DVC has something local to watch and to compare."""
+"""Files that stand in a study for what lies in a bucket, so that DVC has something local to watch and to compare."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 
 from cache.embeddings import open_embeddings
 from cache.files import write_text
-from cache.fingerprint import text_digest
+from cache.fingerprint import file_digest, text_digest
+from cache.record_rows import RecordRows
+from cache.signals import open_signals
 from cache.storage.objects import ObjectPath
 from pipeline.study.folder import Study
+from pipeline.study.params import INGESTED
 
 
 def write_marker(study: Study, expert: str) -> None:
@@ -31,3 +34,22 @@ def write_marker(study: Study, expert: str) -> None:
         "objects_sha256": text_digest(listed),
     }
     write_text(study.marker(expert), json.dumps(content, indent=2) + "\n")
+
+
+def write_ingested(study: Study) -> None:
+    """Say what `ingest` has put into a bucket; nothing is written where records.parquet and signals.zarr lie here.
+
+    The same content gives the same bytes, wherever it lies and whenever it was written.
+    """
+    content: dict[str, object] = {}
+    if isinstance(study.records, ObjectPath):
+        content["records"] = {
+            "at": str(study.records),
+            "rows": len(RecordRows(study.records)),
+            "sha256": file_digest(study.records),
+        }
+    if isinstance(study.signals, ObjectPath):
+        store = open_signals(study.signals)
+        content["signals"] = {"at": str(study.signals), "rows": len(store), "content_sha256": store.content_digest()}
+    if content:
+        write_text(study.folder / INGESTED, json.dumps(content, indent=2) + "\n")

@@ -28,6 +28,8 @@ from stages.synthetic.settings import GenerateSettings
 PARAMS_FILE = "params.yaml"
 RECORDS, SIGNALS, EMBEDDINGS = "records.parquet", "signals.zarr", "embeddings"
 """Where the stores lie if params.yaml does not say: in the study's folder."""
+INGESTED = "ingested.json"
+"""Stands in a study for what `ingest` has written into a bucket."""
 
 
 def _is_tasks(value: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cache.errors import EnsembleError, UsageError
 from cache.files import write_text
 from cache.storage.locations import location_of
 from cache.storage.objects import ObjectPath
-from pipeline.study.params import EMBEDDINGS
+from pipeline.study.params import EMBEDDINGS, INGESTED, RECORDS, SIGNALS
 
 TEMPLATES = {
     "params.yaml": "params.yaml.txt",
@@ -32,25 +33,45 @@ MARKED = "embeddings/${key}.json  # stands for the objects: DVC watches files of
 """What DVC takes for a store: the folder itself, which a killed run goes on with, or the marker of one behind a URL."""
 
 
+@dataclass(frozen=True)
+class StoreUrls:
+    """What of a study lies in a bucket, and where; None: in the study's folder."""
+
+    embeddings: str | None = None
+    signals: str | None = None
+    records: str | None = None
+
+    @property
+    def ingested(self) -> dict[str, str]:
+        """Name in a study -> URL, of what `ingest` writes elsewhere."""
+        urls = {RECORDS: self.records, SIGNALS: self.signals}
+        return {name: url for name, url in urls.items() if url is not None}
+
+
+IN_THE_STUDY = StoreUrls()
+PARAM_OF = {RECORDS: "records", SIGNALS: "signals"}
+OF_OPTION = {"embeddings": EMBEDDINGS, "signals": SIGNALS, "records": RECORDS}
+
+
 def make_study(
     folder: Path,
     source: str,
     path: Path,
     labels: Path | None = None,
-    embeddings: str | None = None,
     options: Mapping[str, Any] | None = None,
     more: Sequence[tuple[str, Path]] = (),
+    urls: StoreUrls = IN_THE_STUDY,
 ) -> list[str]:
     """Write a study's files and run `dvc init` there; refuses to overwrite any.
 
     Parameters
     ----------
-    embeddings
-        Where the embedding stores lie, such as s3://bucket/study/embeddings; None: in the study.
     options
         Of the source, as `cohort.options` holds them.
     more
         Kinds and folders of further sources: then params.yaml has `cohorts`, one section a source.
+    urls
+        What lies in a bucket.
 
     Returns
     -------
@@ -67,8 +88,9 @@ def make_study(
     chosen = {**(options or {}), **({"labels": str(labels.expanduser().resolve())} if labels else {})}
     sources = [(source, path, chosen), *((kind, place.expanduser().resolve(), {}) for kind, place in more)]
     deps = [dep for one in sources for dep in _watched(*one)]
-    if embeddings is not None and not isinstance(location_of(embeddings), ObjectPath):
-        raise UsageError(f"--embeddings {embeddings}: expected a URL such as s3://bucket/study/embeddings")
+    for option, url in asdict(urls).items():
+        if url is not None and not isinstance(location_of(url), ObjectPath):
+            raise UsageError(f"--{option} {url}: expected a URL such as s3://bucket/study/{OF_OPTION[option]}")
     present = [name for name in TEMPLATES if (folder / name).exists()]
     if present:
         raise UsageError(
@@ -77,7 +99,7 @@ def make_study(
         )
     for name, template in TEMPLATES.items():
         text = files("pipeline.study").joinpath("templates", template).read_text(encoding="utf-8")
-        write_text(folder / name, filled(text, sources, deps, embeddings))
+        write_text(folder / name, filled(text, sources, deps, urls))
     _dvc_init(folder)
     return [*TEMPLATES, ".dvc/"]
 
@@ -140,7 +162,10 @@ def _replaced(text: str, values: Mapping[str, str]) -> str:
 
 
 def filled(
-    text: str, sources: Sequence[tuple[str, Path, Mapping[str, Any]]], deps: list[str], embeddings: str | None
+    text: str,
+    sources: Sequence[tuple[str, Path, Mapping[str, Any]]],
+    deps: list[str],
+    urls: StoreUrls = IN_THE_STUDY,
 ) -> str:
     """Return a template with the marks of one study filled in.
 
@@ -150,20 +175,33 @@ def filled(
         Kind, folder and options of each source.
     deps
         Files that DVC watches for `ingest`.
-    embeddings
-        URL of the embedding stores; None: in the study.
+    urls
+        What lies in a bucket.
     """
     listed = "".join(f"\n      - {_inline(dep)}" for dep in deps)
+    watched = [f"      - {PARAM_OF[name]}" for name in urls.ingested]
     values = {
         "@COHORT@": _cohorts(sources),
-        "@COHORT_PARAMS@": COHORT_PARAMS if len(sources) == 1 else "      - cohorts",
+        "@COHORT_PARAMS@": "\n".join([COHORT_PARAMS if len(sources) == 1 else "      - cohorts", *watched]),
         "@SHARD@": "1024",
-        "@EMBEDDINGS@": _inline(embeddings or EMBEDDINGS),
-        "@EMBEDDED@": MARKED if embeddings else KEPT,
-        "@EMBED_PARAMS@": "\n        - embeddings" if embeddings else "",
+        "@EMBEDDINGS@": _inline(urls.embeddings or EMBEDDINGS),
+        "@ELSEWHERE@": "".join(f"\n{PARAM_OF[name]}: {_inline(url)}" for name, url in urls.ingested.items()),
+        "@EMBEDDED@": MARKED if urls.embeddings else KEPT,
+        "@EMBED_PARAMS@": "\n        - embeddings" if urls.embeddings else "",
         "@INGEST_DEPS@": f"\n    deps:{listed}" if deps else "",
     }
-    return _replaced(text, values)
+    return _marked(_replaced(text, values), urls.ingested)
+
+
+def _marked(text: str, elsewhere: Collection[str]) -> str:
+    """Let DVC watch the marker of what `ingest` writes into a bucket, in every stage of dvc.yaml."""
+    for name in elsewhere:
+        text = text.replace(f"- {name}:\n          persist: true\n", f"- {INGESTED}\n")
+        text = text.replace(f"- {name}\n", f"- {INGESTED}\n")
+    for indent in ("      ", "        "):
+        line = f"{indent}- {INGESTED}\n"
+        text = text.replace(line + line, line)
+    return text.replace("      - bad_records.csv\n", "") if RECORDS in elsewhere else text
 
 
 def _dvc_init(folder: Path) -> None:

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from cache.errors import MissingFileError, UsageError
 from cache.files import write_text
-from pipeline.study.params import MOVED, PARAMS_FILE, SIGNALS, matches
-from pipeline.study.scaffold import TEMPLATES, filled
+from pipeline.study.params import MOVED, PARAMS_FILE, matches
+from pipeline.study.scaffold import TEMPLATES, StoreUrls, filled
 from pipeline.study.yaml_text import YamlText
 
 DVC_FILE = "dvc.yaml"
@@ -152,7 +152,7 @@ def _fill(params: YamlText) -> Iterator[str]:
     sources: list[tuple[str, Path, dict[str, Any]]] = [
         (str(cohort.get("source", "")), Path(str(cohort.get("path", ""))), {})
     ]
-    template = YamlText(filled(_template(PARAMS_FILE), sources, [], None))
+    template = YamlText(filled(_template(PARAMS_FILE), sources, []))
     for key, section in template.value(()).items():
         if key == "cohort" and "cohorts" in params.value(()):
             continue
@@ -180,14 +180,12 @@ def _fill_section(params: YamlText, template: YamlText, key: str, section: Mappi
 def _stages(folder: Path, old: YamlText, params: YamlText) -> tuple[str, list[str]]:
     """Return the new dvc.yaml and what is new in it."""
     content = params.value(())
-    stores = {key: str(content.get(key, "")) for key in ("embeddings", "signals")}
-    url = stores["embeddings"] if "://" in stores["embeddings"] else None
+    named = {key: str(content.get(key, "")) for key in ("embeddings", "signals", "records")}
+    urls = StoreUrls(**{key: place for key, place in named.items() if "://" in place})
     several: list[tuple[str, Path, dict[str, Any]]] = [("", Path(), {})] * (2 if "cohorts" in content else 1)
     editor = _dvc_editor()
     before = editor.load(old.text)
-    after = editor.load(filled(_template(DVC_FILE), several, [], url))
-    if "://" in stores["signals"]:
-        _drop_signals(after)
+    after = editor.load(filled(_template(DVC_FILE), several, [], urls))
     words = [f"stage {name} added" for name in after["stages"] if name not in before["stages"]]
     for name, stage in before["stages"].items():
         if name not in after["stages"]:
@@ -203,15 +201,6 @@ def _stages(folder: Path, old: YamlText, params: YamlText) -> tuple[str, list[st
     written = io.StringIO()
     editor.dump(after, written)
     return written.getvalue(), words
-
-
-def _drop_signals(content: dict[str, Any]) -> None:
-    """Take the signals out of all stages: behind a URL they are no file that DVC watches."""
-    for stage in content["stages"].values():
-        body = stage.get("do", stage)
-        for part in ("deps", "outs"):
-            if part in body:
-                body[part] = [entry for entry in body[part] if _entry(entry) != SIGNALS]
 
 
 def _dvc_editor() -> YAML:

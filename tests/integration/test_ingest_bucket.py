@@ -1,11 +1,14 @@
 """`ensemble ingest` into a bucket: the bytes of a folder, whoever dies, comes late or runs beside it."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from cache.record_rows import RecordRows
 from cache.records import open_records
 from cache.signals import open_signals
 from cache.storage.locations import location_of
+from pipeline.study.markers import write_ingested
 from stages.ingest import IngestPaths, IngestSettings, run
 from stages.ingest.shards import do_task
 from stages.ingest.stage import run_by
@@ -62,13 +66,18 @@ def n_read(study) -> int:
     return sum(name.endswith(".json") for name in (location_of(study) / ".signals.zarr.ingest").files())
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, s3):
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, s3, tmp_path):
     summary = ingest(cohort, f"{s3}/study")
     assert (summary.n_records, summary.n_bad) == (N_RECORDS, 1)
     assert objects_of(f"{s3}/study") == whole, "neither claims nor quality is left"
     signals, records = open_signals(f"{s3}/study/signals.zarr"), location_of(f"{s3}/study/records.parquet")
     assert len(signals.content_digest()) == 64
     assert open_records(records)["age"].tolist()[:3] == [0.0, 1.0, 2.0]
+    write_ingested(SimpleNamespace(records=records, signals=signals.path, folder=tmp_path))
+    assert json.loads((tmp_path / "ingested.json").read_text()) == {
+        "records": {"at": str(records), "rows": N_RECORDS, "sha256": hashlib.sha256(records.read_bytes()).hexdigest()},
+        "signals": {"at": str(signals.path), "rows": N_RECORDS, "content_sha256": signals.content_digest()},
+    }
     rows = RecordRows(records)
     assert (len(rows), rows.find("600"), rows.read(slice(700, 701))[0].unreadable != "") == (N_RECORDS, 600, True)
 

@@ -241,9 +241,9 @@ def test_a_flipped_byte_is_found_refused_and_mended(study, store, local, ensembl
 
 @pytest.mark.slow
 def test_dvc_watches_a_marker_and_repeats_nothing(study, store, local, monkeypatch):
-    from pipeline.study.scaffold import make_study
+    from pipeline.study.scaffold import StoreUrls, make_study
 
-    make_study(study / "fresh", "wfdb", local, embeddings=str(store.parent))
+    make_study(study / "fresh", "wfdb", local, urls=StoreUrls(embeddings=str(store.parent)))
     embed = yaml.safe_load((study / "fresh/dvc.yaml").read_text())["stages"]["embed"]
     (study / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"embed": embed}}))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -12,7 +12,7 @@ import yaml
 
 from cache.errors import MissingFileError, UsageError
 from pipeline.study.params import read_params
-from pipeline.study.scaffold import make_study
+from pipeline.study.scaffold import StoreUrls, make_study
 from pipeline.study.upgrade import plan_upgrade, upgrade_study, what_dvc_misses
 from pipeline.study.yaml_text import YamlText
 from pipeline.views.doctor import stage_findings
@@ -139,17 +139,45 @@ def test_a_second_time_there_is_nothing_to_do(study, monkeypatch, ensemble):
     assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == written
 
 
-@pytest.mark.parametrize("options", [{}, {"more": True}, {"embeddings": "s3://bucket/study/embeddings"}])
+URLS = StoreUrls("s3://bucket/embeddings", "s3://bucket/signals.zarr", "s3://bucket/records.parquet")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"more": True}, {"urls": StoreUrls("s3://bucket/embeddings")}, {"urls": URLS}], ids=str
+)
 def test_a_new_study_is_up_to_date(tmp_path, options):
     more = {"more": [("wfdb", tmp_path / "cohort")]} if "more" in options else {}
     assert plan_upgrade(new_study(tmp_path, **{**options, **more})).changes == []
 
 
-def test_signals_behind_a_url_stay_out_of_the_stages(study):
+def entries(stage, part):
+    return [one if isinstance(one, str) else next(iter(one)) for one in stage.get("do", stage).get(part, [])]
+
+
+@pytest.mark.parametrize("elsewhere", [("signals",), ("records",), ("records", "signals")])
+def test_what_ingest_writes_into_a_bucket_is_watched_by_its_marker(study, elsewhere):
+    names = {"records": "records.parquet", "signals": "signals.zarr"}
     with (study / "params.yaml").open("a") as file:
-        file.write("signals: s3://bucket/study/signals.zarr\n")
+        file.writelines(f"{key}: s3://bucket/study/{names[key]}\n" for key in elsewhere)
     upgrade_study(study)
-    assert "signals.zarr" not in (study / "dvc.yaml").read_text().split("plots:")[0].replace("persist", "")
+    stages = yaml.safe_load((study / "dvc.yaml").read_text())["stages"]
+    here = [name for key, name in names.items() if key not in elsewhere]
+    gone = {names[key] for key in elsewhere}
+    table = [] if "records" in elsewhere else ["bad_records.csv"]
+    assert sorted(entries(stages["ingest"], "outs")) == sorted(["ingested.json", *here, *table])
+    assert set(elsewhere) <= set(entries(stages["ingest"], "params"))
+    for name, stage in stages.items():
+        deps = entries(stage, "deps")
+        assert not gone & {*deps, *entries(stage, "outs")}
+        if name not in ("ingest", "note"):  # the last one is of the study alone
+            assert deps.count("ingested.json") == 1, name
+            assert set(here) <= set(deps), name
+    assert plan_upgrade(study).changes == []
+
+
+def test_only_a_bucket_is_a_url_for_init(tmp_path):
+    with pytest.raises(UsageError, match=r"--signals here: expected a URL such as s3://bucket/study/signals.zarr"):
+        new_study(tmp_path, urls=StoreUrls(signals="here"))
 
 
 @pytest.mark.parametrize(
