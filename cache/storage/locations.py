@@ -8,20 +8,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import url2pathname
 
 from cache.errors import MissingFileError, UsageError
 from cache.storage.objects import ObjectPath, is_url
 
 Location = Path | ObjectPath
-METADATA = "zarr.json"
+METADATA, FILE = "zarr.json", "file://"
 
 
 def location_of(location: str | Path | ObjectPath) -> Location:
-    """Return a location as a `Path` of this machine, or as an `ObjectPath` where it is a URL."""
+    """Return a location as a `Path` of this machine (also of a `file://` URL), or as an `ObjectPath` of another URL."""
     if isinstance(location, Path | ObjectPath):
         return location
     if not is_url(location):
         return Path(location)
+    if location.startswith(FILE):
+        return Path(url2pathname(location.removeprefix(FILE)))
     if "@" in location.partition("://")[2].partition("/")[0]:
         raise UsageError("a URL holds credentials; leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     return ObjectPath(location)
@@ -30,6 +33,19 @@ def location_of(location: str | Path | ObjectPath) -> Location:
 def within(folder: Path, location: str) -> Location:
     """Return a location that is told from a folder: a URL as it is, a path relative to the folder."""
     return location_of(location) if is_url(location) else folder / Path(location).expanduser()
+
+
+def require_writable(*locations: Location) -> None:
+    """Refuse URLs that stores can only be read from, before work is done for them.
+
+    Raises
+    ------
+    UsageError
+        Naming the first one, and what can be written to.
+    """
+    for location in locations:
+        if isinstance(location, ObjectPath):
+            location.require_writable()
 
 
 def name_within(store: Location, file: Location) -> str:

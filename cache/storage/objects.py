@@ -155,6 +155,17 @@ class ObjectPath:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
+    def require_writable(self) -> None:
+        """Refuse a storage without conditional requests, which all writing rests on (`cache.claims.leases`).
+
+        Raises
+        ------
+        UsageError
+            Any protocol but S3's.
+        """
+        if self.protocol not in _EXTRAS:
+            raise UsageError(f"{self}: can only be read; stores are written to s3://... or to a folder")
+
     def create(self, content: bytes) -> str:
         """Write the object, whole, if there is none of this name; gives its tag, or "" if there is one."""
         return self._put(content, IfNoneMatch="*")
@@ -234,8 +245,7 @@ class ObjectPath:
         return str(self._fs._strip_protocol(self.url))  # noqa: SLF001
 
     def _bucket_and_key(self) -> tuple[str, str]:
-        if self.protocol not in _EXTRAS:
-            raise UsageError(f"{self}: can only be read; stores are written to s3://... or to a folder")
+        self.require_writable()
         bucket, _, key = self._key.partition("/")
         return bucket, key
 

@@ -14,7 +14,7 @@ import yaml
 
 from cache.errors import EnsembleError, UsageError
 from cache.files import write_text
-from cache.storage.locations import location_of
+from cache.storage.locations import location_of, require_writable
 from cache.storage.objects import ObjectPath
 from pipeline.study.params import EMBEDDINGS, INGESTED, RECORDS, SIGNALS
 
@@ -89,7 +89,10 @@ def make_study(
     sources = [(source, path, chosen), *((kind, place.expanduser().resolve(), {}) for kind, place in more)]
     deps = [dep for one in sources for dep in _watched(*one)]
     for option, url in asdict(urls).items():
-        if url is not None and not isinstance(location_of(url), ObjectPath):
+        if url is None:
+            continue
+        require_writable(location_of(url))
+        if not isinstance(location_of(url), ObjectPath):
             raise UsageError(f"--{option} {url}: expected a URL such as s3://bucket/study/{OF_OPTION[option]}")
     present = [name for name in TEMPLATES if (folder / name).exists()]
     if present:

@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 
 from cache.errors import MissingFileError, UsageError
 from cache.files import write_text
+from cache.storage.locations import location_of
+from cache.storage.objects import ObjectPath
 from pipeline.study.params import MOVED, PARAMS_FILE, matches
 from pipeline.study.scaffold import TEMPLATES, StoreUrls, filled
 from pipeline.study.yaml_text import YamlText
@@ -181,7 +183,7 @@ def _stages(folder: Path, old: YamlText, params: YamlText) -> tuple[str, list[st
     """Return the new dvc.yaml and what is new in it."""
     content = params.value(())
     named = {key: str(content.get(key, "")) for key in ("embeddings", "signals", "records")}
-    urls = StoreUrls(**{key: place for key, place in named.items() if "://" in place})
+    urls = StoreUrls(**{key: place for key, place in named.items() if isinstance(location_of(place), ObjectPath)})
     several: list[tuple[str, Path, dict[str, Any]]] = [("", Path(), {})] * (2 if "cohorts" in content else 1)
     editor = _dvc_editor()
     before = editor.load(old.text)

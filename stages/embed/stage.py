@@ -22,7 +22,7 @@ from cache.errors import ClaimsLostError, MissingFileError, StoreError
 from cache.patients import LABELLED_TRAINING
 from cache.record_rows import RecordRows
 from cache.signals import open_signals
-from cache.storage.locations import store_exists
+from cache.storage.locations import require_writable, store_exists
 from cache.upkeep.checks import count_without_vector
 from cache.upkeep.kept import kept_path
 from cache.upkeep.resume import difference, grew_from, resume_or_create
@@ -112,6 +112,7 @@ class Embedder:
     def __init__(self, settings: EmbedSettings, paths: EmbedPaths) -> None:
         self.settings, self.paths = settings, paths
         self._waiting_is_said = False
+        require_writable(paths.store)
         self.records, self.signals = RecordRows(paths.records), open_signals(paths.signals)
         if len(self.records) != len(self.signals):
             raise StoreError(

@@ -16,7 +16,7 @@ from cache.errors import MissingFileError, StoreError, UsageError
 from cache.fingerprint import fingerprint, text_digest
 from cache.records import open_records
 from cache.signals import SignalStore, create_signals, open_signals
-from cache.storage.locations import Location, store_exists
+from cache.storage.locations import Location, require_writable, store_exists
 from cache.storage.writing import Guard, store_text
 from cache.upkeep.signal_growth import grow_signals, lengthen_signals
 from cache.zarr_io.groups import recover_group
@@ -84,6 +84,7 @@ def run_by(
     read: ReadShards, settings: IngestSettings, paths: IngestPaths, progress: Progress | None = None
 ) -> IngestSummary:
     """Do what `run` does, with shards that `read` lets others do: on a cluster by `shards.do_task`."""
+    require_writable(paths.records, paths.signals)
     cohort = open_cohort(settings.source, settings.path, settings.options)
     if settings.append and not store_exists(paths.signals):
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` without --append first")
