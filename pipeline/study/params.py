@@ -18,7 +18,7 @@ from stages.external.settings import ExternalFit
 from stages.fit_heads.settings import FitHeadsSection
 from stages.ingest.settings import CohortSection
 from stages.leaderboard.settings import LeaderboardSection
-from stages.posttrain.settings import PosttrainSection
+from stages.posttrain.settings import PosttrainSection, refused_crop
 from stages.pretrain.settings import PretrainSection
 from stages.report.settings import ReportSection
 from stages.robustness.settings import RobustnessSection
@@ -99,6 +99,9 @@ def read_params(folder: Path = Path()) -> Params:
         raise UsageError(f"{path}: {_one_line(error)}") from error
     for key, default in (("records", RECORDS), ("signals", SIGNALS), ("embeddings", EMBEDDINGS)):
         _check_location(path, key, getattr(params, key), default)
+    for name, section in params.posttrain.items():
+        if section.crop_s is not None:
+            _check_crop(f"{path}: posttrain.{name}.crop_s", section, params.experts.get(section.expert))
     return params
 
 
@@ -125,6 +128,21 @@ def option_fault(error: ValidationError) -> str:
     fault = first_fault(error)
     words = f"it must be {fault.words}" if fault.kind == "not allowed" else fault.words
     return f"--{str(fault.location[0]).replace('_', '-')} {fault.value}: {words}"
+
+
+def _check_crop(key: str, section: PosttrainSection, expert: ExpertSection | None) -> None:
+    """Refuse a crop that its expert does not take, as published; `posttrain` asks a network of another kind."""
+    from stages.experts import expert_class  # which imports torch: only a study with crops pays for it
+
+    try:
+        cls, variant = expert_class(section.expert)
+    except UsageError:  # a version that is yet to be made, or a misspelt expert, which its stage names
+        return
+    path = section.preprocessing or (expert.preprocessing if expert else None)
+    if section.config or (expert and expert.config) or path not in (None, cls.preprocessing_variants[0]):
+        return
+    if reason := refused_crop(cls.published_spec(variant), section.crop_s):
+        raise UsageError(f"{key} {reason}")
 
 
 def _check_location(path: Path, key: str, location: str, default: str) -> None:

@@ -140,6 +140,12 @@ def _amplitude(spec: ExpertSpec) -> str:
     return f"of any unit, lead by lead ({', '.join(spec.scale_free)})" if spec.scale_free else "millivolts"
 
 
+def lengths(spec: ExpertSpec) -> str:
+    """Say how long records must be, and how much of them is seen."""
+    seen = "all of a longer one" if spec.longest_s is None else f"the first {spec.longest_s:g} s of a longer one"
+    return f"records from {spec.shortest_s:.3g} s; sees {seen}" if spec.shortest_s else f"records of any length; {seen}"
+
+
 def expert_details(name: str) -> str:
     """Return everything about one expert, as aligned lines."""
     spec = spec_of(name)
@@ -152,6 +158,7 @@ def expert_details(name: str) -> str:
         "normalisation": spec.normalisation,
         "amplitude": _amplitude(spec),
         "windows": spec.windows,
+        "lengths": lengths(spec),
         "missing leads": spec.missing_leads,
         "layers": layers,
         "embedding": f"{spec.embedding_dim}" + (f", output {spec.output_dim}" if spec.output_dim else ""),

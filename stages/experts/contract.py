@@ -7,8 +7,9 @@ processing that several experts share (`signals.dsp`), any one expert (a file of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cache.errors import InputError
 from stages.devices import Precision
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.token_times import Placement, TokenTimes
@@ -89,6 +91,10 @@ class ExpertSpec:
     """Regular expressions of pretraining-only keys that a checkpoint may hold and that are not used."""
     windows: str = "one window"
     """How a 10 s record becomes windows, and how their vectors are pooled."""
+    shortest_s: float = 0.0
+    """Seconds of the shortest record that is encoded; `prepare` refuses a shorter one. 0: any length."""
+    longest_s: float | None = None
+    """Seconds of a record, from its start, that are encoded; None: the whole of it, in windows."""
     missing_leads: str = "zeros after normalisation"
     """Declared policy for missing leads and NaN samples."""
     needs_weights: bool = True
@@ -109,12 +115,50 @@ class ExpertSpec:
         """Whether an input path gives other vectors for signals in another unit."""
         return preprocessing not in self.scale_free
 
+    def too_short(self, n_samples: int, rate_hz: float) -> str:
+        """Say that a record or crop is shorter than the expert takes; "" where it is not.
+
+        Half a sample may lack, for lengths that were rounded to whole samples.
+        """
+        seconds = n_samples / rate_hz
+        if n_samples >= self.shortest_s * rate_hz - 0.5:
+            return ""
+        return f"expert '{self.name}': {seconds:g} s are shorter than {self.shortest_s:g} s, the shortest that it takes"
+
     @property
     def views(self) -> tuple[str, ...]:
         """Views of the tokens that can be stored beside the means: `segments`, `std`, `max`, and `last` if causal."""
         if self.tokens is None:
             return ()
         return ("segments", "std", "max", "last") if self.tokens.causal else ("segments", "std", "max")
+
+
+def require_length(spec: ExpertSpec, n_samples: int, rate_hz: float) -> None:
+    """Refuse records that are shorter than an expert takes.
+
+    Every subclass's `prepare` begins with it.
+
+    Raises
+    ------
+    InputError
+        Names the expert and both lengths.
+    """
+    if reason := spec.too_short(n_samples, rate_hz):
+        raise InputError(f"{reason}; leave out the record or the expert, or keep more of it (cohort.seconds)")
+
+
+Prepare = Callable[["Expert", "np.ndarray | Tensor", float], Tensor]
+
+
+def _of_enough_length(prepare: Prepare) -> Prepare:
+    """Let a `prepare` check the length first."""
+
+    @wraps(prepare)
+    def checked(expert: Expert, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
+        require_length(expert.spec, signals_mv.shape[-1], rate_hz)
+        return prepare(expert, signals_mv, rate_hz)
+
+    return checked
 
 
 def patients_key(spec: ExpertSpec) -> bytes:
@@ -150,7 +194,8 @@ class Encoding:
 class Expert(ABC):
     """One frozen model. Construct through `load_expert`, which puts it in eval mode on the device.
 
-    A subclass is one file, decorated with `@register("name")`, and implements `build`, `prepare` and `encode`.
+    A subclass is one file, decorated with `@register("name")`, and implements `build`, `prepare` and `encode`. Its
+    `prepare` sees no record that is shorter than `spec.shortest_s`.
     """
 
     spec: ExpertSpec
@@ -167,6 +212,10 @@ class Expert(ABC):
     """Regular expression of the submodules whose output is added to the residual stream (or scales what is), the block
     they are in as group `block`: what stochastic depth drops and layer-wise rates count. Empty: there are none."""
 
+    early_blocks: ClassVar[str | None] = None
+    """Regular expression of the blocks that the ECG-FM benchmark fine-tunes most slowly, where it says so; None: half.
+    (AI4HealthUOL/ecg-fm-benchmarking 6367295, clinical_ts/models/fm_ecg.py, `get_params`.)"""
+
     @property
     def embedding_parts(self) -> int:
         """Return how many equal parts the embedding has that are trained apart: networks side by side."""
@@ -178,6 +227,11 @@ class Expert(ABC):
     def __init__(self, device: torch.device | str = "cpu", preprocessing: str | None = None) -> None:
         self.device = torch.device(device)
         self.preprocessing = preprocessing or self.preprocessing_variants[0]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "prepare" in vars(cls):
+            cls.prepare = _of_enough_length(cls.prepare)  # type: ignore[method-assign, assignment]
 
     @classmethod
     @abstractmethod
@@ -242,6 +296,12 @@ class Expert(ABC):
         Returns
         -------
         float32 CPU tensor [batch, windows, ...].
+
+        Raises
+        ------
+        InputError
+            Records shorter than `spec.shortest_s`, before a subclass's own code sees them (`require_length`); or
+            records that this code cannot use.
         """
 
     def windows_at_once(self, x: Tensor) -> int:

@@ -268,22 +268,28 @@ def awkward_records_have_vectors(case: Case) -> str:
 
 
 def lengths_are_used_or_refused(case: Case) -> str:
-    """Embed 1, 2.5, 5, 6, 9.99 and 15 s: a finite vector, or an InputError of one line with the name and the length."""
-    expert = case.expert
-    for seconds in (1.0, 2.5, 5.0, 6.0, 9.99, 15.0):
-        try:
-            x = expert.prepare(records(1, seconds), RATE_HZ)
-        except InputError as error:
-            said = str(error)
-            if expert.spec.name.partition("-")[0] not in said or f"{seconds:g} s" not in said or "\n" in said:
-                return f"refuses {seconds:g} s without name or length, in one line: {said!r}"
-            if seconds >= 10:
-                return f"refuses a record of {seconds:g} s: {said}"
-            continue
+    """Embed records from the shortest that the spec says up to 20 s, refuse shorter ones, see no more than it says."""
+    expert, spec = case.expert, case.expert.spec
+    shortest_s, longest_s = spec.shortest_s or 1.0, spec.longest_s
+    for seconds in (shortest_s, *(each for each in (2.5, 5.0, 9.99, 20.0) if each > shortest_s)):
+        x = expert.prepare(records(1, seconds), RATE_HZ)
         vectors = run_expert(expert, x)
-        if vectors.embedding.shape != (1, expert.spec.embedding_dim) or vectors.failed(expert.spec.nan_features).any():
+        if vectors.embedding.shape != (1, spec.embedding_dim) or vectors.failed(spec.nan_features).any():
             return f"no finite vector for a record of {seconds:g} s"
-    return ""
+    first = expert.prepare(records(1, 20.0)[..., : round((longest_s or 15.0) * RATE_HZ)], RATE_HZ)
+    same = first.shape == x.shape and (longest_s is not None or _equal(first, x))
+    if same != (longest_s is not None):
+        return f"longest_s is {longest_s}, but 20 s become {list(x.shape)}, their beginning {list(first.shape)}"
+    return _refuses_shorter(expert, shortest_s - 0.1) if spec.shortest_s else ""
+
+
+def _refuses_shorter(expert: Expert, seconds: float) -> str:
+    try:
+        expert.prepare(records(1, seconds), RATE_HZ)
+    except InputError as error:
+        named = all(part in str(error) for part in (expert.spec.name, f"{expert.spec.shortest_s:g} s"))
+        return "" if named and "\n" not in str(error) else f"refuses {seconds:g} s without name or length: {error}"
+    return f"takes a record of {seconds:g} s, shorter than spec.shortest_s"
 
 
 def other_leads_are_refused(case: Case) -> str:

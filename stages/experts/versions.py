@@ -42,6 +42,8 @@ SPEC_FACTS = (
     "output_dim",
     "parameters",
     "windows",
+    "shortest_s",
+    "longest_s",
     "missing_leads",
 )
 """What of a version's spec its configuration changes; kept in version.json so that the table needs no network."""

@@ -45,20 +45,14 @@ def crop_seconds(expert: Expert) -> float:
     Raises
     ------
     InputError
-        It refuses these, or 5 s as well.
+        It takes nothing as short as these, or as 5 s.
     """
-    base = expert.spec.name.partition("+")[0]
-    if base in OTHER_CROPS_S:
-        expert.prepare(_silence(OTHER_CROPS_S[base]), float(RATE_HZ))
-        return OTHER_CROPS_S[base]
-    if expert.spec.seconds != LONG_CROP_S:
-        try:
-            expert.prepare(_silence(CROP_S), float(RATE_HZ))
-            return CROP_S
-        except InputError:
-            pass
-    expert.prepare(_silence(LONG_CROP_S), float(RATE_HZ))
-    return LONG_CROP_S
+    spec = expert.spec
+    short = spec.seconds != LONG_CROP_S and not spec.too_short(round(CROP_S * RATE_HZ), RATE_HZ)
+    seconds = OTHER_CROPS_S.get(spec.name.partition("+")[0], CROP_S if short else LONG_CROP_S)
+    if reason := spec.too_short(round(seconds * RATE_HZ), RATE_HZ):
+        raise InputError(f"{reason}; its crops would have {seconds:g} s")
+    return seconds
 
 
 def _silence(seconds: float) -> np.ndarray:

@@ -26,10 +26,10 @@ from cache.fingerprint import fingerprint
 from cache.records import records_digest
 from cache.signals import LEADS, SignalStore
 from stages.experts.signals.dsp import resample_rate
+from stages.posttrain.settings import RATE_HZ
 from stages.training.inputs import BLOCK, Prepare
 
 _LOG = logging.getLogger(__name__)
-RATE_HZ = 500
 TestCrops = Literal["mean", "middle"]
 
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cache.storage.locations import Location
+    from stages.experts.contract import ExpertSpec
 
-
+RATE_HZ = 500
+"""At which crops are cut."""
 Select = Literal["best", "metric", "last"]
 HeadKind = Literal["probe", "joint", "linear"]
 
@@ -75,6 +77,12 @@ class PosttrainSection(TrainingSection):
         )
 
 
+def refused_crop(spec: ExpertSpec, crop_s: float | None) -> str:
+    """Say why an expert takes no crops of that length; "" where it does."""
+    reason = spec.too_short(round((crop_s or 0.0) * RATE_HZ), RATE_HZ) if crop_s is not None else ""
+    return f"{crop_s:g}: {reason}; give at least {spec.shortest_s:g}, or leave it out" if reason else ""
+
+
 @dataclass(frozen=True)
 class PosttrainSettings:
     """What is adapted to what, and how; see docs/pretraining.md.
@@ -103,7 +111,8 @@ class PosttrainSettings:
     test_crops
         What is said of a record: `mean`, of what is said of its crops one after the other; or of the `middle` one.
     half_decay
-        Factor of the learning rate of the later half of the blocks below the head; its square is the earlier half's.
+        Factor of the learning rate of the later blocks below the head; its square is that of the earlier ones (half of
+        them, or those that the ECG-FM benchmark names).
     absolute_error
         Whether regressions are trained by the absolute error instead of the squared one.
     augment, mixup

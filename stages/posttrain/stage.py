@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from cache.embeddings import open_embeddings
-from cache.errors import InputError
+from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
 from stages.experts import Expert, load_expert
 from stages.experts.versions import is_trained_version, read_version
@@ -26,7 +26,7 @@ from stages.posttrain.drop_path import StochasticDepth, residual_blocks
 from stages.posttrain.inputs import inputs_of, mean_of_records
 from stages.posttrain.joint import JointHead
 from stages.posttrain.probing import Head, Labelled, fit_probe
-from stages.posttrain.settings import PosttrainPaths, PosttrainSettings, PosttrainSummary
+from stages.posttrain.settings import PosttrainPaths, PosttrainSettings, PosttrainSummary, refused_crop
 from stages.posttrain.teacher import taught
 from stages.posttrain.tuned import TaskBatches, Tuned, rate_groups, set_dropout
 from stages.scoring.metrics import HEADLINE, METRICS
@@ -100,6 +100,8 @@ def _load(s: PosttrainSettings) -> Expert:
     )
     if expert.module is not None:
         set_dropout(expert.module, s.dropout)
+    if reason := refused_crop(expert.spec, s.crop_s):
+        raise UsageError(f"crop_s {reason}")
     return expert
 
 

@@ -5,6 +5,7 @@ Not here: the loop (`stages.training`), the order of the steps (`stage`).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ def rate_groups(tuned: Tuned, layer_decay: float, half_decay: float = 1.0) -> li
     """Parameter groups whose learning rate falls by `layer_decay` from block to block towards the input.
 
     What stands before the first block counts as one block more; the head and what follows the last have the full rate.
-    With a `half_decay` the later half of the blocks, and what follows the last, has that share of the head's rate, and
-    what stands before has its square.
+    With a `half_decay` the later blocks, and what follows the last, have that share of the head's rate, and what stands
+    before has its square. Blocks are early as `Expert.early_blocks` says, or in the first half.
     """
     paths = [f"{path}." for path, _ in residual_blocks(tuned.expert)]
     groups: dict[int, list[nn.Parameter]] = {}
@@ -79,7 +80,7 @@ def rate_groups(tuned: Tuned, layer_decay: float, half_decay: float = 1.0) -> li
         if parameter.requires_grad:
             groups.setdefault(behind if inside is None else inside, []).append(parameter)
     if half_decay != 1:
-        return _groups_of_halves(groups, len(paths) // 2, half_decay, list(tuned.head.parameters()))
+        return _two_groups(groups, early_blocks(tuned.expert), half_decay, list(tuned.head.parameters()))
     groups.setdefault(len(paths), []).extend(tuned.head.parameters())
     return [
         {"params": parameters, "scale": layer_decay ** (len(paths) - index)}
@@ -87,11 +88,20 @@ def rate_groups(tuned: Tuned, layer_decay: float, half_decay: float = 1.0) -> li
     ]
 
 
-def _groups_of_halves(
-    groups: dict[int, list[nn.Parameter]], middle: int, decay: float, head: list[nn.Parameter]
+def early_blocks(expert: Expert) -> set[int]:
+    """Return the numbers of the blocks that train most slowly with a `half_decay`."""
+    paths = [path for path, _ in residual_blocks(expert)]
+    if expert.early_blocks is None:
+        return set(range(len(paths) // 2))
+    return {index for index, path in enumerate(paths) if re.fullmatch(expert.early_blocks, path)}
+
+
+def _two_groups(
+    groups: dict[int, list[nn.Parameter]], slow: set[int], decay: float, head: list[nn.Parameter]
 ) -> list[dict[str, Any]]:
-    early = [parameter for index, part in sorted(groups.items()) if index < middle for parameter in part]
-    late = [parameter for index, part in sorted(groups.items()) if index >= middle for parameter in part]
+    slow = {-1, *slow}  # and what stands before the first block
+    early = [parameter for index, part in sorted(groups.items()) if index in slow for parameter in part]
+    late = [parameter for index, part in sorted(groups.items()) if index not in slow for parameter in part]
     scaled = ((early, decay**2), (late, decay), (head, 1.0))
     return [{"params": parameters, "scale": scale} for parameters, scale in scaled if parameters]
 

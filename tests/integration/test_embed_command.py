@@ -74,7 +74,7 @@ def test_short_records_are_counted_and_the_policy_is_named(toy_study, embed):
     done = embed(toy_study)
     assert done.returncode == 0, done.stderr
     assert "2 records are shorter than 10 s: what ecgfm makes of them, `ensemble experts ecgfm` says" in done.stdout
-    assert "no vector for r0001: expert 'ecgfm': records of 4.8 s are shorter than one window of 5 s" in done.stdout
+    assert "no vector for r0001: expert 'ecgfm': 4.8 s are shorter than 5 s" in done.stdout
 
 
 def test_a_second_run_does_nothing(toy_study, embed):

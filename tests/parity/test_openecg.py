@@ -75,7 +75,7 @@ def test_windows_lengths_and_missing_lead():
     without = signals()
     without[:, 1] = np.nan
     assert not expert.prepare(without, 500).any()
-    with pytest.raises(InputError, match=r"0\.5 s are shorter than a second"):
+    with pytest.raises(InputError, match=r"0\.5 s are shorter than 1 s"):
         expert.prepare(signals(0.5), 500)
 
 

@@ -216,7 +216,7 @@ def test_crops_follow_the_official_grid():
 
 
 def test_short_records_are_refused():
-    with pytest.raises(InputError, match=r"8 s are shorter than its windows of 9 s"):
+    with pytest.raises(InputError, match=r"8 s are shorter than 9 s"):
         small().prepare(np.zeros((1, 12, 4000)), 500)
     soup = load_expert("stmem", config=SMALL, preprocessing="soup", random_weights=True)
     with pytest.raises(InputError, match="10 s"):

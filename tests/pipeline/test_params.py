@@ -106,3 +106,16 @@ def test_a_misspelt_option_of_the_source_is_refused_before_any_work(tmp_path):
     study = Study(write(tmp_path, {**MINIMAL, "cohort": {"source": "ptb-xl", "path": "x"}}))
     with pytest.raises(UsageError, match="unknown source 'ptb-xl'; did you mean 'ptbxl'"):
         study.params  # noqa: B018
+
+
+def test_a_crop_shorter_than_its_expert_takes_is_refused_when_params_are_read(tmp_path):
+    version = {"expert": "stmem", "task": "sex", "crop_s": 2.5}
+    write(tmp_path, {**MINIMAL, "posttrain": {"stmem+sex": version}})
+    says = (
+        r"params.yaml: posttrain.stmem\+sex.crop_s 2.5: expert 'stmem': 2.5 s are shorter than 9 s, .* give at least 9"
+    )
+    with pytest.raises(UsageError, match=says):
+        read_params(tmp_path)
+    for taken in ({"crop_s": 9}, {"expert": "seed"}, {"config": {"seq_len": 500}}, {"preprocessing": "soup"}):
+        write(tmp_path, {**MINIMAL, "posttrain": {"one+sex": version | taken}})
+        assert read_params(tmp_path).posttrain["one+sex"].task == "sex"

@@ -6,6 +6,7 @@ from stages.experts import ExpertSpec, expert_class, list_experts
 
 DOC = Path(__file__).parents[2] / "docs/experts.md"
 BEGIN, END = "<!-- table of experts, written by tests/stages/experts_table.py -->\n", "<!-- end of the table -->\n"
+POLICIES = "| expert | normalisation | windows | record, s | missing leads, NaN | pretrained on |"
 HEAD = "| expert | input | input paths | layers | embedding (output) | parameters | licence | weights |"
 
 
@@ -17,7 +18,7 @@ def own_experts() -> list[str]:
 def table() -> str:
     """Return the Markdown tables: facts of every expert, then the policies of each family."""
     rows = [HEAD, "|---|---|---|---|---|---|---|---|", *(_facts(name) for name in own_experts())]
-    policies = ["| expert | normalisation | windows | missing leads, NaN | pretrained on |", "|---|---|---|---|---|"]
+    policies = [POLICIES, "|---|---|---|---|---|---|"]
     families = [name for name in own_experts() if _spec(name).name == name and not _is_size(name)]
     return "\n".join([*rows, "", *policies, *(_policies(name) for name in families)]) + "\n"
 
@@ -55,7 +56,8 @@ def _weights(spec: ExpertSpec) -> str:
 def _policies(name: str) -> str:
     spec = _spec(name)
     seen = ", ".join(spec.pretrained_on) or "-"
-    return f"| {name} | {spec.normalisation} | {spec.windows} | {spec.missing_leads} | {seen} |"
+    lengths = f"from {spec.shortest_s:.3g}" + ("" if spec.longest_s is None else f", the first {spec.longest_s:g}")
+    return f"| {name} | {spec.normalisation} | {spec.windows} | {lengths} | {spec.missing_leads} | {seen} |"
 
 
 def main() -> None:

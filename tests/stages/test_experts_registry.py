@@ -38,6 +38,10 @@ def test_every_expert_keeps_the_contract(check, name):
     assert check(small_case(name)) == ""
 
 
+def test_every_expert_here_says_how_long_a_record_must_be():
+    assert not [name for name in NAMES if not 0 < small_expert(name).spec.shortest_s <= 10]
+
+
 def middle_s(tokens, reference, times):
     """Where tokens differ from others, [record] in seconds: the middle, weighed by how much."""
     starts, ends = times.spans_s(tokens.shape[1])

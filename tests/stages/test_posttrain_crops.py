@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 
 from cache import open_records, open_signals
 from cache.errors import InputError, UsageError
-from stages.experts import load_expert
+from stages.experts import expert_class, load_expert
 from stages.heads.targets.tasks import TaskSpec, layout
 from stages.posttrain import PosttrainPaths, PosttrainSettings
 from stages.posttrain import run as posttrain
+from stages.posttrain.drop_path import residual_blocks
 from stages.posttrain.inputs import Crops, WholeRecords, inputs_of, mean_of_records, open_crops
 from stages.posttrain.probing import Head
-from stages.posttrain.tuned import Tuned, rate_groups
+from stages.posttrain.tuned import Tuned, early_blocks, rate_groups
 from stages.training.settings import LoopSettings
 
 LOOP = LoopSettings(epochs=2, batch_size=8, learning_rate=3e-3, min_learning_rate=3e-3, checkpoint_seconds=0)
@@ -130,6 +131,37 @@ def test_crops_that_the_expert_refuses_are_left_out_with_its_reason(tmp_path, ca
         open_crops(tmp_path, shard, np.arange(4), 0.5, fussy, "mean")
 
 
+EARLY = {
+    "jepa": (12, [f"encoder_blocks.blocks.{k}" for k in range(3)]),
+    "stmem": (12, [f"block{k}" for k in range(3)]),
+    "ecgfounder": (20, [f"stage_list.{stage}.block_list.{k}" for stage in range(3) for k in range(2)]),
+    "merl": (8, [f"layer{layer}.{k}" for layer in (1, 2) for k in range(2)]),
+    "hubert-base": (12, [f"encoder.layers.{k}" for k in range(6)]),
+    "ecgfm": (12, [f"encoder.layers.{k}" for k in range(6)]),
+    "ecgcpc": (4, []),
+    "seed": (15, [f"members.{member}.stages.{stage}.0" for member in range(3) for stage in range(2)]),
+}
+"""Blocks at the published size, and the slowest: of the benchmark's encoders as its fm_ecg.py, `get_params`, has it."""
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_the_slowest_blocks_are_the_benchmarks(name):
+    cls, variant = expert_class(name)
+    with torch.device("meta"):
+        expert = cls.build(None, None, variant=variant)
+    paths = [path for path, _ in residual_blocks(expert)]
+    assert (len(paths), [paths[index] for index in sorted(early_blocks(expert))]) == EARLY[name]
+
+
+def test_what_stands_before_the_first_block_is_as_slow_as_the_early_ones():
+    expert = load_expert("ecgcpc", config=expert_class("ecgcpc")[0].small_config(), random_weights=True, trainable=True)
+    tuned = Tuned(expert, Head(expert.spec.embedding_dim, layout([TaskSpec("sex", "binary")])), None)
+    slowest = rate_groups(tuned, 1.0, 0.1)[0]
+    convolutions = [p for name, p in expert.module.named_parameters() if "ts_encoder.encoder." in name]
+    assert slowest["scale"] == pytest.approx(0.01)
+    assert {id(p) for p in slowest["params"]} == {id(p) for p in convolutions if p.requires_grad}
+
+
 def test_halves_of_the_blocks_learn_ten_and_a_hundred_times_more_slowly():
     expert = load_expert("seed", random_weights=True, trainable=True)
     tuned = Tuned(expert, Head(expert.spec.embedding_dim, layout([TaskSpec("sex", "binary")])), None)
@@ -151,6 +183,11 @@ def asked(toy_study, tiny_ecgfm, monkeypatch) -> PosttrainSettings:
     torch.set_num_threads(1)
     options = {"weights": tiny_ecgfm.weights, "config": tiny_ecgfm.config, **PROTOCOL}
     return PosttrainSettings("ecgfm+sex", "ecgfm", "sex", LOOP, **options)
+
+
+def test_a_crop_that_the_expert_does_not_take_is_refused_before_records_are_read(asked):
+    with pytest.raises(UsageError, match=r"^crop_s 2.5: expert 'ecgfm': 2.5 s are shorter than 5 s, .* at least 5, or"):
+        posttrain(replace(asked, crop_s=2.5), PosttrainPaths(Path("nowhere"), Path("nowhere"), Path(".ensemble")))
 
 
 PATHS = PosttrainPaths(Path("records.parquet"), Path("signals.zarr"), Path(".ensemble"))

@@ -99,6 +99,12 @@ def resample_rate(signals: np.ndarray, rate_hz: float, target_hz: float) -> np.n
     return resampled
 
 
+def hold_ends(signals: np.ndarray, n_samples: int) -> np.ndarray:
+    """Hold the last sample of [..., time] until there are `n_samples`; longer signals stay as they are."""
+    lacking = max(0, n_samples - signals.shape[-1])
+    return np.pad(signals, (*[(0, 0)] * (signals.ndim - 1), (0, lacking)), mode="edge") if lacking else signals
+
+
 def even_windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
     """Cut [..., time] into the fewest evenly placed windows that cover it: [batch, lead, time] -> [batch, window, ...].
 

@@ -20,6 +20,7 @@ WINDOW_SECONDS = 10.0
 DEFAULT_LEADS = {1: ("II",), 8: ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6"), 12: STANDARD_LEADS}
 
 NORMALISATION = "one z-score over all leads and time of the record, then FFT resampling"
+SHORTEST_S = 1.0
 WINDOWS = "10 s windows, evenly placed so that they cover the record, mean of their vectors"
 MISSING_LEADS = (
     "gaps are bridged linearly and a missing lead is zeros in the model input, left out of the z-score; a record "

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.errors import InputError
 from stages.experts.signals import dsp
 
 RATE_HZ = 500
@@ -17,6 +16,7 @@ WINDOW_SECONDS = 10
 LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
 """MIMIC's order, aVF before aVL: pretraining read its files as they are."""
 EPS = 1e-8
+SHORTEST_S = 1.0
 INT16_STEPS = 1000
 """Steps from 0 to 1 of the records that MERL was pretrained on."""
 MISSING_LEADS = "gaps bridged linearly, ends held; a missing lead is 0 mV before the scaling"
@@ -30,7 +30,6 @@ def windows_policy(seconds: float) -> str:
 
 
 def scaled_windows(
-    expert: str,
     signals_mv: np.ndarray | Tensor,
     rate_hz: float,
     *,
@@ -49,17 +48,9 @@ def scaled_windows(
         Cut to the whole 1/1000 below: the records of MERL's pretraining went through 16-bit integers.
     n_samples
         Length of a window, where the network is for another one than 10 s.
-
-    Raises
-    ------
-    InputError
-        Records shorter than a second.
     """
     signals = dsp.pick_leads(dsp.fill_gaps(dsp.as_signals(signals_mv)), LEADS)
     x = dsp.resample_rate(signals, rate_hz, RATE_HZ)
-    if x.shape[-1] < RATE_HZ:
-        seconds = signals.shape[-1] / rate_hz
-        raise InputError(f"expert '{expert}': records of {seconds:g} s are shorter than a second")
     lacking = max(0, n_samples - x.shape[-1])
     windows = dsp.even_windows(np.pad(x, ((0, 0), (0, 0), (0, lacking))), n_samples)
     scaled = joint_scale(windows, eps)

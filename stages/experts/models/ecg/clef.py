@@ -25,8 +25,8 @@ from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 500.0
 WINDOW = 5000
-SHORTEST = 500
-"""Samples of the shortest record that is still encoded (the zero-phase filter needs some)."""
+SHORTEST_S = 1.0
+"""Seconds of the shortest record that is still encoded (the zero-phase filter needs some)."""
 EPS = 1e-8
 PREFIX = "backbone."
 POOLINGS = ("mean", "concatenate")
@@ -135,17 +135,10 @@ class Clef(Expert):
 
         `authors-ptbxl` keeps mV as they are, as the authors' loader of PTB-XL does (which takes lead I at 100 Hz).
         Other rates are resampled by Fourier transform, as there. A shorter record is one shorter window.
-
-        Raises
-        ------
-        InputError
-            Records shorter than a second.
         """
         rounded = dsp.as_signals(signals_mv).astype(np.float32).astype(np.float64)  # see `bandpass`
         signals = dsp.fill_gaps(rounded)
         n_samples = round(signals.shape[-1] * RATE_HZ / rate_hz)
-        if n_samples < SHORTEST:
-            raise InputError(f"expert 'clef': records of {n_samples / RATE_HZ:g} s are shorter than 1 s")
         x = dsp.resample_fft(signals, n_samples)
         x = dsp.even_windows(x, WINDOW) if n_samples > WINDOW else x[:, None]
         if self.preprocessing == "authors":
@@ -261,6 +254,7 @@ def _spec(options: ClefOptions, variant: str | None, preprocessing: str, count: 
         unused_keys=UNUSED_KEYS,
         windows="evenly placed windows of 10 s, each filtered alone, mean of their vectors; a shorter record whole, "
         f"from 1 s; leads: {options.lead_pooling}",
+        shortest_s=SHORTEST_S,
         scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0, as a flat one after its z-score, and "
         "left out of the leads' mean",

@@ -92,16 +92,8 @@ class DBetaExpert(Expert):
         return expert
 
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
-        """[batch, 12, time] in mV -> [batch, windows, 12, time at 500 Hz]; neither filtered nor scaled.
-
-        Raises
-        ------
-        InputError
-            Records shorter than a second.
-        """
+        """[batch, 12, time] in mV -> [batch, windows, 12, time at 500 Hz]; neither filtered nor scaled."""
         x = dsp.resample_rate(dsp.fill_gaps(dsp.as_signals(signals_mv)), rate_hz, RATE_HZ)
-        if x.shape[-1] < RATE_HZ:
-            raise InputError(f"expert 'dbeta': records of {x.shape[-1] / RATE_HZ:g} s are shorter than a second")
         n_window = WINDOW_SECONDS * RATE_HZ
         windows = dsp.even_windows(x, n_window) if x.shape[-1] > n_window else x[:, None]
         return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32))
@@ -151,6 +143,7 @@ def _spec(options: DBetaOptions, n_parameters: int) -> ExpertSpec:
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record whole, from 1 s",
+        shortest_s=1.0,
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 mV, as a flat one at 0 is",
         preprocessing={"path": "authors", "rate_hz": RATE_HZ},
         tokens=convolved_token_times(dim, WINDOW_SECONDS * RATE_HZ, RATE_HZ, convolutions),

@@ -113,6 +113,7 @@ class EcgCpc(Expert):
     variants = tuple(RELEASES)
     preprocessing_variants = ("authors", "benchmark")
     residual_branches = r"(?P<block>ts_encoder\.predictor\.predictor\.s4_layers\.\d+)"
+    early_blocks = "$"  # none: the convolutions alone are slower than the layers
     module: EcgCpcNet
 
     @classmethod
@@ -150,15 +151,8 @@ class EcgCpc(Expert):
 
         Clipped to 3 mV and resampled whole, as for pretraining; `benchmark` cuts first and does not clip. Windows are
         as long as the kernels reach (10 s; 2.5 s of the siblings).
-
-        Raises
-        ------
-        InputError
-            Records shorter than a second.
         """
         signals = dsp.as_signals(signals_mv)
-        if signals.shape[-1] < rate_hz:
-            raise InputError(f"expert 'ecgcpc': records of {signals.shape[-1] / rate_hz:g} s are shorter than a second")
         signals = _bridged(signals)
         if self.preprocessing == "benchmark":
             x = resample_kaiser_best(_cut(signals, round(self.spec.seconds * rate_hz)), rate_hz, RATE_HZ)
@@ -267,6 +261,7 @@ def _spec(options: EcgCpcOptions, variant: str | None, preprocessing: str, n_par
         unused_keys=UNUSED_KEYS,
         windows=f"evenly placed windows of {seconds:g} s, {each}, mean of their vectors; a shorter record whole, "
         "from 1 s",
+        shortest_s=1.0,
         missing_leads="gaps bridged linearly, the last sample held, 0 mV before the first one; a missing lead is 0 mV",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "seconds": seconds, "clip_mv": CLIP_MV},
         tokens=TokenTimes(

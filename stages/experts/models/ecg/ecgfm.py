@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache.errors import InputError, UsageError, WeightsError
+from cache.errors import UsageError, WeightsError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.ecgfm_net import (
@@ -155,9 +155,8 @@ class EcgFm(Expert):
 def _authors_windows(signals: np.ndarray, rate_hz: float) -> np.ndarray:
     """Per-lead z-score over the whole record, then 5 s cuts (fairseq-signals preprocess.py, segment)."""
     n_samples = int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6)  # 4999.999 is a rounding error, not a lost sample
+    n_samples = max(WINDOW, n_samples)
     n_windows = n_samples // WINDOW
-    if n_windows == 0:
-        raise InputError(f"expert 'ecgfm': records of {n_samples / RATE_HZ:g} s are shorter than one window of 5 s")
     signals = _dsp.fill_gaps(signals)
     x = _dsp.zscore(_dsp.resample_linear(signals, n_samples))
     return x[..., : n_windows * WINDOW].reshape(len(x), x.shape[1], n_windows, WINDOW).swapaxes(1, 2)
@@ -267,6 +266,7 @@ def _spec(
         pretrained_on=PRETRAINED_ON,
         unused_keys=UNUSED_KEYS,
         windows="one window of 10 s" if enecg else "5 s cuts of the record, a shorter rest left out; mean over windows",
+        shortest_s=1.0 if enecg else WINDOW / RATE_HZ,
         scale_free=("authors",),
         missing_leads="gaps 0, missing lead 0 before the z-score (as EnECG)"
         if enecg

@@ -15,7 +15,7 @@ import scipy.signal
 import torch
 from torch import Tensor, nn
 
-from cache.errors import InputError, UsageError
+from cache.errors import UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
 from stages.experts.networks.net1d import OPTION_NAMES, Net1D, Net1DOptions, options_from_state
@@ -26,8 +26,8 @@ from stages.experts.token_times import TokenTimes
 
 RATE_HZ = 500.0
 WINDOW = 5000
-SHORTEST = 500
-"""Samples of the shortest record that is still encoded (the zero-phase filters and the median need some)."""
+SHORTEST_S = 1.0
+"""Seconds of the shortest record that is still encoded (the zero-phase filters and the median need some)."""
 BASELINE_KERNEL = 201
 """Samples of the median filter that gives the baseline: 0.4 s, odd."""
 EPS = 1e-8
@@ -56,6 +56,7 @@ class EcgFounder(Expert):
     variants = ("12lead", "1lead")
     preprocessing_variants = ("authors", "ptbxl_eval")
     residual_branches = r"(?P<block>stage_list\.\d+\.block_list\.\d+)\.gate"
+    early_blocks = r"stage_list\.[0-2]\..*"
     module: Net1D
 
     @classmethod
@@ -97,8 +98,6 @@ class EcgFounder(Expert):
         """
         signals = _dsp.pick_leads(_dsp.as_signals(signals_mv), self.spec.leads)
         n_samples = round(signals.shape[-1] * RATE_HZ / rate_hz)
-        if n_samples < SHORTEST:
-            raise InputError(f"expert 'ecgfounder': records of {n_samples / RATE_HZ:g} s are shorter than 1 s")
         x = _dsp.resample_linear(_dsp.fill_gaps(signals), n_samples)
         x = _cut(x if self.preprocessing == "ptbxl_eval" else filter_bandpass(x))
         x = _dsp.zscore(x, axis=(-2, -1), eps=EPS)
@@ -187,6 +186,7 @@ def _spec(
         weights=weights,
         pretrained_on=("heedb",),
         windows="one window of 10 s, a shorter record whole; longer ones cut, a rest left out, mean over windows",
+        shortest_s=SHORTEST_S,
         scale_free=("authors", "ptbxl_eval") if options.in_channels == 1 else (),
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 before the joint z-score and after it",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "window": WINDOW, "eps": EPS},

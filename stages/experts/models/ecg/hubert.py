@@ -134,10 +134,7 @@ class Hubert(Expert):
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
         """Filter, resample, scale, flatten and decimate the first 5 s: [batch, 12, time] mV -> [batch, 1, 6000]."""
         signals = _dsp.as_signals(signals_mv)
-        n_samples = int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6)
-        if n_samples < WINDOW:
-            raise InputError(f"expert 'hubert': records of {n_samples / RATE_HZ:g} s are shorter than 5 s")
-        x = preprocess(_dsp.fill_gaps(signals), rate_hz)
+        x = _dsp.hold_ends(preprocess(_dsp.fill_gaps(signals), rate_hz), WINDOW)
         x[~np.isfinite(signals).any(-1)] = 0.0
         flat = x[..., :WINDOW].reshape(len(x), 1, -1)
         decimated = scipy.signal.decimate(flat, DECIMATION)
@@ -288,7 +285,9 @@ def _spec(
         ),
         pretrained_on=PRETRAINED_ON,
         unused_keys=UNUSED_KEYS,
-        windows="the first 5 s of the record, as the authors; the rest is not seen",
+        windows="the first 5 s of the record, as the authors; the rest counts in the scale alone",
+        shortest_s=WINDOW / RATE_HZ,
+        longest_s=WINDOW / RATE_HZ,
         scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros before the decimation, "
         "which lets its neighbours in the flattened signal leak in at its ends",

@@ -46,6 +46,7 @@ class Jepa(Expert):
     """ECG-JEPA (Kim 2024, arXiv 2410.08559; sehunfromdaegu/ECG_JEPA)."""
 
     residual_branches = r"(?P<block>encoder_blocks\.blocks\.\d+)\.(attn|mlp)"
+    early_blocks = r"encoder_blocks\.blocks\.[0-2]"
     module: JepaEncoder
 
     @classmethod
@@ -84,7 +85,7 @@ class Jepa(Expert):
         Raises
         ------
         InputError
-            Records shorter than the window, or weights of leads that are not known by name.
+            Weights of leads that are not known by name.
         """
         options = self.module.options
         if not self.spec.leads:
@@ -92,12 +93,7 @@ class Jepa(Expert):
         signals = _dsp.pick_leads(_dsp.fill_gaps(_dsp.as_signals(signals_mv)), self.spec.leads)
         n_window = options.p * options.t
         n_source = n_window * SOURCE_RATE_HZ // RATE_HZ
-        n_samples = int(signals.shape[-1] * SOURCE_RATE_HZ / rate_hz + 1e-6)
-        if n_samples < n_source:
-            raise InputError(
-                f"expert 'jepa': records of {n_samples / SOURCE_RATE_HZ:g} s are shorter than its window of "
-                f"{n_window / RATE_HZ:g} s"
-            )
+        n_samples = max(n_source, int(signals.shape[-1] * SOURCE_RATE_HZ / rate_hz + 1e-6))
         x = _dsp.resample_fft(_dsp.resample_fft(signals, n_samples)[..., :n_source], n_window)
         return torch.from_numpy(np.ascontiguousarray(x[:, None], dtype=np.float32))
 
@@ -208,6 +204,8 @@ def _spec(options: JepaOptions, preprocessing: str, n_parameters: int) -> Expert
         pretrained_on=("chapman", "ningbo", "code15"),
         unused_keys=UNUSED_KEYS,
         windows=f"one window, the first {n_window / RATE_HZ:g} s of the record, as the authors; the rest is not seen",
+        shortest_s=n_window / RATE_HZ,
+        longest_s=n_window / RATE_HZ,
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros; a flat one keeps its level",
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "samples": n_window},
         tokens=TokenTimes(options.embed_dim, options.p, options.t / RATE_HZ),

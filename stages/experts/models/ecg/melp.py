@@ -96,7 +96,7 @@ class MelpExpert(Expert):
 
         See `min_max.scaled_windows`.
         """
-        return min_max.scaled_windows("melp", signals_mv, rate_hz)
+        return min_max.scaled_windows(signals_mv, rate_hz)
 
     def windows_at_once(self, x: Tensor) -> int:
         """Return how many windows one forward pass on a CPU takes, see `Expert.windows_at_once`."""
@@ -144,6 +144,7 @@ def _spec(options: MelpOptions, n_parameters: int) -> ExpertSpec:
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
         windows=min_max.windows_policy(min_max.WINDOW_SECONDS),
+        shortest_s=min_max.SHORTEST_S,
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": "authors", "rate_hz": min_max.RATE_HZ, "leads": min_max.LEADS},
         tokens=convolved_token_times(dim, n_window, min_max.RATE_HZ, convolutions),

@@ -95,8 +95,8 @@ class MerlExpert(Expert):
         See `min_max.scaled_windows`. `pretraining` cuts to whole thousandths.
         """
         if self.preprocessing == "pretraining":
-            return min_max.scaled_windows("merl", signals_mv, rate_hz, eps=0.0, int16=True)
-        return min_max.scaled_windows("merl", signals_mv, rate_hz)
+            return min_max.scaled_windows(signals_mv, rate_hz, eps=0.0, int16=True)
+        return min_max.scaled_windows(signals_mv, rate_hz)
 
     def windows_at_once(self, x: Tensor) -> int:
         """Return how many windows one forward pass on a CPU takes, see `Expert.windows_at_once`."""
@@ -184,6 +184,7 @@ def _spec(options: MerlOptions, preprocessing: str, n_parameters: int) -> Expert
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
         windows=min_max.windows_policy(min_max.WINDOW_SECONDS),
+        shortest_s=min_max.SHORTEST_S,
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": preprocessing, "rate_hz": RATE_HZ, "leads": LEADS},
         tokens=TokenTimes(

@@ -89,8 +89,8 @@ class MerlVitExpert(Expert):
         """
         n_samples = self.module.options.seq_len
         if self.preprocessing == "pretraining":
-            return min_max.scaled_windows("merl-vit", signals_mv, rate_hz, eps=0.0, int16=True, n_samples=n_samples)
-        return min_max.scaled_windows("merl-vit", signals_mv, rate_hz, n_samples=n_samples)
+            return min_max.scaled_windows(signals_mv, rate_hz, eps=0.0, int16=True, n_samples=n_samples)
+        return min_max.scaled_windows(signals_mv, rate_hz, n_samples=n_samples)
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
         """Encode one window per record, [batch, lead, time] of the length that its positions are for; no mask."""
@@ -159,6 +159,7 @@ def _spec(options: MerlVitOptions, preprocessing: str, n_parameters: int) -> Exp
         pretrained_on=("mimic-iv-ecg",),
         unused_keys=UNUSED_KEYS,
         windows=min_max.windows_policy(seconds),
+        shortest_s=min_max.SHORTEST_S,
         missing_leads=min_max.MISSING_LEADS,
         preprocessing={"path": preprocessing, "rate_hz": min_max.RATE_HZ, "leads": min_max.LEADS},
         tokens=TokenTimes(dim=options.width, per_window=options.n_tokens, step_s=options.patch_size / min_max.RATE_HZ),

@@ -99,16 +99,9 @@ class OpenEcg(Expert):
         """[batch, 12, time] in mV -> [batch, windows, time at 500 Hz]: ranks of lead II within the window, in [-1, 1].
 
         Ties have their mean rank, so a flat lead is zeros.
-
-        Raises
-        ------
-        InputError
-            Records shorter than a second.
         """
         lead = dsp.pick_leads(dsp.fill_gaps(dsp.as_signals(signals_mv)), (LEAD,))
         x = dsp.resample_rate(lead, rate_hz, RATE_HZ)
-        if x.shape[-1] < RATE_HZ:
-            raise InputError(f"expert 'openecg': records of {lead.shape[-1] / rate_hz:g} s are shorter than a second")
         n_window = WINDOW_SECONDS * RATE_HZ
         windows = (dsp.even_windows(x, n_window) if x.shape[-1] > n_window else x[:, None])[:, :, 0]
         windows = windows[..., : windows.shape[-1] // self.module.options.patch_size * self.module.options.patch_size]
@@ -178,6 +171,7 @@ def _spec(options: OpenEcgOptions, variant: str | None, n_parameters: int) -> Ex
         pretrained_on=("ludb", "qtdb", "isp", "mitdb", "lydus"),
         unused_keys=UNUSED_KEYS,
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record whole, from 1 s",
+        shortest_s=1.0,
         scale_free=("authors",),
         missing_leads="gaps bridged linearly, ends held; a missing lead II is zeros, as a flat one is",
         preprocessing={"path": "authors", "rate_hz": RATE_HZ, "lead": LEAD},

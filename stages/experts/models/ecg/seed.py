@@ -91,6 +91,7 @@ class Seed(Expert):
     )
 
     residual_branches = r"(?P<block>members\.\d+\.stages\.\d+\.\d+)\.branch"
+    early_blocks = r"members\.\d+\.stages\.[01]\..*"
     pretraining: ClassVar[PretrainingRecipe | None] = PretrainingRecipe(
         "inpaint", epochs=40, learning_rate=2e-3, weight_decay=0.05, warmup_share=0.05, encoder_only=True
     )
@@ -131,19 +132,9 @@ class Seed(Expert):
         return self.module.options.members
 
     def prepare(self, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
-        """[batch, 12, time] in mV -> [batch, windows, 12, time]: 100 Hz, 0.5 Hz high-pass, mV.
-
-        Raises
-        ------
-        InputError
-            Records shorter than 2.5 s.
-        """
+        """[batch, 12, time] in mV -> [batch, windows, 12, time]: 100 Hz, 0.5 Hz high-pass, mV."""
         signals = _dsp.resample_rate(_dsp.as_signals(signals_mv), rate_hz, RATE_HZ)
         n_samples = signals.shape[-1]
-        if n_samples < SHORTEST_S * RATE_HZ:
-            raise InputError(
-                f"expert '{self.release.name}': records of {n_samples / RATE_HZ:g} s are shorter than {SHORTEST_S:g} s"
-            )
         x = scipy.signal.sosfiltfilt(_HIGHPASS, _dsp.fill_gaps(signals), axis=-1).astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(_dsp.even_windows(x, min(n_samples, N_SAMPLES))))
 
@@ -219,6 +210,7 @@ def _spec(release: Release, options: SeedOptions, n_parameters: int) -> ExpertSp
         ),
         pretrained_on=("ptbxl",),
         windows="evenly placed windows of 10 s, mean of their vectors; a shorter record as it is, from 2.5 s",
+        shortest_s=SHORTEST_S,
         missing_leads="gaps bridged linearly, ends held; a missing lead is 0 mV, as a flat one is",
         preprocessing={"rate_hz": RATE_HZ, "highpass_hz": HIGHPASS_HZ},
         tokens=TokenTimes(

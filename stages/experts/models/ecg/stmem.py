@@ -66,6 +66,7 @@ class StMem(Expert):
     variants = ("base", "small")
     preprocessing_variants = ("authors", "soup")
     residual_branches = r"(?P<block>block\d+)\.(attn|ff)"
+    early_blocks = r"block[0-2]"
     pretraining = PretrainingRecipe(
         "masked",
         epochs=800,
@@ -121,7 +122,7 @@ class StMem(Expert):
         Raises
         ------
         InputError
-            Records shorter than one window, or weights of other leads than the standard twelve.
+            Weights of other leads than the standard twelve.
         """
         options = self.module.options
         if options.num_leads != len(STANDARD_LEADS):
@@ -171,8 +172,7 @@ def prepare_authors(signals: np.ndarray, rate_hz: float, seq_len: int, present: 
     `present` [batch, lead] is False for wholly missing leads, which do not count in the z-score (the authors' own
     RandomLeadMask standardises the remaining leads likewise).
     """
-    n_samples = int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6)
-    _refuse_short(n_samples, seq_len, RATE_HZ)
+    n_samples = max(seq_len, int(signals.shape[-1] * RATE_HZ / rate_hz + 1e-6))
     x = _dsp.resample_fft(signals, n_samples)
     x = np.stack([x[..., start : start + seq_len] for start in crop_starts(n_samples, seq_len)], axis=1)
     for sections in _filters():
@@ -189,8 +189,7 @@ def prepare_soup(signals: np.ndarray, rate_hz: float, seq_len: int, present: np.
     Their resampling is that of each data set's own preparation; ours is an anti-aliasing polyphase filter.
     """
     x = _dsp.resample_rate(signals, rate_hz, SOUP_RATE_HZ)
-    _refuse_short(x.shape[-1], seq_len, SOUP_RATE_HZ)
-    return _dsp.zscore(_dsp.even_windows(x, seq_len))
+    return _dsp.zscore(_dsp.even_windows(_dsp.hold_ends(x, seq_len), seq_len))
 
 
 def crop_starts(n_samples: int, seq_len: int) -> range:
@@ -204,14 +203,6 @@ def _filters() -> tuple[np.ndarray, np.ndarray]:
     bands = ((HIGH_PASS_HZ, "highpass"), (LOW_PASS_HZ, "lowpass"))
     high, low = (scipy.signal.butter(FILTER_ORDER, hz, kind, fs=RATE_HZ, output="sos") for hz, kind in bands)
     return high, low
-
-
-def _refuse_short(n_samples: int, seq_len: int, rate_hz: float) -> None:
-    if n_samples < seq_len:
-        raise InputError(
-            f"expert 'stmem': records of {n_samples / rate_hz:g} s are shorter than its windows of "
-            f"{seq_len / rate_hz:g} s"
-        )
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -290,6 +281,7 @@ def _spec(options: StMemOptions, variant: str | None, preprocessing: str, n_para
         windows=f"evenly placed windows of {options.seq_len / rate_hz:g} s, mean of their vectors"
         if soup
         else f"three evenly placed crops of {options.seq_len / rate_hz:g} s, each filtered alone, mean of vectors",
+        shortest_s=options.seq_len / rate_hz,
         scale_free=("soup",),
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros in the model input and does not count "
         "in the z-score; a flat lead counts in it (`soup`: becomes zeros)",

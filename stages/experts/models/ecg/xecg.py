@@ -83,20 +83,10 @@ class XecgExpert(Expert):
 
         Resampled by Fourier transform to round(n * 100 / rate_hz) samples; no filter, no normalisation (the authors'
         pretraining and downstream settings).
-
-        Raises
-        ------
-        InputError
-            Records shorter than one patch.
         """
         patch = self.module.options.patch_size
         signals = dsp.fill_gaps(dsp.as_signals(signals_mv))
-        n_samples = round(signals.shape[-1] * RATE_HZ / rate_hz)
-        if n_samples < patch:
-            raise InputError(
-                f"expert 'xecg': records of {signals.shape[-1] / rate_hz:g} s are shorter than its patch of "
-                f"{patch / RATE_HZ:g} s"
-            )
+        n_samples = max(patch, round(signals.shape[-1] * RATE_HZ / rate_hz))
         x = dsp.resample_fft(signals, n_samples)[..., :LONGEST_SAMPLES]
         x = x[..., : x.shape[-1] // patch * patch]
         return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 2, 1)[:, None], dtype=np.float32))
@@ -172,6 +162,8 @@ def _spec(options: XecgOptions, n_parameters: int) -> ExpertSpec:
         non_commercial=True,
         pretrained_on=("code", "chapman", "ningbo", "incart"),
         windows="one window, the first 12 s of the record, cut to whole patches of 0.25 s",
+        shortest_s=options.patch_size / RATE_HZ,
+        longest_s=LONGEST_SAMPLES / RATE_HZ,
         missing_leads="gaps bridged linearly, ends held; a missing lead is zeros; a quarter second that begins with "
         "0 mV in every lead is padding",
         preprocessing={"path": "authors", "rate_hz": RATE_HZ, "longest_samples": LONGEST_SAMPLES},

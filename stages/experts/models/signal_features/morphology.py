@@ -250,6 +250,7 @@ class Morphology(Expert):
             licence="Apache-2.0",
             parameters=0,
             windows="the whole record, of any length from 1 s",
+            shortest_s=1.0,
             missing_leads="NaN in that lead's measurements; the other leads carry on",
             needs_weights=False,
             nan_features=True,

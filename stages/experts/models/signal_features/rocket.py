@@ -209,6 +209,8 @@ class Rocket(Expert):
             licence="Apache-2.0",
             parameters=0,
             windows="the first 10 s; a shorter record holds its last sample",
+            shortest_s=1.0,
+            longest_s=N_SAMPLES / RATE_HZ,
             missing_leads="zeros; gaps are bridged linearly",
             needs_weights=False,
             preprocessing={"seed": seed, "highpass_hz": HIGHPASS_HZ, "max_mv": MAX_MV, "reference": N_REFERENCE},

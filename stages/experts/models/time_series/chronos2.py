@@ -106,20 +106,10 @@ class Chronos2Expert(Expert):
         """[batch, 12, time] in mV -> [batch, windows, 12, samples]: 64 patches for 10 s (102.4 Hz with patches of 16).
 
         Gaps and missing leads stay NaN: the network has a mask for them. A shorter record has fewer samples.
-
-        Raises
-        ------
-        InputError
-            Records shorter than one patch.
         """
         signals = dsp.as_signals(signals_mv)
         patch = self.forecasting["input_patch_size"]
-        x = dsp.resample_rate(signals, rate_hz, self.spec.sampling_rate_hz)
-        if x.shape[-1] < patch:
-            raise InputError(
-                f"expert 'chronos2': records of {signals.shape[-1] / rate_hz:g} s are shorter than its patch of "
-                f"{WINDOW_SECONDS / N_PATCHES:g} s"
-            )
+        x = dsp.hold_ends(dsp.resample_rate(signals, rate_hz, self.spec.sampling_rate_hz), patch)
         n_window = N_PATCHES * patch
         windows = dsp.even_windows(x, n_window) if x.shape[-1] > n_window else x[:, None]
         return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32))
@@ -220,6 +210,7 @@ def _spec(core: Mapping[str, Any], forecasting: Mapping[str, Any], n_parameters:
         published_parameters=PUBLISHED_PARAMETERS,
         weights=WeightsSource("amazon/chronos-2", "model.safetensors", "main"),
         windows="evenly placed windows of 10 s as 64 patches (102.4 Hz), mean of their vectors; a shorter record whole",
+        shortest_s=WINDOW_SECONDS / N_PATCHES,
         scale_free=("authors",),
         missing_leads="masked inside the network and left out of the means",
         preprocessing={"path": "authors", "rate_hz": rate_hz},

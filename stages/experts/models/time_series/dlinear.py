@@ -174,6 +174,7 @@ def _spec(options: DLinearOptions, preprocessing: str, n_parameters: int) -> Exp
         parameters=n_parameters,
         published_parameters=1002,
         windows=_enecg.WINDOWS,
+        shortest_s=_enecg.SHORTEST_S,
         missing_leads=_enecg.MISSING_LEADS,
         preprocessing={"path": preprocessing, "leads": leads, "n_samples": options.seq_len},
     )

@@ -206,6 +206,7 @@ def _spec(options: MantisOptions, variant: str | None, n_parameters: int) -> Exp
         weights=release.weights,
         windows="the whole record resized to 512 samples, as the authors; of one longer than 10 s evenly placed "
         "windows of 10 s, mean of their vectors",
+        shortest_s=1.0,
         missing_leads="gaps bridged linearly, ends held; a missing lead is a series of zeros",
         preprocessing={"path": "authors", "samples": options.seq_len},
         tokens=TokenTimes(

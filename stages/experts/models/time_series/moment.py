@@ -283,9 +283,7 @@ class Moment(Expert):
 
 def _windows(signals: np.ndarray, n_samples: int) -> np.ndarray:
     """Evenly placed windows that cover [batch, lead, time]; a shorter record is held at its last sample."""
-    if signals.shape[-1] < n_samples:
-        signals = np.pad(signals, ((0, 0), (0, 0), (0, n_samples - signals.shape[-1])), mode="edge")
-    return _dsp.even_windows(signals, n_samples)
+    return _dsp.even_windows(_dsp.hold_ends(signals, n_samples), n_samples)
 
 
 def _options(config: Mapping[str, Any] | None, variant: str | None) -> MomentOptions:
@@ -371,6 +369,7 @@ def _spec(options: MomentOptions, variant: str | None, preprocessing: str, n_par
         # The Time Series Pile holds single beats and short excerpts of PhysioNet ECGs (UCR, UEA, anomaly sets), none of
         # the cohorts here.
         unused_keys=UNUSED_KEYS,
+        shortest_s=1.0,
         windows={
             "authors": "10 s as 512 samples; longer records in evenly placed 10 s windows, mean of their vectors",
             "enecg": "the whole record as one window of 5000 samples (625 patches)",

@@ -174,6 +174,7 @@ def _spec(options: TempoOptions, preprocessing: str, n_parameters: int) -> Exper
         ),
         unused_keys=UNUSED_KEYS,
         windows=_enecg.WINDOWS,
+        shortest_s=_enecg.SHORTEST_S,
         missing_leads=_enecg.MISSING_LEADS,
         preprocessing={
             "path": preprocessing,

@@ -159,6 +159,7 @@ def _spec(options: TimesNetOptions, preprocessing: str, n_parameters: int) -> Ex
         parameters=n_parameters,
         published_parameters=_PUBLISHED_PARAMETERS,
         windows=_enecg.WINDOWS,
+        shortest_s=_enecg.SHORTEST_S,
         missing_leads=_enecg.MISSING_LEADS,
         preprocessing={"path": preprocessing, "leads": leads, "n_samples": options.seq_len},
         tokens=TokenTimes(options.d_model, options.seq_len, _enecg.WINDOW_SECONDS / options.seq_len),

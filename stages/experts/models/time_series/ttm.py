@@ -116,12 +116,7 @@ class Ttm(Expert):
                 "12-lead records do not fit"
             )
         signals = _dsp.pick_leads(_dsp.fill_gaps(_dsp.as_signals(signals_mv)), self.spec.leads)
-        x = _dsp.resample_rate(signals, rate_hz, self.spec.sampling_rate_hz)
-        if x.shape[-1] < context:
-            raise InputError(
-                f"expert 'ttm': records of {signals.shape[-1] / rate_hz:g} s are shorter than its windows of "
-                f"{self.spec.seconds:g} s"
-            )
+        x = _dsp.hold_ends(_dsp.resample_rate(signals, rate_hz, self.spec.sampling_rate_hz), context)
         return torch.from_numpy(np.ascontiguousarray(_dsp.even_windows(x, context), dtype=np.float32))
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
@@ -228,6 +223,7 @@ def _spec(options: TtmOptions, variant: str | None, n_parameters: int) -> Expert
         weights=_RELEASES[release],
         windows=f"evenly placed windows of {options.context_length} samples at {rate_hz:g} Hz ({n_windows} in 10 s), "
         "mean of their vectors",
+        shortest_s=options.context_length / rate_hz,
         missing_leads="gaps bridged linearly, ends held; a missing lead is a channel of zeros",
         preprocessing={"path": "authors", "rate_hz": rate_hz, "context_length": options.context_length},
         tokens=TokenTimes(
