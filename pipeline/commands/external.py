@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from stages.external import ExternalFit, ExternalSummary
 
 
-def judge_fit(study: Study, fit: str, *, device: str | None = None) -> ExternalSummary:
+def judge_fit(study: Study, fit: str, *, device: str | None = None, scheduler: str | None = None) -> ExternalSummary:
     """Embed what the fit's experts lack here, and judge the fit.
 
     Parameters
     ----------
     fit
         A name under `evaluate.fits` in params.yaml, or the folder of a study.
+    scheduler
+        Address of a Dask scheduler whose workers resample.
     """
-    from stages.external import ExternalPaths, ExternalSettings, run
+    from pipeline.compute.evaluation import run_external
+    from stages.external import ExternalPaths, ExternalSettings
 
     name, asked = _asked(study, fit)
     other = Study(study.folder / Path(asked.study).expanduser())
@@ -40,7 +43,11 @@ def judge_fit(study: Study, fit: str, *, device: str | None = None) -> ExternalS
         other.records,
         study.external / name,
     )
-    return run(settings, paths, lambda task: typer.echo(f"judging {task}", err=True), machine=study.machine())
+    return run_external(settings, paths, scheduler, _say, machine=study.machine())
+
+
+def _say(task: str) -> None:
+    typer.echo(f"judging {task}", err=True)
 
 
 def _asked(study: Study, fit: str) -> tuple[str, ExternalFit]:

@@ -253,7 +253,7 @@ def evaluate(
     Example: `ensemble evaluate --compare --fractions 0.1,0.3,1.0`, or `ensemble evaluate --fit ../study-a`
     """
     if fit is not None:
-        _evaluate_fit(fit, device, wide)
+        _evaluate_fit(fit, device, scheduler, wide)
         return
     from pipeline.compute.evaluation import run_evaluate
     from pipeline.views.decisions import decision_tables
@@ -325,11 +325,11 @@ def _judge_disturbed(study: Study, name: str | None, device: str | None) -> None
     typer.echo(f"next: `ensemble report` shows {path}")
 
 
-def _evaluate_fit(fit: str, device: str | None, wide: bool) -> None:
+def _evaluate_fit(fit: str, device: str | None, scheduler: str | None, wide: bool) -> None:
     from pipeline.commands.external import judge_fit, lines_of
 
     study = Study()
-    found = judge_fit(study, fit, device=device)
+    found = judge_fit(study, fit, device=device, scheduler=scheduler)
     _print_metrics(found.metrics, wide)
     for line in lines_of(found):
         typer.echo(line)

@@ -19,7 +19,7 @@ from stages.evaluate.methods import FoldPredictions, Setting
 from stages.heads import EnsembleHeads
 from stages.learning.data import Data
 from stages.learning.folds import Split
-from stages.scoring.comparison import EXPERT_PREFIX, Draws
+from stages.scoring.comparison import EXPERT_PREFIX, Draws, Resample, one_by_one
 from stages.scoring.predictions import PredictionWriter, open_predictions, writing_predictions
 from stages.scoring.summary import summarise
 
@@ -33,6 +33,7 @@ def learning_curve(
     metrics: Mapping[str, Any],
     draws: Draws,
     on_fit: Callable[[str], None],
+    resample: Resample = one_by_one,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, str]]]:
     """Return task -> points of gate, single experts and mean, and task -> fraction -> why it has no point there.
 
@@ -55,7 +56,7 @@ def learning_curve(
     for fraction in sorted(set(fractions)):
         found: Mapping[str, Any] = metrics
         if fraction < 1:
-            found, skipped = _fraction(setting, folder, fraction, draws, on_fit)
+            found, skipped = _fraction(setting, folder, fraction, draws, on_fit, resample)
             for task, reason in skipped.items():
                 missing.setdefault(task, {})[f"{fraction:g}"] = reason
         for task, judged in found["tasks"].items():
@@ -64,7 +65,12 @@ def learning_curve(
 
 
 def _fraction(
-    setting: Setting, folder: Path, fraction: float, draws: Draws, on_fit: Callable[[str], None]
+    setting: Setting,
+    folder: Path,
+    fraction: float,
+    draws: Draws,
+    on_fit: Callable[[str], None],
+    resample: Resample,
 ) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Return the metrics of a fit on a share of the patients, and task -> why it was not learnt; both stay on disk."""
     name = f"fraction-{fraction!r}-seed-{draws.seed}"
@@ -80,7 +86,7 @@ def _fraction(
     skipped = json.loads(reasons.read_text(encoding="utf-8"))
     if not table.is_file():
         return {"tasks": {}}, skipped
-    return summarise(open_predictions(table), None, draws.n, draws.seed), skipped
+    return summarise(open_predictions(table), None, draws.n, draws.seed, resample=resample), skipped
 
 
 def _points(fraction: float, task: Mapping[str, Any]) -> list[dict[str, Any]]:

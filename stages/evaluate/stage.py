@@ -105,7 +105,7 @@ def run_by(
         if settings.fractions:
             draws = Draws(settings.bootstrap, settings.seed)
             found.learning_curve, found.missing_points = learning_curve(
-                setting, finished.folder, settings.fractions, found.metrics, draws, report
+                setting, finished.folder, settings.fractions, found.metrics, draws, report, resample
             )
         found.attention = mean_attention(heads, data, splits)
         if settings.compare:

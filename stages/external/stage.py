@@ -25,7 +25,7 @@ from stages.heads import EnsembleHeads
 from stages.learning.data import Data, read_data
 from stages.learning.gate_signal import leads_of, read_gate_signal
 from stages.learning.saved_fit import otherwise_made
-from stages.scoring.comparison import EXPERT_PREFIX, MAIN_METHOD, Draws, labelled_test_block
+from stages.scoring.comparison import EXPERT_PREFIX, MAIN_METHOD, Draws, Resample, labelled_test_block, one_by_one
 from stages.scoring.predictions import Predictions, PredictionWriter, open_predictions, writing_predictions
 from stages.scoring.summary import summarise, write_metrics
 from stages.settings import Machine
@@ -55,6 +55,18 @@ def run(
     InputError
         No task of the fit can be judged here; the message says why each cannot.
     """
+    return run_by(one_by_one, settings, paths, progress, machine=machine)
+
+
+def run_by(
+    resample: Resample,
+    settings: ExternalSettings,
+    paths: ExternalPaths,
+    progress: Progress | None = None,
+    *,
+    machine: Machine = Machine(),  # noqa: B008 - frozen
+) -> ExternalSummary:
+    """Do what `run` does, with the bootstrap of metrics left to `resample`: the files are the same bytes."""
     heads, summary = EnsembleHeads.load(paths.heads), ExternalSummary()
     data = _data(heads, paths, machine)
     summary.notes += otherwise_made(data.row_options, heads)
@@ -74,7 +86,7 @@ def run(
             for method, answers in _answers(heads, data, paths):
                 _write(table, data, tasks, method, answers)
         predictions = open_predictions(drafts[paths.predictions])
-        summary.metrics = _metrics(settings, paths, predictions, data.records, progress or _silent)
+        summary.metrics = _metrics(settings, paths, predictions, data.records, progress or _silent, resample)
         summary.metrics["left_out"] |= summary.left_out
         summary.metrics["notes"] = summary.notes
         write_metrics(drafts[paths.metrics], summary.metrics, drafts[paths.predictions])
@@ -154,10 +166,11 @@ def _metrics(
     predictions: Predictions,
     records: pd.DataFrame,
     report: Progress,
+    resample: Resample,
 ) -> dict[str, Any]:
     """Return the usual metrics, and each task's calibration, drop and recalibration."""
     draws = Draws(settings.bootstrap, settings.seed)
-    metrics = summarise(predictions, records, draws.n, draws.seed)
+    metrics = summarise(predictions, records, draws.n, draws.seed, resample=resample)
     theirs = open_predictions(paths.their_predictions) if paths.their_predictions.is_file() else None
     metrics |= {"fit": settings.name, "calibration": {}, "transfer": {}, "recalibration": {}}
     for name in metrics["tasks"]:
@@ -165,7 +178,7 @@ def _metrics(
         target, block = predictions.tasks[name], labelled_test_block(predictions, name, MAIN_METHOD)
         metrics["calibration"][name] = calibration(target, block, draws)
         if theirs is not None:
-            metrics["transfer"][name] = transfer(target, block, theirs, MAIN_METHOD, draws)
+            metrics["transfer"][name] = transfer(target, block, theirs, MAIN_METHOD, draws, resample)
         metrics["recalibration"][name] = recalibration(
             target, block, settings.fit.recalibrated_on, settings.draws, settings.seed
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from cache.records import Target
 from stages.scoring.bootstrap import Bootstrap, estimate
-from stages.scoring.comparison import Draws, bootstrap_block, labelled_test_block
+from stages.scoring.comparison import Draws, Resample, Resampling, labelled_test_block, one_by_one
 from stages.scoring.metrics import HEADLINE, nan_mean
 from stages.scoring.predictions import PredictionBlock, Predictions
 
@@ -17,7 +17,14 @@ MACRO = {"auroc_macro": "auroc", "auprc_macro": "auprc"}
 """Macro metric -> what it is a mean of, over classes."""
 
 
-def transfer(target: Target, block: PredictionBlock, theirs: Predictions, method: str, draws: Draws) -> Json:
+def transfer(
+    target: Target,
+    block: PredictionBlock,
+    theirs: Predictions,
+    method: str,
+    draws: Draws,
+    resample: Resample = one_by_one,
+) -> Json:
     """Return METRIC -> {"external", "internal", "difference"}, each with an interval, of the task's headline metrics.
 
     The two samples of patients are drawn independently. Macro metrics are means over the classes for which both
@@ -29,13 +36,14 @@ def transfer(target: Target, block: PredictionBlock, theirs: Predictions, method
     whole = theirs.tasks[name]
     if not theirs.read(name, method, "test").labelled.any():
         return {}
-    internal = _sample(whole, labelled_test_block(theirs, name, method), Draws(draws.n, draws.seed + 1))
-    external = _sample(target, block, draws)
+    apart = Draws(draws.n, draws.seed + 1)
+    asked = [_resampling(whole, labelled_test_block(theirs, name, method), apart), _resampling(target, block, draws)]
+    internal, external = resample(asked)
     return {metric: _compared(metric, (target, external), (whole, internal)) for metric in HEADLINE[target.kind]}
 
 
-def _sample(target: Target, block: PredictionBlock, draws: Draws) -> Bootstrap:
-    return bootstrap_block(target, block, np.unique(block.patient_ids.astype(str)), draws)
+def _resampling(target: Target, block: PredictionBlock, draws: Draws) -> Resampling:
+    return Resampling(target, block, np.unique(block.patient_ids.astype(str)), draws)
 
 
 def _compared(metric: str, external: tuple[Target, Bootstrap], internal: tuple[Target, Bootstrap]) -> Json:

@@ -104,7 +104,8 @@ def test_a_file_url_is_a_folder_and_written_like_one(tmp_path):
     store = create_embeddings(place.as_uri(), layout(), identity())
     store.write(0, content(store, 0))
     assert location_of(place.as_uri()) == place
-    np.testing.assert_array_equal(open_embeddings(place).read_layers(), open_embeddings(place.as_uri()).read_layers())
+    read = [open_embeddings(where).read_layers(slice(0, 4)) for where in (place, place.as_uri())]
+    np.testing.assert_array_equal(*read)
 
 
 @pytest.mark.parametrize("protocol", ["gs", "az", "memory"])
