@@ -60,8 +60,8 @@ def judge_leaderboard(device: str | None, name: str | None = None, *, fine_tune:
     settings = leaderboard_settings(study, name, fine_tune=fine_tune)
     tell = partial(typer.echo, err=True)
     experts = {expert: _expert_run(study, expert, device) for expert in study.params.experts}
-    if settings.fine_tune:
-        experts = {each: _finetuned(study, each, one, settings, device, tell) for each, one in experts.items()}
+    for each in filter(settings.fine_tunes, experts):
+        experts[each] = _finetuned(study, each, experts[each], settings, device, tell)
     folder = study.leaderboard / (name or PRESET)
     paths = LeaderboardPaths.of(folder, study.records, study.signals, experts, study.state / "leaderboard")
     found = run(settings, paths, tell)
@@ -87,7 +87,7 @@ def leaderboard_settings(study: Study, name: str | None = None, *, fine_tune: bo
     Raises
     ------
     UsageError
-        A name that params.yaml does not have.
+        A name that params.yaml does not have, of a board or of an expert to fine-tune.
     """
     from stages.leaderboard import LeaderboardSettings
     from stages.leaderboard.settings import LeaderboardSection
@@ -97,8 +97,12 @@ def leaderboard_settings(study: Study, name: str | None = None, *, fine_tune: bo
         listed = ", ".join(boards) or "none"
         raise UsageError(f"--name {name}: leaderboard in params.yaml has no such entry; it has {listed}")
     section = boards.get(name or PRESET, LeaderboardSection())
+    unknown = [] if isinstance(section.fine_tune, bool) else [*set(section.fine_tune) - set(study.params.experts)]
+    if unknown:
+        board = f"leaderboard.{name or PRESET}.fine_tune"
+        raise UsageError(f"{board} names {unknown[0]}, which is not under `experts` in params.yaml; add it there")
     return LeaderboardSettings(
-        **{**section.model_dump(), "fine_tune": section.fine_tune or fine_tune},
+        **{**section.model_dump(), "fine_tune": fine_tune or section.fine_tune},
         tasks=None if asked == "all" else tuple(asked),
         bootstrap=study.params.evaluate.bootstrap,
         seed=study.params.seed,

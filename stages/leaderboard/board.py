@@ -65,6 +65,13 @@ class TaskScores:
     values: dict[str, float]
     replicates: dict[str, np.ndarray]
 
+    def difference_to_best(self, method: str) -> Estimate:
+        """Return a method's value minus the task's best, with the interval over the same resamples of the patients."""
+        finite = {name: value for name, value in self.values.items() if np.isfinite(value)}
+        best = (max if self.higher_is_better else min)(finite, key=finite.__getitem__)
+        replicates = self.replicates[method] - self.replicates[best]
+        return estimate(self.values[method] - self.values[best], replicates)
+
     def ranks(self, methods: Sequence[str]) -> dict[str, tuple[float, np.ndarray]]:
         """Rank some methods, 1 the best, ties in the middle: method -> rank, and rank in every resample.
 
@@ -171,6 +178,7 @@ def _row(row: BoardRow, rows: Sequence[BoardRow], scores: Mapping[str, TaskScore
             name: _interval(estimate(one.values[row.method], one.replicates[row.method]))
             for name, one in ranked.items()
         },
+        "differences": {name: _interval(one.difference_to_best(row.method)) for name, one in ranked.items()},
         "mean_auroc": _mean([(one.values[row.method], one.replicates[row.method]) for one in aurocs.values()]),
         "mean_rank": _mean([one.ranks(everybody)[row.method] for one in ranked.values()]),
         "mean_rank_of_experts": _mean([one.ranks(alike)[row.method] for one in ranked.values()]),
@@ -198,6 +206,7 @@ def costs_of(experts: Mapping[str, ExpertRun]) -> Json:
 COLUMNS = (
     *("expert", "mode", "inputs", "pooling", "task", "metric", "value", "low", "high", "mean_rank"),
     *("mean_rank_of_experts", "mean_auroc", "expert_parameters", "trained_parameters", "records_per_s"),
+    *("difference", "difference_low", "difference_high"),
 )
 
 
@@ -212,7 +221,8 @@ def as_csv(board: Json, costs: Json) -> str:
             names = [row[name] for name in ("expert", "mode", "inputs", "pooling")]
             spent = [row["expert_parameters"], row["trained_parameters"].get(task)]
             speed = costs["records_per_s"].get(row["expert"])
-            written = [*(score[name] for name in ("value", "low", "high")), *whole, *spent, speed]
+            ends, apart = ("value", "low", "high"), row["differences"][task]
+            written = [*(score[name] for name in ends), *whole, *spent, speed, *(apart[name] for name in ends)]
             writer.writerow([*names, task, board["tasks"][task]["metric"], *map(_cell, written)])
     return sink.getvalue()
 

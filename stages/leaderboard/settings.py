@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.settings import Settings
+from stages.settings import Settings, allowed
 
 if TYPE_CHECKING:
     from cache.storage.locations import Location
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Mode = Literal["linear", "frozen", "finetuned"]
 Source = Literal["crops", "native"]
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value))
 
 
 class LeaderboardSection(Settings):
@@ -30,7 +34,7 @@ class LeaderboardSection(Settings):
     epochs, batch_size, learning_rate, weight_decay
         Of AdamW, at a constant rate.
     fine_tune
-        Whether every expert is fine-tuned to every task as well.
+        Whether every expert is fine-tuned to every task as well; or the names of those that are.
     """
 
     inputs: tuple[Source, ...] = ("crops", "native")
@@ -38,7 +42,13 @@ class LeaderboardSection(Settings):
     batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
-    fine_tune: bool = False
+    fine_tune: Annotated[
+        bool | tuple[str, ...], allowed(_is_choice, "true, false, or a list of experts such as [openecg, seed]")
+    ] = False
+
+    def fine_tunes(self, expert: str) -> bool:
+        """Whether an expert is fine-tuned."""
+        return self.fine_tune is True or (self.fine_tune is not False and expert in self.fine_tune)
 
 
 class LeaderboardSettings(LeaderboardSection):

@@ -213,6 +213,13 @@ def test_the_board_follows_from_its_predictions(board_paths):
         assert row["mean_rank"]["value"] == pytest.approx(ranks[row["method"]])
     assert [row["mean_rank"]["value"] for row in board["rows"]] == sorted(ranks)
     assert sum(row["mean_rank_of_experts"]["value"] for row in board["rows"] if row["inputs"] == "native") == 6
+    for task, best in (("sex", max), ("age", min)):
+        top = best(values[m, task] for m in methods)
+        for row in board["rows"]:
+            apart = row["differences"][task]
+            assert apart["value"] == pytest.approx(values[row["method"], task] - top, abs=1e-6)
+            assert apart["low"] <= apart["value"] <= apart["high"]
+            assert (apart["value"] == 0) == (apart["low"] == apart["high"] == 0)  # a row against itself
 
 
 def test_an_expert_without_tokens_has_its_linear_head_twice_and_the_board_says_so(board_paths):
@@ -311,11 +318,12 @@ def test_the_command_judges_and_fine_tunes_the_study(toy_study, ensemble, monkey
     """The whole way from params.yaml: an embedded expert, its crops, heads, a fine-tuned copy through posttrain."""
     monkeypatch.chdir(toy_study)
     params = yaml.safe_load((toy_study / "params.yaml").read_text())
-    params |= {"leaderboard": {"quick": {"epochs": 1, "batch_size": 16}}, "tasks": ["sex"]}
+    quick = {"epochs": 1, "batch_size": 16, "fine_tune": ["ecgfm"]}
+    params |= {"leaderboard": {"quick": quick}, "tasks": ["sex"]}
     params |= {"evaluate": {"bootstrap": 100}}
     (toy_study / "params.yaml").write_text(yaml.safe_dump(params))
     assert ensemble("embed", "--expert", "ecgfm").returncode == 0
-    done = ensemble("evaluate", "--preset", "fm-benchmark", "--name", "quick", "--fine-tune")
+    done = ensemble("evaluate", "--preset", "fm-benchmark", "--name", "quick")
     assert done.returncode == 0, done.stderr
     board = json.loads((toy_study / "leaderboard/quick/leaderboard.json").read_text())
     kinds = {(row["mode"], row["inputs"]) for row in board["rows"]}
@@ -337,6 +345,15 @@ def test_the_command_judges_and_fine_tunes_the_study(toy_study, ensemble, monkey
     stale = ensemble("evaluate", "--preset", "fm-benchmark")
     assert stale.returncode == 1
     assert "run `ensemble embed --expert ecgfm` first" in stale.stderr
+
+
+def test_an_expert_to_fine_tune_that_is_none_of_the_study_is_told(toy_study, ensemble, monkeypatch):
+    monkeypatch.chdir(toy_study)
+    params = yaml.safe_load((toy_study / "params.yaml").read_text())
+    for value, words in ((["hubert"], "leaderboard.quick.fine_tune names hubert, which is not under"), (3, "list of")):
+        asked = {**params, "leaderboard": {"quick": {"fine_tune": value}}}
+        (toy_study / "params.yaml").write_text(yaml.safe_dump(asked))
+        assert words in ensemble("evaluate", "--preset", "fm-benchmark", "--name", "quick").stderr
 
 
 def test_the_preset_is_named_right(ensemble, toy_study, monkeypatch):

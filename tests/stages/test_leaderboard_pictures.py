@@ -5,7 +5,15 @@ import re
 
 import pytest
 
-from stages.report.leaderboard.section import NAME_HEIGHT, NAME_WIDTH, SIZE, cost_figure, decimal_ticks, short_number
+from stages.report.leaderboard.section import (
+    NAME_HEIGHT,
+    NAME_WIDTH,
+    SIZE,
+    cost_figure,
+    decimal_ticks,
+    leaderboard_section,
+    short_number,
+)
 
 LABELS = ("records/s", "mean AUROC over tasks")
 
@@ -53,3 +61,20 @@ def test_ticks_are_round_and_short():
     assert decimal_ticks(0.5, 3.2) == [10, 100, 1000]
     assert decimal_ticks(1.2, 2.1) == [20, 50, 100]
     assert [short_number(value) for value in (0.5, 200.0, 50_000.0, 2e6, 1e9)] == ["0.5", "200", "50 k", "2 M", "1 G"]
+
+
+def test_rows_whose_difference_to_the_best_may_be_none_stand_out():
+    rows, common = [], {"pooling": "mean", "crop_s": 2.5, "expert_parameters": None, "trained_parameters": {}}
+    for expert, low, high in (("best", 0.0, 0.0), ("close", -0.03, 0.01), ("behind", -0.05, -0.01)):
+        one = {**row(expert, 0.9), **common, "mean_rank": None, "mean_rank_of_experts": None}
+        one["scores"] = {"sex": row(expert, 0.9)["mean_auroc"]}
+        rows.append(one | {"differences": {"sex": {"value": (low + high) / 2, "low": low, "high": high}}})
+    of_before = {key: value for key, value in rows[-1].items() if key != "differences"}  # a board of an older release
+    board = {"protocol": {}, "tasks": {"sex": {"metric": "auroc", "unit": ""}}, "rows": [*rows, of_before]}
+    cells = [one["cells"][0] for one in leaderboard_section("fm-benchmark", board, {})["rows"]]
+    assert [(value, among_best) for value, _, among_best in cells] == [
+        ("0.900", True),
+        ("0.900", True),
+        ("0.900", False),
+        ("0.900", False),
+    ]

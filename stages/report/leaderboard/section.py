@@ -48,13 +48,20 @@ def _row(row: Json, tasks: Json, speeds: Json) -> Json:
     crops = "" if row["crop_s"] is None else f" of {row['crop_s']:g} s"
     return {
         "names": [row["expert"], row["mode"], row["inputs"] + crops, row["pooling"]],
-        "cells": [interval_words(row["scores"].get(task), found["metric"]) for task, found in tasks.items()],
+        "cells": [_cell(row, task, found["metric"]) for task, found in tasks.items()],
         "rank": interval_words(row["mean_rank"], "", 1),
         "rank_of_experts": interval_words(row["mean_rank_of_experts"], "", 1),
         "size": DASH if size is None else f"{size:,}",
         "trained": f"{max(row['trained_parameters'].values(), default=0):,}",
         "speed": DASH if speed is None else number(speed, 1),
     }
+
+
+def _cell(row: Json, task: str, metric: str) -> tuple[str, str, bool]:
+    """Return a score and its interval as words, and whether its difference to the task's best may be none."""
+    apart = row.get("differences", {}).get(task)
+    among_best = apart is not None and (apart["low"] is None or apart["low"] <= 0 <= apart["high"])
+    return *interval_words(row["scores"].get(task), metric), among_best
 
 
 def interval_words(score: Json | None, metric: str, places: int = _PLACES) -> tuple[str, str]:
