@@ -111,7 +111,8 @@ def test_a_grandparent_reaches_its_grandchild() -> None:
     )
     blocks = layout(tasks)
     top = rng.random(500) < 0.4
-    y = torch.from_numpy(np.stack([top & (rng.random(500) < 0.3), top & (rng.random(500) < 0.5), top], 1)).float()[None]
+    below = (top & (rng.random(500) < 0.06) for _ in range(2))
+    y = torch.from_numpy(np.stack([*below, top], 1)).float()[None]
     logits = torch.from_numpy(rng.normal(size=(500, 3)) + 3 * np.outer(top, [0, 0, 1]) - [2, 1, 1]).float()[None]
     fit = fit_hierarchy(logits, y, torch.ones_like(y), blocks)
     assert fit is not None

@@ -7,8 +7,9 @@ A rare class has few positives to be ranked by, and often none in a fold. Its pa
 superclass of a subclass) has many, and a record without the parent does not have the child either. Both logits are
 calibrated ones. The parent's is centred on its mean, and is raised by its own parent's first. The share is put to a
 vote, as those of the gate's members are (`gate.shares`): candidates are judged by ranking, since each has its best
-slope and intercepts. Calibration comes after: a class with positives keeps at most the spread that its logits had,
-and an intercept keeps each class's mean probability.
+slope and intercepts. The more positives a class has, the less of the share it takes: of frequent classes the parent's
+logit blurs which of its children a record has. Calibration comes after: a class with positives keeps at most the
+spread that its logits had, and an intercept keeps each class's mean probability.
 
 A parent among the tasks that are not fitted gives nothing. Records without the parent's label count as all others do:
 its logit is read, not its label.
@@ -29,9 +30,12 @@ from stages.heads.targets.losses import column_losses
 from stages.heads.targets.tasks import Block
 
 SHARES = (0.0, 0.1, 0.25, 0.5)
-"""Of the parent's logit, to choose from; a whole parent ranks no better and costs calibration."""
+"""Of the parent's logit, for a class without positives, to choose from; a whole parent ranks no better and costs
+calibration."""
 MIDDLE = 0.25
 """Where the weak prior on the share has its middle: being somebody's child is knowledge, not chance."""
+HALF_AT = 10.0
+"""Positives of a class with which it takes half of the share: what has records of its own needs less of its parent."""
 INTERCEPT_STEPS = 20
 
 
@@ -157,7 +161,9 @@ class _TaskStep:
         of_parents = logits @ parents
         counted = (self.known > 0).any(-1, keepdim=True).double()
         self.mean = (counted * of_parents).sum(1) / counted.sum(1).clamp_min(1)
-        self.parent = of_parents - self.mean[:, None]
+        positives = (self.known * (self.y > 0)).sum(1).double()
+        self.rarity = HALF_AT / (HALF_AT + positives)
+        self.borrowed = self.rarity[:, None] * (of_parents - self.mean[:, None])
 
     def choose(self) -> Tensor:
         """Return the share of each fold, [F]: the mean of what wins the votes of resampled records."""
@@ -165,7 +171,7 @@ class _TaskStep:
         alike = equal_classes(self.y, self.known, blocks)
         losses = []
         for share in SHARES:
-            logits = at_its_best((self.child + share * self.parent).float(), self.y, alike, blocks)
+            logits = at_its_best((self.child + share * self.borrowed).float(), self.y, alike, blocks)
             losses.append((column_losses(logits, self.y, self.block) * alike).mean(-1))
         stacked, labelled = torch.stack(losses), (self.known > 0).any(-1)
         candidates = torch.tensor(SHARES)
@@ -175,15 +181,16 @@ class _TaskStep:
 
     def raise_by(self, share: Tensor, raising: _Raising) -> None:
         """Write the task's columns of `raising`, given the share of each fold [F]."""
-        raised = self.child + share[:, None, None] * self.parent
+        raised = self.child + share[:, None, None] * self.borrowed
         changed = self.has_parent & (share[:, None] > 0)
         slope = torch.where(changed, 1 / self._widening(raised), 1.0)
         raised = raised * slope[:, None]
         offset = torch.where(changed, _same_rate(raised, self.child, self.known), 0.0)
         c = self.columns
-        of_parents = share[:, None, None] * (raising.weight @ self.parents)
+        share = share[:, None] * self.rarity
+        of_parents = share[:, None] * (raising.weight @ self.parents)
         raising.weight[..., c] = (raising.weight[..., c] + of_parents) * slope[:, None]
-        of_parents = share[:, None] * (raising.bias @ self.parents - self.mean)
+        of_parents = share * (raising.bias @ self.parents - self.mean)
         raising.bias[:, c] = (raising.bias[:, c] + of_parents) * slope + offset
         raising.logits[..., c] = raised + offset[:, None]
 
