@@ -75,7 +75,7 @@ def embed(
     >>> import numpy as np
     >>> ecg_mv = np.random.default_rng(0).normal(size=(2, 1000))
     >>> embed(ecg_mv, rate_hz=100, leads=["II", "V5"], expert="rocket").numpy().shape
-    (1, 9996)
+    (1, 5040)
     """
     paths = _paths(signals_mv)
     if paths is not None:

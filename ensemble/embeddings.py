@@ -63,7 +63,7 @@ class Embeddings:
     >>> rng = np.random.default_rng(0)
     >>> vectors = ensemble.embed(rng.normal(size=(2, 12, 5000)), rate_hz=500, expert="rocket")
     >>> vectors.numpy().shape, vectors.layer_names
-    ((2, 9996), ('features',))
+    ((2, 5040), ('features',))
     """
 
     source: ArraySource

@@ -9,16 +9,16 @@ import torch
 
 from cache.errors import UsageError
 from stages.experts import load_expert
-from stages.experts.models.signal_features.rocket import N_KERNELS, PER_KERNEL, dilations, draw_groups
+from stages.experts.models.signal_features.rocket import DRAWS, PER_DRAW, draw_groups
 from stages.experts.signals.dsp import resample_rate
 from stages.experts.signals.reference_ecgs import reference_signals, uniform
 
 RATE_HZ = 500
 # recorded once; a change here is a new version of the expert
 GOLDEN_UNIFORM = [[0.6369616873214543, 0.2697867137638703], [0.04097352393619469, 0.016527635528529094]]
-GOLDEN_WEIGHTS = "38ef8b7caf373b2a"
-GOLDEN_THRESHOLDS = [85.5, -293.5, 994.5, -1293.5, -165.5, -9.5, 160.5, 171.5]
-GOLDEN_FEATURES = [0.272, 0.783, 0.209, 0.794, 0.123, 0.563, 0.042, 0.504]
+GOLDEN_WEIGHTS = "9a7c68e2858710f5"
+GOLDEN_THRESHOLDS = [44.5, -70.5, -208.5, 827.5, -735.5, -1371.5, 693.5, -91.5]
+GOLDEN_FEATURES = [0.237, 0.954, 0.667, 0.118, 0.856, 0.5, 0.233, 0.786]
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,16 @@ def features(expert, signals_mv, rate_hz=RATE_HZ):
     return expert.encode(expert.prepare(signals_mv, rate_hz)[:, 0]).embedding.numpy()
 
 
-def test_there_are_9996_features_of_84_kernels(expert, signals):
-    assert N_KERNELS * PER_KERNEL == 9996
-    assert sum(count for _, count in dilations()) == PER_KERNEL
+def test_there_are_5040_features_of_84_kernels(expert, signals):
     embedding = features(expert, signals)
-    assert embedding.shape == (5, 9996)
+    assert embedding.shape == (5, 5040)
     assert embedding.shape[1] == expert.spec.embedding_dim
     assert embedding.min() >= 0
     assert embedding.max() <= 1
+
+
+def test_no_kernel_reaches_over_more_than_a_beat(expert):
+    assert max(8 * group.dilation / expert.spec.sampling_rate_hz for group in expert.groups) <= 0.64
 
 
 def test_features_equal_a_plain_computation(expert, signals):
@@ -50,33 +52,31 @@ def test_features_equal_a_plain_computation(expert, signals):
     embedding = features(expert, signals[:1])[0]
     places = list(itertools.combinations(range(9), 3))
     column = 0
-    for i, group in enumerate(expert.groups):
-        count = len(group.thresholds)
-        for kernel in (0, 17, 83):
-            leads = group.weights[kernel].reshape(9, 12).abs().amax(0) > 0
+    for group, draws in zip(expert.groups, DRAWS.values(), strict=True):
+        assert group.weights.shape == (84 * draws, 108)
+        for row in (0, 17, 84 * draws - 1):
+            leads = group.weights[row].reshape(9, 12).abs().amax(0) > 0
             y = np.zeros(1000)
             for j in range(9):
-                weight = 2 if j in places[kernel] else -1
+                weight = 2 if j in places[row % 84] else -1
                 shifted = np.zeros((12, 1000))
                 shift = (j - 4) * group.dilation
                 inside = slice(max(0, -shift), min(1000, 1000 - shift))
                 shifted[:, inside] = x[:, inside.start + shift : inside.stop + shift]
                 y += weight * shifted[leads.numpy()].sum(0)
-            reach = 4 * group.dilation
-            seen = y if (i + kernel) % 2 == 0 else y[reach : 1000 - reach]
-            expected = [(seen > t).mean() for t in group.thresholds[:, kernel].numpy()]
-            first = column + kernel * count
-            np.testing.assert_allclose(embedding[first : first + count], expected, atol=1e-6)
-        column += N_KERNELS * count
-    assert column == 9996
+            expected = [(y > t).mean() for t in group.thresholds[:, row].numpy()]
+            first = column + row * PER_DRAW
+            np.testing.assert_allclose(embedding[first : first + PER_DRAW], expected, atol=1e-6)
+        column += 84 * draws * PER_DRAW
+    assert column == 5040
 
 
-def test_every_kernel_sums_to_zero_and_sees_one_to_nine_leads():
+def test_every_kernel_sums_to_zero_and_sees_one_or_two_leads():
+    seen = set()
     for group in draw_groups(5):
         assert (group.weights.sum(1) == 0).all()
-        n_leads = (group.weights.reshape(84, 9, 12).abs().amax(1) > 0).sum(1)
-        assert n_leads.min() >= 1
-        assert n_leads.max() <= 9
+        seen |= set((group.weights.reshape(-1, 9, 12).abs().amax(1) > 0).sum(1).tolist())
+    assert seen == {1, 2}
 
 
 def test_thresholds_lie_between_whole_microvolts(expert):
@@ -99,15 +99,15 @@ def test_a_seed_always_gives_the_same_kernels_and_another_seed_others(expert, si
 
 def test_drawn_numbers_and_lead_choices_never_change(expert):
     np.testing.assert_allclose(uniform(0, 2, 2), GOLDEN_UNIFORM, rtol=1e-12)
-    weights = torch.stack([group.weights for group in expert.groups]).to(torch.int8).numpy()
+    weights = torch.cat([group.weights for group in expert.groups]).to(torch.int8).numpy()
     assert hashlib.sha256(weights.tobytes()).hexdigest()[:16] == GOLDEN_WEIGHTS
 
 
 def test_thresholds_and_features_stay_at_their_recorded_values(expert, signals):
     thresholds = torch.cat([group.thresholds.flatten() for group in expert.groups]).numpy()
-    np.testing.assert_allclose(thresholds[::1250], GOLDEN_THRESHOLDS, atol=1)
+    np.testing.assert_allclose(thresholds[::630], GOLDEN_THRESHOLDS, atol=1)
     embedding = features(expert, signals[:1])[0]
-    np.testing.assert_allclose(embedding[5::1250], GOLDEN_FEATURES, atol=0.004)
+    np.testing.assert_allclose(embedding[5::630], GOLDEN_FEATURES, atol=0.004)
 
 
 def test_a_flat_or_missing_record_is_finite_and_a_missing_lead_is_a_flat_one(expert, signals):

@@ -1,12 +1,13 @@
 """Expert `rocket`: MiniRocket features (Dempster, Schmidt and Webb, KDD 2021), multivariate, without a training cohort.
 
-84 kernels of length 9 (six weights -1, three weights 2) in 25 dilations, each over a drawn choice of leads, each
-with several thresholds; a feature is the share of time the convolution lies above its threshold: 84 x 119 = 9,996.
+84 kernels of length 9 (six weights -1, three weights 2) in seven dilations, over one or two leads that are drawn
+twelve times, each with five thresholds; a feature is the share of time the convolution lies above its threshold:
+84 x 12 x 5 = 5,040.
 
-Where it departs from the paper: thresholds are quantiles of the convolutions of a fixed set of generated signals
-(`signals.reference_ecgs`), not of training records, so that a cached vector never depends on the cohort; signals
-stay in mV, because wave heights carry diagnoses. On 400 PTB-XL records this did as well as thresholds from the
-records themselves.
+Where it departs from the paper: kernels reach over 80 to 640 ms, a beat at most, and over two leads at most (version 1
+reached over ten seconds and nine leads, was twice as wide, and told less: docs/methods.md); thresholds are quantiles of
+the convolutions of a fixed set of generated signals (`signals.reference_ecgs`), not of training records, so that a
+cached vector never depends on the cohort; signals stay in mV, because wave heights carry diagnoses.
 
 Signals are whole microvolts and thresholds lie halfway between, so that float32 arithmetic is exact: batch size,
 device and order of summation cannot change a feature.
@@ -35,10 +36,13 @@ from stages.experts.signals.dsp import as_signals, fill_gaps, resample_rate
 from stages.experts.signals.reference_ecgs import reference_signals, uniform
 
 RATE_HZ, N_SAMPLES, N_LEADS = 100, 1000, 12
-KERNEL_LENGTH, N_KERNELS, PER_KERNEL = 9, 84, 119
-MAX_DILATIONS = 32
-MAX_LEADS = 9
-"""A kernel sees at most as many leads as it has weights."""
+KERNEL_LENGTH, N_KERNELS = 9, 84
+DRAWS = {1: 3, 2: 3, 3: 1, 4: 2, 5: 1, 6: 1, 8: 1}
+"""Dilation, in samples, and how many times leads are drawn for the 84 kernels."""
+PER_DRAW = 5
+"""Thresholds of each kernel and choice of leads."""
+WIDTH = N_KERNELS * PER_DRAW * sum(DRAWS.values())
+MAX_LEADS = 2
 HIGHPASS_HZ = 0.5
 MAX_MV = 100.0
 """Beyond this, sums of 12 leads x weights would leave float32's exact integers (2^24)."""
@@ -48,43 +52,28 @@ CHUNK = {"cpu": 4, "cuda": 128}
 """Records at a time: what fits the processor's cache, and what fills a GPU."""
 
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
-_BELOW_EVERYTHING = -1e9
-
 
 @dataclass(frozen=True)
 class DilationGroup:
-    """All kernels at one dilation.
+    """All kernels at one dilation, K = 84 times the draws of leads.
 
     Attributes
     ----------
     dilation
         Samples between neighbouring weights.
     weights
-        [84, 9 * 12]: kernel weights times the choice of leads.
+        [K, 9 * 12]: kernel weights times the choice of leads.
     thresholds
-        [per kernel, 84], in microvolts.
-    unpadded
-        [84, 1]: kernels that are read only where they lie wholly within the record.
+        [5, K], in microvolts.
     """
 
     dilation: int
     weights: Tensor
     thresholds: Tensor
-    unpadded: Tensor
 
     def to(self, device: torch.device) -> DilationGroup:
         """Return a copy on `device`."""
-        moved = (t.to(device) for t in (self.weights, self.thresholds, self.unpadded))
-        return DilationGroup(self.dilation, *moved)
-
-
-def dilations() -> Iterator[tuple[int, int]]:
-    """Give (dilation, thresholds per kernel), exponentially spaced as in the paper, 119 thresholds in all."""
-    largest = np.log2((N_SAMPLES - 1) / (KERNEL_LENGTH - 1))
-    spread, counts = np.unique(np.exp2(np.linspace(0, largest, MAX_DILATIONS)).astype(int), return_counts=True)
-    numbers = (counts * (PER_KERNEL / MAX_DILATIONS)).astype(int)
-    numbers[: PER_KERNEL - numbers.sum()] += 1
-    return zip(spread.tolist(), numbers.tolist(), strict=True)
+        return DilationGroup(self.dilation, self.weights.to(device), self.thresholds.to(device))
 
 
 def _kernels() -> np.ndarray:
@@ -94,38 +83,37 @@ def _kernels() -> np.ndarray:
     return kernels
 
 
-def _lead_choices(seed: int, n_dilations: int) -> np.ndarray:
-    """Draw which leads every kernel sees, [dilation, 84, 12] of 0 and 1; few leads are likelier than many."""
-    draws = uniform(seed, n_dilations, N_KERNELS, N_LEADS + 1)
+def _lead_choices(seed: int) -> np.ndarray:
+    """Draw which leads every kernel sees, [draw, 84, 12] of 0 and 1; one lead is likelier than two."""
+    draws = uniform(seed, sum(DRAWS.values()), N_KERNELS, N_LEADS + 1)
     wanted = np.exp2(draws[..., :1] * np.log2(MAX_LEADS + 1)).astype(int)
     return (draws[..., 1:].argsort(-1).argsort(-1) < wanted).astype(float)
 
 
 def _quantile_levels() -> np.ndarray:
-    """Give the 9,996 quantile levels, a low-discrepancy sequence (multiples of the golden ratio, modulo 1)."""
-    return np.arange(1, N_KERNELS * PER_KERNEL + 1) * ((np.sqrt(5) + 1) / 2) % 1
+    """Give the quantile levels [draw, 84, 5], a low-discrepancy sequence (multiples of the golden ratio, modulo 1)."""
+    return (np.arange(1, WIDTH + 1) * ((np.sqrt(5) + 1) / 2) % 1).reshape(-1, N_KERNELS, PER_DRAW)
 
 
 @lru_cache(maxsize=2)
 def draw_groups(seed: int) -> tuple[DilationGroup, ...]:
     """Draw leads and thresholds, one group per dilation."""
-    plan = list(dilations())
-    choices = _lead_choices(seed, len(plan))
+    ends = np.cumsum(list(DRAWS.values()))[:-1]
+    choices, levels = np.split(_lead_choices(seed), ends), np.split(_quantile_levels(), ends)
     signals = to_microvolts(reference_signals(N_REFERENCE, N_SAMPLES, RATE_HZ, seed))
-    levels = np.split(_quantile_levels(), np.cumsum([N_KERNELS * count for _, count in plan])[:-1])
     groups = []
-    for i, (dilation, count) in enumerate(plan):
-        weights = torch.from_numpy((_kernels()[:, :, None] * choices[i][:, None, :]).reshape(N_KERNELS, -1)).float()
-        thresholds = _thresholds(signals, weights, dilation, levels[i].reshape(N_KERNELS, count))
-        unpadded = torch.arange(i, i + N_KERNELS)[:, None] % 2 == 1
-        groups.append(DilationGroup(dilation, weights, thresholds, unpadded))
+    for dilation, leads, level in zip(DRAWS, choices, levels, strict=True):
+        by_place = _kernels()[None, :, :, None] * leads[:, :, None, :]
+        weights = torch.from_numpy(by_place.reshape(-1, KERNEL_LENGTH * N_LEADS)).float()
+        thresholds = _thresholds(signals, weights, dilation, level.reshape(-1, PER_DRAW))
+        groups.append(DilationGroup(dilation, weights, thresholds))
     return tuple(groups)
 
 
 def _thresholds(signals: Tensor, weights: Tensor, dilation: int, levels: np.ndarray) -> Tensor:
-    """Take quantiles `levels` [84, n] of each kernel's convolutions, pooled over all signals: [n, 84]."""
+    """Take quantiles `levels` [K, 5] of each kernel's convolutions, pooled over all signals: [5, K]."""
     parts = [_convolve(part, weights, dilation)[..., ::REFERENCE_STEP] for part in signals.split(CHUNK["cpu"])]
-    pooled = torch.cat(parts).transpose(0, 1).reshape(N_KERNELS, -1).sort(-1).values
+    pooled = torch.cat(parts).transpose(0, 1).reshape(len(weights), -1).sort(-1).values
     at = torch.from_numpy((levels * pooled.shape[1]).astype(np.int64))
     return pooled.gather(1, at).T.contiguous() + 0.5
 
@@ -137,15 +125,15 @@ def to_microvolts(signals_mv: np.ndarray) -> Tensor:
 
 
 def _convolve(x: Tensor, weights: Tensor, dilation: int) -> Tensor:
-    """Convolve whole microvolts [batch, 12, time] with 84 kernels: [batch, 84, time], exact integers."""
+    """Convolve whole microvolts [batch, 12, time] with weights [K, 108]: [batch, K, time], exact integers."""
     reach = dilation * (KERNEL_LENGTH // 2)
     padded = F.pad(x, (reach, reach))
     shifts = [padded[..., j * dilation : j * dilation + x.shape[-1]] for j in range(KERNEL_LENGTH)]
     return weights @ torch.cat(shifts, dim=1)
 
 
-def _shares_above(y: Tensor, thresholds: Tensor) -> Tensor:
-    """Count samples of [batch, 84, time] above each threshold [n, 84]: [batch, 84, n].
+def _counts_above(y: Tensor, thresholds: Tensor) -> Tensor:
+    """Count samples of [batch, K, time] above each threshold [n, K]: [batch, K, n].
 
     Eight neighbouring bytes of the comparison are added up as one 64-bit integer: 125 words of ones cannot carry over.
     """
@@ -167,17 +155,9 @@ def _exact_products() -> Iterator[None]:
 
 
 def rocket_features(x: Tensor, groups: tuple[DilationGroup, ...]) -> Tensor:
-    """Compute features [batch, 9996] of whole microvolts [batch, 12, 1000] on x's device."""
-    features = []
-    for group in groups:
-        y = _convolve(x, group.weights, group.dilation)
-        reach = group.dilation * (KERNEL_LENGTH // 2)
-        outside = torch.ones(x.shape[-1], dtype=torch.bool, device=x.device)
-        outside[reach : x.shape[-1] - reach] = False
-        y.masked_fill_(group.unpadded & outside, _BELOW_EVERYTHING)
-        length = torch.where(group.unpadded, x.shape[-1] - 2 * reach, x.shape[-1])
-        features.append((_shares_above(y, group.thresholds) / length).flatten(1))
-    return torch.cat(features, dim=1)
+    """Compute features [batch, 5040] of whole microvolts [batch, 12, 1000] on x's device."""
+    counts = [_counts_above(_convolve(x, g.weights, g.dilation), g.thresholds).flatten(1) for g in groups]
+    return torch.cat(counts, dim=1) / x.shape[-1]
 
 
 @register("rocket")
@@ -193,19 +173,18 @@ class Rocket(Expert):
 
     @classmethod
     def _spec(cls, seed: int) -> ExpertSpec:
-        width = N_KERNELS * PER_KERNEL
         return ExpertSpec(
             name="rocket",
             title="Random convolution kernels (MiniRocket, multivariate)",
-            version="1",
+            version="2",
             source="Dempster, Schmidt, Webb: MiniRocket (KDD 2021, arXiv 2012.08791)",
             sampling_rate_hz=float(RATE_HZ),
             seconds=N_SAMPLES / RATE_HZ,
             leads=STANDARD_LEADS,
             normalisation="none (mV); 0.5 Hz high-pass",
             layer_names=("features",),
-            layer_dims=(width,),
-            embedding_dim=width,
+            layer_dims=(WIDTH,),
+            embedding_dim=WIDTH,
             licence="Apache-2.0",
             parameters=0,
             windows="the first 10 s; a shorter record holds its last sample",
@@ -244,12 +223,12 @@ class Rocket(Expert):
         return to_microvolts(whole)[:, None]
 
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Encoding:
-        """Compute the features of [batch, 12, 1000], as the one layer and the embedding [batch, 9996]."""
+        """Compute the features of [batch, 12, 1000], as the one layer and the embedding [batch, 5040]."""
         if x.ndim != 3 or tuple(x.shape[1:]) != (N_LEADS, N_SAMPLES):
             raise UsageError(f"expert 'rocket': input is {list(x.shape)}; expected [batch, {N_LEADS}, {N_SAMPLES}]")
         self.groups = tuple(group.to(self.device) for group in self.groups)
         size = CHUNK.get(self.device.type, 32)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _exact_products():
             parts = [rocket_features(part.to(self.device, torch.float32), self.groups) for part in x.split(size)]
-        features = torch.cat(parts) if parts else torch.empty((0, N_KERNELS * PER_KERNEL), device=self.device)
+        features = torch.cat(parts) if parts else torch.empty((0, WIDTH), device=self.device)
         return Encoding(layers=features[:, None], embedding=features)
