@@ -7,10 +7,11 @@
 
 FOLDER is that of `weights.seed_expert`, which trains the encoders. Across: rotation k is judged by encoder k, which has
 not seen it, but has learnt from the patients that heads learn from; the heads are told who those are. Within: each
-fifth in three parts, two teach heads and one is judged; the encoder has seen none of them. Packaged: heads learn from
-PTB-XL's folds 1 to 8, as the encoder has, and the records of folds 9 and 10 are judged. Elsewhere: five rotations
-of patients of LUDB, of the quality collection and of generated ECGs. Predictions are kept in FOLDER/judged: a run that
-was killed goes on.
+fifth in three parts, two teach heads and one is judged; the encoder has seen none of them. With `--unlabelled` the
+package's `seed-ssl` judges every rotation: signals of the patients of four have taught it, labels of none. Packaged:
+heads learn from PTB-XL's folds 1 to 8, as the encoder has, and the records of folds 9 and 10 are judged. Elsewhere:
+five rotations of patients of LUDB, of the quality collection and of generated ECGs. Predictions are kept in
+FOLDER/judged: a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--expert", choices=("seed", "seed-ssl"), default="seed")
     parser.add_argument("--folds", default="0,1,2,3,4")
     parser.add_argument("--members", type=int, default=1, help="networks side by side in each encoder")
+    parser.add_argument("--unlabelled", action="store_true", help="of seed-ssl: the packaged weights in every rotation")
     parser.add_argument("--sizes", default="all", help="of patients that heads learn from: all,300,100,50")
     parser.add_argument("--subgroups", action="store_true", help="compare by sex and age, too")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -72,6 +74,8 @@ def main() -> None:
     parser.add_argument("--cohorts", default="ludb,quality,generated11,generated12", help="of elsewhere")
     parser.add_argument("--generated-records", type=int, default=1000)
     options = parser.parse_args()
+    if options.unlabelled and options.expert != "seed-ssl":
+        parser.error("--unlabelled is for --expert seed-ssl: labels of the judged patients have taught seed's weights")
     torch.set_num_threads(1)
     if options.how == "elsewhere":
         for name in options.cohorts.split(","):
@@ -87,8 +91,9 @@ def main() -> None:
 def nested(size: int | None, options: argparse.Namespace) -> None:
     """Judge encoders on patients of PTB-XL that they have not seen."""
     study, folds = Study(options.folder / "ptbxl"), [int(k) for k in options.folds.split(",")]
-    name = f"{options.how}-{options.expert}-{size or 'all'}-{options.folds.replace(',', '')}-{options.members}"
-    found = {k: vectors(options.folder, options.expert, k, options.members) for k in folds}
+    encoder = "package" if options.unlabelled else options.members
+    name = f"{options.how}-{options.expert}-{size or 'all'}-{options.folds.replace(',', '')}-{encoder}"
+    found = _encoders(study, folds, options)
     within = options.how == "within"
     parts = ((_arms(study, k, options, found[k]), list(_splits(study, k, size, within=within))) for k in folds)
     said = kept(options.folder / "judged" / f"{name}.npz", parts)
@@ -97,6 +102,14 @@ def nested(size: int | None, options: argparse.Namespace) -> None:
     for task in (task for task in tasks if task.name in JUDGED):
         for group, rows in _groups(targets, subgroups=options.subgroups).items():
             compare(task, targets[task.name], study.patients, said, options, rows, group)
+
+
+def _encoders(study: Study, folds: list[int], options: argparse.Namespace) -> dict[int, np.ndarray]:
+    """Return the vectors that judge each rotation, rotation -> [record, width]."""
+    if not options.unlabelled:
+        return {k: vectors(options.folder, options.expert, k, options.members) for k in folds}
+    embed(study.folder, options.expert)
+    return dict.fromkeys(folds, _embedding(study.folder, options.expert))
 
 
 def packaged(options: argparse.Namespace) -> None:

@@ -54,6 +54,26 @@ def test_groups_part_the_records_by_sex_and_age():
     assert list(judge_seed._groups(targets, subgroups=False)) == [""]
 
 
+@pytest.mark.parametrize(("unlabelled", "expected"), [(False, [0.0, 1.0]), (True, [7.0, 7.0])])
+def test_rotations_are_judged_by_encoders_of_their_own_or_by_the_packaged_one(tmp_path, unlabelled, expected):
+    study = judge_seed.Study(tmp_path / "ptbxl")
+    (study.folder / "vectors").mkdir(parents=True)
+    np.savez(study.folder / "vectors" / "seed-ssl.npz", embedding=np.full((3, 2), 7.0))
+    for k in (0, 1):
+        (tmp_path / "signals" / str(k)).mkdir(parents=True)
+        np.savez(tmp_path / "signals" / str(k) / "seed-ssl.npz", embedding=np.full((3, 2), float(k)))
+    options = SimpleNamespace(folder=tmp_path, expert="seed-ssl", members=1, unlabelled=unlabelled)
+    found = judge_seed._encoders(study, [0, 1], options)
+    assert [float(found[k].mean()) for k in (0, 1)] == expected
+
+
+def test_labelled_weights_judge_no_rotation_that_has_taught_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["judge_seed", str(tmp_path), "across", "--unlabelled"])
+    with pytest.raises(SystemExit):
+        judge_seed.main()
+    assert "labels of the judged patients" in capsys.readouterr().err
+
+
 def test_arms_differ_by_the_encoder_and_are_kept(tmp_path, capsys):
     """An encoder that knows the label is worth much; the second run reads what the first has kept."""
     rng = np.random.default_rng(1)

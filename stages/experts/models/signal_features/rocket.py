@@ -53,6 +53,7 @@ CHUNK = {"cpu": 4, "cuda": 128}
 
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
 
+
 @dataclass(frozen=True)
 class DilationGroup:
     """All kernels at one dilation, K = 84 times the draws of leads.
