@@ -1,7 +1,7 @@
 """Expert `seed-ssl`: a network of `seed` whose packaged weights come from signals alone: no label taught it.
 
-It learnt to tell, of a disturbed part of a record, what `rocket` and `morphology` see of the whole. For those who judge
-on PTB-XL, whose labels `seed` has learnt. Lives here: its release. Not here: input and network
+It learnt to tell, of a disturbed part of a record, what version 1 of `rocket` and of `morphology` see of the whole. For
+those who judge on PTB-XL, whose labels `seed` has learnt. Lives here: its release. Not here: input and network
 (`seed`), how the weights were made (docs/seed.md).
 """
 
