@@ -24,10 +24,8 @@ from tests.integration.end_to_end import (
     signal_of,
     small_and_saved,
 )
-from tests.stages.small_experts import NAMES
+from tests.stages.small_experts import EACH_CODE, NAMES
 
-SAME_CODE = ("-small", "-base", "-medium", "-large", "-utica", "-plus", "-r1")
-"""Endings of names whose plain sibling runs the same code in the same sizes."""
 TOLERANCE = 2e-4
 """Of the spread between records."""
 TOLERANCES = {"rocket": 1e-3}
@@ -71,7 +69,7 @@ def test_rows_hold_what_the_files_hold(study, whole):
             assert np.array_equal(store.read_uv(slice(row, row + 1))[0, :, : valid[row]], expected), case
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.endswith(SAME_CODE)) for n in NAMES])
+@pytest.mark.parametrize("name", EACH_CODE)
 def test_a_stored_vector_is_that_of_the_record_as_it_is(study, name):
     holds(study, name, 10.0)
 
@@ -83,7 +81,7 @@ def test_every_rate_and_length_of_whole_records(whole, name):
     holds(whole, name, None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_CODE)
 def test_end_to_end_vectors_are_the_golden_ones(study, name):
     golden = json.loads(GOLDEN.read_text())
     assert name in golden, "write it: python -m tests.integration.end_to_end"

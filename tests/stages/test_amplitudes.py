@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from stages.experts.run import run_expert
-from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, records, small_case, small_expert
+from tests.stages.small_experts import NAMES, PATHS, RATE_HZ, published, records, small_case
 
 SAME = 2e-4
 """Of the vectors' spread: what a network that divides by a deviation plus a small number makes of another unit."""
-SCALE_FREE = [(name, path) for name, path in PATHS if path in small_expert(name).spec.scale_free]
+SCALE_FREE = [(name, path) for name, path in PATHS if path in published(name).scale_free]
 
 
 def moved_apart(name, path, gap=slice(0, 0)):

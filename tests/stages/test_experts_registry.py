@@ -14,7 +14,7 @@ from stages.experts.contract_checks import (
     weights_load_under_their_keys,
 )
 from stages.experts.run import run_expert, set_precision
-from tests.stages.small_experts import NAMES, PATHS, new_expert, prepared, small_case, small_expert
+from tests.stages.small_experts import EACH_CODE_PATH, NAMES, new_expert, prepared, small_case, small_expert
 
 ONCE = (
     published_spec_is_true,
@@ -26,7 +26,7 @@ ONCE = (
 EACH_PATH = [check for check in CHECKS if check not in ONCE]
 
 
-@pytest.mark.parametrize(("name", "path"), PATHS)
+@pytest.mark.parametrize(("name", "path"), EACH_CODE_PATH)
 @pytest.mark.parametrize("check", EACH_PATH, ids=lambda check: check.__name__)
 def test_every_input_path_keeps_the_contract(check, name, path):
     assert check(small_case(name, path)) == ""
@@ -49,7 +49,7 @@ def middle_s(tokens, reference, times):
     return (change * (starts + ends) / 2).sum(1) / change.sum(1)
 
 
-@pytest.mark.parametrize(("name", "path"), PATHS)
+@pytest.mark.parametrize(("name", "path"), EACH_CODE_PATH)
 def test_a_later_change_in_the_window_shows_in_later_tokens(name, path):
     """A network that looks at everything at once still changes most where its input does."""
     expert, x = small_expert(name, path), prepared(name, path)[:1, 0]

@@ -23,7 +23,7 @@ from stages.heads.inputs.expert_features import mix_layers, read_features
 from stages.learning.data import expert_identity, read_data
 from stages.predict import predict
 from stages.readers.files import Recorded
-from tests.stages.small_experts import NAMES, RATE_HZ, records, small_expert
+from tests.stages.small_experts import NAMES, RATE_HZ, published, records, small_expert
 
 ALL = ("segments", "std", "max")
 
@@ -85,7 +85,7 @@ def test_an_expert_without_tokens_says_so():
         describe(EmbedSettings("rocket", views=("std",)))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if small_expert(name).spec.tokens])
+@pytest.mark.parametrize("name", [name for name in NAMES if published(name).tokens])
 def test_a_records_views_are_the_same_bits_alone_and_in_a_batch_and_change_no_vector(name):
     expert, signals = small_expert(name), records(3)
     views = expert.spec.views
