@@ -13,24 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 
-LONGEST_FIRST = (
-    *("test_study", "test_embed_command", "test_end_to_end_parity", "test_experts_registry", "test_dvc_remote"),
-    *("test_wheel", "test_third_party_experts", "test_object_store", "test_faults_kills", "test_compare"),
-)
-"""Files of a minute and more of processor time or so, by what they took; the order of all others does not matter."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let xdist deal out files in our order: in its own, files of few tests come last, and those are our longest."""
-    if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that all workers are busy to the end."""
-    place = {name: k for k, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-
 
 def _folder(variable: str, what: str) -> Path:
     value = os.environ.get(variable)
