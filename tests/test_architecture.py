@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,10 @@ def test_two_public_classes_never_share_a_name():
 
 def test_nothing_is_named_by_a_pronoun():
     assert not structure.pronoun_names(ROOT)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="for several test processes on one machine")
+def test_a_test_process_among_several_computes_on_as_many_threads_as_it_was_given():
+    import torch
+
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
