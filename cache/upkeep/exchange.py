@@ -102,9 +102,11 @@ def _stacked(path: Path, column: pa.ChunkedArray, ids: list[str] | None) -> np.n
     """
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise InputError(f"{path}: column 'embedding' holds {kind}; expected a list of numbers for each record")
+        held = str(kind).removeprefix("large_")  # how pandas 3.1 writes the same
+        raise InputError(f"{path}: column 'embedding' holds {held}; expected a list of numbers for each record")
     if not _is_number(kind.value_type):
-        raise InputError(f"{path}: column 'embedding' holds lists of {kind.value_type}; expected lists of numbers")
+        held = str(kind.value_type).removeprefix("large_")
+        raise InputError(f"{path}: column 'embedding' holds lists of {held}; expected lists of numbers")
     lengths = pc.list_value_length(column).to_numpy()  # NaN for a null
     known = lengths[np.isfinite(lengths)]
     wrong = np.flatnonzero(lengths != (known[0] if len(known) else -1))

@@ -15,7 +15,7 @@ def _listen_to_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize("debug", [[], pytest.param(["--debug"], marks=pytest.mark.slow)])
 def test_ctrl_c_says_how_to_go_on(toy_study, debug):
     command = [sys.executable, "-m", "pipeline.cli", *debug, "embed", "--expert", "ecgfm", "--workers", "1"]
     store = toy_study / "embeddings/ecgfm.zarr"
