@@ -71,7 +71,9 @@ def to_anndata(embeddings: Embeddings) -> anndata.AnnData:
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """Join lists of a column (leads, labels) by commas and name its values, so that an h5ad file can hold the table."""
-    for name in table.select_dtypes(object).columns:
+    import pandas as pd
+
+    for name in [name for name, kind in table.dtypes.items() if kind == object or isinstance(kind, pd.StringDtype)]:
         table[name] = table[name].map(_joined).astype("category")
     table.attrs = {}
     return table

@@ -85,6 +85,17 @@ def test_edf_that_pyedflib_writes_is_read(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Data type alias")
+def knows_type(name):
+    try:
+        np.dtype(name)
+    except (DeprecationWarning, TypeError) as refused:
+        return isinstance(refused, DeprecationWarning)
+    return True
+
+
+@pytest.mark.skipif(
+    not knows_type("a8"), reason="ishneholterlib 2020.5.29 reads by a type of bytes that NumPy 2.5 lacks"
+)
 def test_ishne_is_what_ishneholterlib_says(tmp_path, ecg):
     path = tmp_path / "a.ecg"
     write_binary.ishne(ecg, path)

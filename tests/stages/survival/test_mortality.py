@@ -118,7 +118,7 @@ def last_ecgs(n_blocks: int) -> pd.DataFrame:
         )
         end = block.stays.discharged[last] + np.timedelta64(365, "D")
         died = ~np.isnat(block.people.death)
-        stop = np.where(died, (block.people.death + 1).astype("datetime64[m]"), end)
+        stop = np.where(died, (block.people.death + np.timedelta64(1, "D")).astype("datetime64[m]"), end)
         days = (stop - time[last]).astype(float) / 1440
         parts.append(np.column_stack([known[last], days, died]))
     return pd.DataFrame(np.vstack(parts), columns=[*mortality.LOG_HAZARDS, "days", "died"])
