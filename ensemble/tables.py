@@ -73,8 +73,9 @@ def _plain(table: pd.DataFrame) -> pd.DataFrame:
     """Join lists of a column (leads, labels) by commas and name its values, so that an h5ad file can hold the table."""
     import pandas as pd
 
-    for name in [name for name, kind in table.dtypes.items() if kind == object or isinstance(kind, pd.StringDtype)]:
-        table[name] = table[name].map(_joined).astype("category")
+    for name, kind in table.dtypes.items():
+        if kind.kind == "O" and not isinstance(kind, pd.CategoricalDtype):  # objects, and pandas 3's text
+            table[name] = table[name].map(_joined).astype("category")
     table.attrs = {}
     return table
 

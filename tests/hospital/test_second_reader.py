@@ -84,7 +84,6 @@ def test_edf_that_pyedflib_writes_is_read(tmp_path):
     assert facts.measurements == {"filter_high_pass_hz": 0.05, "filter_low_pass_hz": 100.0}
 
 
-@pytest.mark.filterwarnings("ignore:Data type alias")
 def knows_type(name):
     try:
         np.dtype(name)
@@ -96,6 +95,7 @@ def knows_type(name):
 @pytest.mark.skipif(
     not knows_type("a8"), reason="ishneholterlib 2020.5.29 reads by a type of bytes that NumPy 2.5 lacks"
 )
+@pytest.mark.filterwarnings("ignore:Data type alias")
 def test_ishne_is_what_ishneholterlib_says(tmp_path, ecg):
     path = tmp_path / "a.ecg"
     write_binary.ishne(ecg, path)
