@@ -17,6 +17,7 @@ from stages.heads.options import EstimatorOptions, FitOptions, checked
 WRONG: list[tuple[str, Any]] = [
     ("layer_mix", ["embedding"]),
     ("lora", "yes"),
+    ("hierarchy", "yes"),
     ("rank", 0),
     ("rank", 2.5),
     ("rank", True),
