@@ -118,7 +118,8 @@ def check_records(frame: pd.DataFrame) -> None:
     twice = frame["record_id"][frame["record_id"].duplicated()]
     if len(twice):
         raise InputError(f"record_id '{twice.iloc[0]}' occurs more than once ({len(twice)} repeated rows)")
-    frame = frame[frame["patient_id"].notna()]
+    if frame["patient_id"].isna().any():
+        frame = frame.loc[frame["patient_id"].notna(), ["patient_id", "fold", "split"]]
     person, names = pd.factorize(frame["patient_id"])
     leaking = np.zeros(len(names), bool)
     for column in ("fold", "split"):

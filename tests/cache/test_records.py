@@ -59,6 +59,15 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
         write_records(tmp_path / "records.parquet", frame, TARGETS)
 
 
+def test_rows_without_a_patient_may_be_in_any_fold(tmp_path):
+    frame = make_frame()
+    frame.loc[[1, 2], "patient_id"] = None
+    frame["fold"], frame["split"] = frame["fold"].astype(int), frame["split"].astype(object)
+    frame.loc[1, "split"] = "test"
+    write_records(tmp_path / "records.parquet", frame, TARGETS)
+    assert open_records(tmp_path / "records.parquet", columns=["split"])["split"].tolist() == frame["split"].tolist()
+
+
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(MissingFileError, match="run `ensemble ingest` first"):
         open_records(tmp_path / "records.parquet")
