@@ -34,15 +34,19 @@ def _picture(task: str, expert: str, found: Json) -> Json:
 
 
 def attention_figure(title: str, shares: list[float], lines: dict[str, tuple[str, Json]]) -> str:
-    """Draw the mean share of each second as bars, classes as lines through the seconds' middles.
+    """Draw the mean share of each second in per cent: pale bars, and classes as lines through the seconds' middles.
 
     The dashed line is an equal share of all seconds, which is what a mean takes.
     """
-    n = len(shares)
-    highest = max([*shares, *(value for _, one in lines.values() for value in one["seconds"])])
-    axes = Axes((420, 240), (0, n), (0, 1.08 * highest), title=title, labels=("second of the record", "mean attention"))
-    axes.bars(np.arange(n + 1), np.array(shares), "bar c0")
-    axes.line((0, n), (1 / n, 1 / n), "reference")
-    for css, one in lines.values():
-        axes.line(np.arange(n) + 0.5, one["seconds"], f"curve thin {css}")
+    n, percent = len(shares), 100 * np.array(shares)
+    of_classes = [(css, 100 * np.array(one["seconds"])) for css, one in lines.values()]
+    highest = max(values.max() for values in (percent, *(values for _, values in of_classes)))
+    axes = Axes(
+        (420, 240), (0, n), (0, 1.08 * highest), title=title, labels=("second of the record", "mean attention, %"),
+        margins=(54, 12, 10, 40),
+    )  # fmt: skip
+    axes.bars(np.arange(n + 1), percent, "bar c0 pale")
+    axes.line((0, n), (100 / n, 100 / n), "reference")
+    for css, values in of_classes:
+        axes.line(np.arange(n) + 0.5, values, f"curve {css}")
     return axes.svg()

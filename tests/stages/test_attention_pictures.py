@@ -69,5 +69,7 @@ def test_the_picture_has_a_bar_a_second_and_a_line_a_class(fitted):
     pictures = attention_pictures("sex", mean_attention(heads, data, splits))
     assert [picture["caption"] for picture in pictures] == ["mine, 150 test records"]
     assert pictures[0]["figure"].count("<rect") == 10
-    assert len(pictures[0]["legend"]) == pictures[0]["figure"].count('class="curve thin') == 2
+    assert len(pictures[0]["legend"]) == pictures[0]["figure"].count('class="curve s') == 2
+    assert "mean attention, %" in pictures[0]["figure"]
+    assert pictures[0]["figure"].count("c0 pale") == 10  # lines of classes are seen in front of the bars
     assert attention_pictures("age", mean_attention(heads, data, splits)) == []

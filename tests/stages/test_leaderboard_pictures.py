@@ -53,6 +53,19 @@ def test_what_is_better_stands_higher(metric, better):
     assert float(circles[0]) < float(circles[1])
 
 
+def test_rows_of_experts_with_nearly_one_cost_do_not_cover_each_other():
+    modes = [*itertools.product(("linear", "frozen"), ("crops", "native")), ("finetuned", "crops")]
+    points = [(cost, row(f"e{cost}", 0.8, *mode)) for cost in (6.0, 6.1, 6.2, 50.0) for mode in modes]
+    at = sorted(float(x) for x in re.findall(r'cx="([\d.]+)"', cost_figure(points, "mean_auroc", LABELS)))
+    assert len(at) == 20
+    assert min(b - a for a, b in itertools.pairwise(at)) > 7.5  # dots are at most 7 pixels wide
+    assert at[0] > 66
+    assert at[-1] < SIZE[0] - 12
+    crowded = [(float(cost), row(f"e{cost}", 0.8, *mode)) for cost in range(100, 120) for mode in modes]
+    at = [float(x) for x in re.findall(r'cx="([\d.]+)"', cost_figure(crowded, "mean_auroc", LABELS))]
+    assert 66 < min(at) < max(at) < SIZE[0] - 12
+
+
 def test_costs_that_nobody_knows_draw_nothing():
     assert cost_figure([(None, row("mine", 0.8))], "mean_auroc", LABELS) == ""
 

@@ -17,7 +17,10 @@ from stages.scoring.table import DASH, number
 
 Json = dict[str, Any]
 MODES = {"linear": "s0", "frozen": "s1", "finetuned": "s2"}
-SIZE = (560, 340)
+SIZE = (480, 340)
+LEFT, RIGHT = 66.0, SIZE[0] - 12.0
+ROWS_WIDTH = 48.0
+"""Of an expert's rows side by side, in pixels: at most."""
 NAME_WIDTH, NAME_HEIGHT, NAME_GAP, NAME_STEPS = 6.3, 12.0, 14.0, 24
 """Of an expert's name: pixels a letter, a line, from its cost; how many half lines it may be moved."""
 Box = tuple[float, float, float, float]
@@ -45,7 +48,7 @@ def leaderboard_section(name: str, board: Json, costs: Json) -> Json | None:
 
 def _row(row: Json, tasks: Json, speeds: Json) -> Json:
     speed, size = speeds.get(row["expert"]), row["expert_parameters"]
-    crops = "" if row["crop_s"] is None else f" of {row['crop_s']:g} s"
+    crops = "" if row["crop_s"] is None else f" of {row['crop_s']:g}\N{NO-BREAK SPACE}s"
     return {
         "names": [row["expert"], row["mode"], row["inputs"] + crops, row["pooling"]],
         "cells": [_cell(row, task, found["metric"]) for task, found in tasks.items()],
@@ -89,7 +92,8 @@ def _pictures(rows: list[Json], speeds: Json) -> list[tuple[str, str]]:
 def cost_figure(points: list[tuple[float | None, Json]], metric: str, labels: tuple[str, str]) -> str:
     """Draw accuracy with its 95 % interval over a cost on a logarithmic axis; nothing where no cost is known.
 
-    An expert's rows have one cost: they stand side by side around it, and its name stands once. Better is higher.
+    An expert's rows have one cost: they stand side by side around it, moved away from the rows of experts of nearly the
+    same cost, and its name stands once. Better is higher.
 
     Parameters
     ----------
@@ -106,17 +110,45 @@ def cost_figure(points: list[tuple[float | None, Json]], metric: str, labels: tu
     better_is_lower = metric == "mean_rank"
     axes = Axes(
         SIZE, (first, last), (high, low) if better_is_lower else (low, high), title=f"{labels[1]} over {labels[0]}",
-        labels=("", labels[1]), margins=(66, 12, 10, 40), ticks=((), nice_ticks(low, high)),
+        labels=("", labels[1]), margins=(LEFT, 12, 10, 40), ticks=((), nice_ticks(low, high)),
     )  # fmt: skip
     for tick in decimal_ticks(first, last):
         at = axes.px(math.log10(tick))
         axes.drawing.line([(at, 10), (at, SIZE[1] - 40)], "grid")
         axes.drawing.text(at, SIZE[1] - 26, short_number(tick), "label middle")
     axes.drawing.text(SIZE[0] / 2, SIZE[1] - 9, labels[0], "label middle")
-    for x, row in known:
-        _draw_row(axes, axes.px(x) + _beside(row), row, metric)
-    _write_names(axes, known, metric)
+    costs = {row["expert"]: axes.px(x) for x, row in known}
+    width = min(ROWS_WIDTH, (RIGHT - LEFT) / 2 / len(costs))  # half of the picture is for names
+    middles = dict(zip(costs, apart(list(costs.values()), width), strict=True))
+    placed = [(middles[row["expert"]] + _beside(row, width), row) for _, row in known]
+    for at, row in placed:
+        _draw_row(axes, at, row, metric)
+    _write_names(axes, placed, metric)
     return axes.svg()
+
+
+def apart(wanted: list[float], width: float) -> list[float]:
+    """Return places of that width, inside of the picture, as near to those wanted as they go without overlap.
+
+    Wanted places that are too near to each other share one middle, and stand side by side around it.
+
+    >>> apart([200.0, 400.0, 202.0, 198.0], 40.0)
+    [200.0, 400.0, 240.0, 160.0]
+    """
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    groups: list[list[float]] = []  # of wanted places, each less what stands to its left
+    for before, index in enumerate(order):
+        groups.append([wanted[index] - before * width])
+        while len(groups) > 1 and _mean_of(groups[-2]) > _mean_of(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    first, last = LEFT + width / 2, RIGHT - width / 2 - (len(order) - 1) * width
+    starts = [min(max(_mean_of(group), first), last) for group in groups for _ in group]
+    places = {index: starts[before] + before * width for before, index in enumerate(order)}
+    return [places[index] for index in range(len(wanted))]
+
+
+def _mean_of(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _padded(values: list[float | None]) -> tuple[float, float]:
@@ -149,28 +181,29 @@ def short_number(value: float) -> str:
     return f"{value:g}"
 
 
-def _beside(row: Json) -> float:
-    """Return how far from the expert's cost its row stands, in pixels: by mode, and by inputs within."""
-    return 7.0 * (list(MODES).index(row["mode"]) - 1) + (2.0 if row["inputs"] == "native" else -2.0)
+def _beside(row: Json, width: float) -> float:
+    """Return how far from the middle of its expert's rows a row stands, in pixels: by mode, and by inputs within."""
+    number = 2 * list(MODES).index(row["mode"]) + (row["inputs"] == "native")
+    return (number - 2.0) * width / 6.0  # five places, and one between experts: fine-tuned copies have no native input
 
 
 def _draw_row(axes: Axes, at: float, row: Json, metric: str) -> None:
     css, found = MODES[row["mode"]], row[metric]
     if found["low"] is not None:
         axes.drawing.line([(at, axes.py(found["low"])), (at, axes.py(found["high"]))], f"whisker {css}")
-    axes.drawing.circle(at, axes.py(found["value"]), 4 if row["inputs"] == "native" else 2.5, f"dot {css}")
+    axes.drawing.circle(at, axes.py(found["value"]), 3.5 if row["inputs"] == "native" else 2.5, f"dot {css}")
 
 
-def _write_names(axes: Axes, known: list[tuple[float, Json]], metric: str) -> None:
+def _write_names(axes: Axes, placed: list[tuple[float, Json]], metric: str) -> None:
     """Write every expert's name as near to its best row as neither a row nor another name stands."""
     best: dict[str, tuple[float, float]] = {}
-    for x, row in known:
-        at = (axes.px(x), axes.py(row[metric]["value"]))
+    for x, row in placed:
+        at = (x, axes.py(row[metric]["value"]))
         best[row["expert"]] = min(best.get(row["expert"], at), at, key=lambda point: point[1])
-    taken = [_box_of_row(axes, axes.px(x) + _beside(row), row, metric) for x, row in known]
+    taken = [_box_of_row(axes, x, row, metric) for x, row in placed]
     for expert, (x, y) in sorted(best.items(), key=lambda item: item[1][1]):
         box = _free_box(x, y, NAME_WIDTH * len(expert), taken)
-        taken.append(box)
+        taken.append((box[0] - NAME_HEIGHT / 2, box[1], box[2] + NAME_HEIGHT / 2, box[3]))
         side = box[0] if box[0] > x else box[2]
         if abs(side - x) > NAME_GAP + 1 or abs(_middle(box) - y) > NAME_HEIGHT:
             axes.drawing.line([(x, y), (side, _middle(box))], "grid")
