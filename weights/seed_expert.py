@@ -18,6 +18,7 @@ import argparse
 import itertools
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from benchmarks.verdict.cohorts import COHORTS, embed, ingest, read_study
 from cache.records import Target, open_records, target_array, write_records
@@ -158,13 +160,31 @@ def home_of(folder: Path, expert: str, k: int, member: int) -> Path:
     return folder / ("encoders" if expert == "seed" else "signals") / (f"{k}-{member}" if member else str(k))
 
 
-def vectors(folder: Path, expert: str, k: int, members: int) -> np.ndarray:
-    """Return what encoder k gives of all records, its networks side by side [record, width]."""
+def vectors(folder: Path, expert: str, k: int, members: int, logits: int = 0) -> np.ndarray:
+    """Return what encoder k gives of all records, its networks side by side [record, width].
+
+    Parameters
+    ----------
+    logits
+        How often each network's own logits follow; heads that shrink all columns alike trust a repeated one sooner.
+    """
     parts = []
     for member in range(members):
-        with np.load(home_of(folder, expert, k, member) / f"{expert}.npz") as stored:
-            parts.append(stored["embedding"])
+        home = home_of(folder, expert, k, member)
+        with np.load(home / f"{expert}.npz") as stored:
+            embedding = stored["embedding"]
+        parts.append(embedding)
+        if logits:
+            head = load_file(home / "weights" / "versions" / VERSIONS[expert] / "head.safetensors")
+            parts += [logits_of(torch.from_numpy(embedding), head).numpy()] * logits
     return np.concatenate(parts, axis=1)
+
+
+def logits_of(embedding: torch.Tensor, head: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Apply a trained `JointHead` of one network, as it does outside training, to an embedding [record, width]."""
+    norm = (head[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+    normalised = torch.nn.functional.batch_norm(embedding.float(), *norm)
+    return torch.nn.functional.linear(normalised, head["linears.0.weight"], head["linears.0.bias"])
 
 
 def teach(folder: Path, study: Study) -> None:

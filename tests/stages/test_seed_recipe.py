@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from stages.heads import TaskSpec
+from stages.heads.targets.tasks import layout
+from stages.posttrain.joint import JointHead
 from weights import judge_seed, signal_targets
-from weights.seed_expert import split_rows
+from weights.seed_expert import home_of, logits_of, split_rows, vectors
 
 
 def test_components_tell_what_the_vectors_tell_and_use_the_learnt_rows_alone():
@@ -38,6 +42,28 @@ def test_a_patient_is_in_one_part_and_a_fifth_of_them_validates():
     assert sorted([*train, *val]) == known.tolist()
     assert not set(patients[train]) & set(patients[val])
     assert len(np.unique(patients[val])) == 8
+
+
+def test_a_network_s_own_logits_follow_its_embedding_as_often_as_asked(tmp_path):
+    torch.manual_seed(0)
+    blocks = layout((TaskSpec("sex", "binary"), TaskSpec("finding", "multilabel", ("a", "b"))))
+    embedding, parts = torch.randn(20, 6), []
+    for member in range(2):
+        head = JointHead(6, blocks)
+        for _ in range(3):
+            head(5 * torch.randn(8, 6) + 1)  # what the network's features are like: a mean and a spread to remember
+        home = home_of(tmp_path, "seed", 0, member)
+        (version := home / "weights" / "versions" / "seed+ptbxl").mkdir(parents=True)
+        save_file(dict(head.state_dict()), version / "head.safetensors")
+        np.savez(home / "seed.npz", embedding=embedding.numpy() + member)
+        with torch.no_grad():
+            expected = head.eval()(embedding + member)
+        torch.testing.assert_close(logits_of(embedding + member, head.state_dict()), expected)
+        parts.append((embedding.numpy() + member, expected.numpy()))
+    (first, said), (second, also) = parts
+    assert np.array_equal(vectors(tmp_path, "seed", 0, 2), np.concatenate([first, second], 1))
+    expected = np.concatenate([first, said, said, second, also, also], 1)
+    np.testing.assert_allclose(vectors(tmp_path, "seed", 0, 2, logits=2), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_groups_part_the_records_by_sex_and_age():
