@@ -88,7 +88,7 @@ def test_rotations_are_judged_by_encoders_of_their_own_or_by_the_packaged_one(tm
     for k in (0, 1):
         (tmp_path / "signals" / str(k)).mkdir(parents=True)
         np.savez(tmp_path / "signals" / str(k) / "seed-ssl.npz", embedding=np.full((3, 2), float(k)))
-    options = SimpleNamespace(folder=tmp_path, expert="seed-ssl", members=1, unlabelled=unlabelled)
+    options = SimpleNamespace(folder=tmp_path, expert="seed-ssl", members=1, unlabelled=unlabelled, logits=0)
     found = judge_seed._encoders(study, [0, 1], options)
     assert [float(found[k].mean()) for k in (0, 1)] == expected
 
