@@ -50,10 +50,11 @@ class EnecgJsonl(Cohort):
         rows = list(_rows(path))
         if not rows:
             raise InputError(f"{path}: lists no record")
-        given = pd.DataFrame(rows)
+        given = pd.DataFrame(rows, dtype=object)  # pandas 3 takes text of UTF-8 alone for a column of text
         paths = [_within(p) for p in given["ecg_path"]]
         names = [p.rstrip("/").rsplit("/", 1)[-1] for p in paths]
-        frame = pd.DataFrame({"record_id": names, "patient_id": given["subject_id"].map(_whole), "path": paths})
+        patients = [_whole(number) for number in given["subject_id"]]
+        frame = pd.DataFrame({"record_id": names, "patient_id": patients, "path": paths}, dtype=object)
         limits = {"rr_interval": (1e-9, RR_LONGEST_MS), "age": (0, OLDEST_YEARS), "gender": (0, 1), "flag": (0, 1)}
         notes: list[str] = []
         cut = sum(path != said for path, said in zip(paths, given["ecg_path"], strict=True))

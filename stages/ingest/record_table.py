@@ -128,7 +128,8 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
         raise InputError(f"source '{source}' lists no record")
     _check_names(entries.targets)
     notes = list(entries.notes)
-    frame["path"] = frame["path"].astype(object).where(frame["path"].notna(), "").astype(str)
+    paths = ["" if missing else str(path) for path, missing in zip(frame["path"], frame["path"].isna(), strict=True)]
+    frame["path"] = pd.Series(paths, index=frame.index, dtype=object)  # a name of other bytes is no text of pandas 3
     no_names = _make_short(frame) | _make_text(frame)
     refused = _make_unique(frame) | no_names
     unknown = frame["patient_id"].isna()

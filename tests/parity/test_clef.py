@@ -134,7 +134,7 @@ def test_wrong_inputs_and_options_are_named():
     expert = load_expert("clef", config=Clef.small_config(), random_weights=True)
     with pytest.raises(InputError, match=r"expected \[batch, lead, time\]"):
         expert.encode(torch.zeros(1, 5000))
-    with pytest.raises(InputError, match=r"'clef': records of 0\.2 s are shorter"):
+    with pytest.raises(InputError, match=r"'clef': 0\.2 s are shorter"):
         expert.prepare(np.zeros((1, 12, 100)), 500)
     for config, says in (
         ({"in_channels": 12}, "one lead at a time"),

@@ -177,7 +177,7 @@ def test_wrong_inputs_and_options_are_named(name):
     expert = load_expert(name, config=cls.small_config(), random_weights=True)
     with pytest.raises(InputError, match=r"expected \[batch, 12, time\]"):
         expert.encode(torch.zeros(1, 5000, 12))
-    with pytest.raises(InputError, match=rf"'{name}': records of 0\.2 s are shorter"):
+    with pytest.raises(InputError, match=rf"'{name}': 0\.2 s are shorter"):
         expert.prepare(np.zeros((1, 12, 100)), 500)
     for config, says in (
         ({"encoder_attention_heads": 5}, "no multiple of encoder_attention_heads"),

@@ -28,7 +28,7 @@ def labelled_entries(paths: list[str], folder: Path, options: LabelOptions, note
     """Join labels to a list of paths. A record is named by its file name, or by its path where names repeat."""
     names = [path.rsplit("/", 1)[-1] for path in paths]
     ids = names if len(set(names)) == len(names) else paths
-    frame = pd.DataFrame({"record_id": ids, "patient_id": None, "path": paths})
+    frame = pd.DataFrame({"record_id": ids, "patient_id": None, "path": paths}, dtype=object)  # names of any bytes
     if options.labels is None:
         return Entries(frame, [], [*notes, "no labels: name a CSV file by the option 'labels'"])
     matcher = KeyMatcher(paths, Path(options.labels))
