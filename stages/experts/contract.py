@@ -148,17 +148,19 @@ def require_length(spec: ExpertSpec, n_samples: int, rate_hz: float) -> None:
 
 
 Prepare = Callable[["Expert", "np.ndarray | Tensor", float], Tensor]
+LENGTH_CHECK = "checked_length"
+"""Function around every `prepare`, as tracebacks name it."""
 
 
 def _of_enough_length(prepare: Prepare) -> Prepare:
     """Let a `prepare` check the length first."""
 
     @wraps(prepare)
-    def checked(expert: Expert, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
+    def checked_length(expert: Expert, signals_mv: np.ndarray | Tensor, rate_hz: float) -> Tensor:
         require_length(expert.spec, signals_mv.shape[-1], rate_hz)
         return prepare(expert, signals_mv, rate_hz)
 
-    return checked
+    return checked_length
 
 
 def patients_key(spec: ExpertSpec) -> bytes:

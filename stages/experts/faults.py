@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import EnsembleError, ExpertCodeError, InputError
+from stages.experts import contract
 from stages.experts.contract import Encoding, Expert, ExpertSpec
 
 SAME_FAULTS = 3
@@ -85,7 +86,9 @@ def first_line(error: Exception) -> str:
 
 def line_of_code(error: Exception) -> str:
     """Return FILE:LINE of the expert's own code where an error came from, rather than of a library that it called."""
-    frames = traceback.extract_tb(error.__traceback__)
+    # the check of lengths stands around every `prepare`, and is nobody's fault
+    around = (contract.__file__, contract.LENGTH_CHECK)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if (f.filename, f.name) != around]
     if not frames:
         return "an unknown line"
     entered = frames[min(1, len(frames) - 1)].filename

@@ -180,10 +180,9 @@ def test_a_missing_or_flat_lead_has_no_measurements_and_the_others_keep_theirs(e
         np.zeros((12, 5000)),
         np.full((12, 5000), np.nan),
         np.full((12, 5000), 1e3),
-        np.ones((12, 200)),
-        np.ones((12, 0)),
+        np.ones((12, 500)),
     ],
-    ids=["flat", "missing", "constant", "too short", "empty"],
+    ids=["flat", "missing", "constant", "of one second"],
 )
 def test_a_record_without_beats_has_quality_zero_and_nothing_else(expert, signal):
     row = expert.prepare(signal[None], RATE_HZ)[0, 0].numpy()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import UsageError
+from cache.errors import InputError, UsageError
 from stages.experts import load_expert
 from stages.experts.models.signal_features.rocket import DRAWS, PER_DRAW, draw_groups
 from stages.experts.signals.dsp import resample_rate
@@ -113,7 +113,8 @@ def test_thresholds_and_features_stay_at_their_recorded_values(expert, signals):
 def test_a_flat_or_missing_record_is_finite_and_a_missing_lead_is_a_flat_one(expert, signals):
     flat = features(expert, np.zeros((1, 12, 5000)))
     np.testing.assert_array_equal(features(expert, np.full((1, 12, 5000), np.nan)), flat)
-    np.testing.assert_array_equal(features(expert, np.full((1, 12, 0), np.nan)), flat)
+    with pytest.raises(InputError, match="0 s are shorter than 1 s"):
+        expert.prepare(np.full((1, 12, 0), np.nan), RATE_HZ)
     assert np.isfinite(flat).all()
     missing, zero = signals[:1].copy(), signals[:1].copy()
     missing[:, 4], zero[:, 4] = np.nan, 0

@@ -32,9 +32,9 @@ def test_every_record_is_prepared_as_it_is_and_the_too_short_are_left_out(tmp_pa
         n, rate_hz = LENGTHS[row]
         alone = expert.prepare(signals.read_mv(slice(row, row + 1))[:, :, :n], rate_hz).numpy()[0]
         np.testing.assert_array_equal(x, np.tile(alone, (2 // len(alone), 1, 1)))
-    assert "1 of 5 records are left out of training, the first: expert 'ecgfm': records of 2 s" in caplog.text
+    assert "1 of 5 records are left out of training, the first: expert 'ecgfm': 2 s are shorter" in caplog.text
 
 
 def test_records_of_which_none_is_long_enough_are_refused(tmp_path, signals):
-    with pytest.raises(InputError, match=r"no record can be trained on: expert 'jepa': records of 7.2 s"):
+    with pytest.raises(InputError, match=r"no record can be trained on: expert 'jepa': 7.2 s are shorter"):
         prepared_inputs(tmp_path / "inputs", {}, small_expert("jepa").prepare, signals, np.array([2, 3]))
