@@ -129,7 +129,7 @@ FAULTS = {
     "lengths are used or refused": {
         "prepare": PARTS["prepare"] + "        if signals.shape[-1] < 5000: raise InputError('too short')\n"
     },
-    "arrays and tensors are alike": {"prepare": "        signals = np.nan_to_num(signals_mv * 1.0 + 0)\n"},
+    "arrays and tensors are alike": {"prepare": "        signals = np.nan_to_num(signals_mv.astype(float))\n"},
 }
 
 
