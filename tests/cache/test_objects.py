@@ -17,10 +17,6 @@ from cache.storage.locations import location_of, remove, stores_in
 from cache.storage.objects import ObjectPath, file_system
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.resume import create_embeddings, resume_or_create
-from pipeline.study.scaffold import StoreUrls, make_study
-from stages.embed import Embedder, EmbedPaths, EmbedSettings
-from stages.ingest import IngestPaths, IngestSettings
-from stages.ingest import run as ingest
 from tests.s3_server import LEASE_S
 
 
@@ -106,21 +102,6 @@ def test_a_file_url_is_a_folder_and_written_like_one(tmp_path):
     assert location_of(place.as_uri()) == place
     read = [open_embeddings(where).read_layers(slice(0, 4)) for where in (place, place.as_uri())]
     np.testing.assert_array_equal(*read)
-
-
-@pytest.mark.parametrize("protocol", ["gs", "az", "memory"])
-def test_a_storage_that_is_only_read_is_refused_before_any_work(protocol, tmp_path):
-    url = location_of(f"{protocol}://bucket/study")
-    only_read = rf"{protocol}://bucket/study/\S+: can only be read; stores are written to s3://\.\.\. or to a folder"
-    asked = IngestSettings(source="wfdb", path=str(tmp_path / "nowhere"))
-    for paths in (IngestPaths(url / "r.parquet", tmp_path / "s.zarr"), IngestPaths(tmp_path / "r", url / "s.zarr")):
-        with pytest.raises(UsageError, match=only_read):
-            ingest(asked, paths)
-    nowhere = tmp_path / "nowhere"
-    with pytest.raises(UsageError, match=only_read):
-        Embedder(EmbedSettings("rocket"), EmbedPaths(nowhere, nowhere, url / "rocket.zarr", nowhere))
-    with pytest.raises(UsageError, match=only_read):
-        make_study(tmp_path / "study", "wfdb", tmp_path, urls=StoreUrls(embeddings=f"{url}/embeddings"))
 
 
 def test_a_url_that_holds_credentials_is_refused():

@@ -10,9 +10,13 @@ import pytest
 import yaml
 
 from cache.errors import MissingFileError, UsageError
+from cache.storage.locations import location_of
 from pipeline.study.params import read_params
-from pipeline.study.scaffold import make_study
+from pipeline.study.scaffold import StoreUrls, make_study
+from stages.embed import Embedder, EmbedPaths, EmbedSettings
 from stages.fit_heads.settings import StudyFitOptions
+from stages.ingest import IngestPaths, IngestSettings
+from stages.ingest import run as ingest
 from tests import structure
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +129,18 @@ def test_a_new_study_names_options_by_their_defaults(tmp_path, ptbxl):
         defaults = StudyFitOptions().model_dump()
         assert {"rank", "layer_mix", "share_tasks"} <= set(written)
         assert written == {name: defaults[name] for name in written}
+
+
+@pytest.mark.parametrize("protocol", ["gs", "az", "memory"])
+def test_a_storage_that_is_only_read_is_refused_before_any_work(protocol, tmp_path):
+    url = location_of(f"{protocol}://bucket/study")
+    only_read = rf"{protocol}://bucket/study/\S+: can only be read; stores are written to s3://\.\.\. or to a folder"
+    asked = IngestSettings(source="wfdb", path=str(tmp_path / "nowhere"))
+    for paths in (IngestPaths(url / "r.parquet", tmp_path / "s.zarr"), IngestPaths(tmp_path / "r", url / "s.zarr")):
+        with pytest.raises(UsageError, match=only_read):
+            ingest(asked, paths)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(UsageError, match=only_read):
+        Embedder(EmbedSettings("rocket"), EmbedPaths(nowhere, nowhere, url / "rocket.zarr", nowhere))
+    with pytest.raises(UsageError, match=only_read):
+        make_study(tmp_path / "study", "wfdb", tmp_path, urls=StoreUrls(embeddings=f"{url}/embeddings"))
