@@ -30,7 +30,8 @@ def make_splits(data: Data, folds: str | int) -> list[Split]:
     Raises
     ------
     InputError
-        Fewer folds than asked for, or fewer than three; fewer than two sources; a patient in two parts of a fit.
+        Fewer folds than asked for, or fewer than three; fewer than two sources; a patient in two parts of a fit;
+        a record without a patient.
     """
     splits = _splits(data.membership, data.usable, folds)
     _check_patients(data.membership.patient, splits)
@@ -81,7 +82,10 @@ def _check_patients(patient: Texts, splits: list[Split]) -> None:
     for fit, parts in enumerate(splits):
         inside = np.zeros((len(SPLITS), len(patient.names)), bool)
         for part, rows in zip(inside, parts, strict=True):
-            part[patient.codes[rows]] = True
+            codes = patient.codes[rows]
+            if unknown := int((codes < 0).sum()):
+                raise InputError(f"fit {fit}: {unknown} records have no patient_id; name each one's patient, or itself")
+            part[codes] = True
         for a, b in ((0, 1), (0, 2), (1, 2)):
             shared = np.flatnonzero(inside[a] & inside[b])
             if len(shared):

@@ -40,3 +40,9 @@ def test_a_patient_in_two_parts_of_a_fit_is_named():
     parts = membership(4, split=["train", "val", "test", "train"], patient=["ann", "bob", "ann", "eve"])
     with pytest.raises(InputError, match=r"fit 0: patient 'ann' is in both train and test \(1 such patients\)"):
         make_splits(SimpleNamespace(membership=parts, usable=np.ones(4, bool)), "split")
+
+
+def test_records_without_a_patient_are_counted_and_taken_for_nobody():
+    parts = membership(4, split=["train", "val", "test", "train"], patient=["ann", "bob", None, None])
+    with pytest.raises(InputError, match=r"fit 0: 1 records have no patient_id; name each one's patient"):
+        make_splits(SimpleNamespace(membership=parts, usable=np.ones(4, bool)), "split")
