@@ -25,7 +25,8 @@ from cache.storage.locations import Location
 from stages.heads import EnsembleHeads
 from stages.heads.baselines.methods import METHODS
 from stages.heads.decisions.answers import DECISION_FILES
-from stages.heads.inputs.expert_features import parse_mix
+from stages.heads.fold_model import spread_rows
+from stages.heads.inputs.expert_features import choose_rows, parse_mix
 from stages.heads.published.enecg_preset import EnecgHeads
 from stages.learning.data import Data, read_outputs
 from stages.learning.folds import Split
@@ -37,6 +38,9 @@ ENECG = "enecg"
 COMPARED = (*(name for name in METHODS if name != "gate"), ENECG)
 """Every method there is beside the gate and the single experts, in the order of fitting."""
 
+ON_THE_FIT = ("mean", "stacking")
+"""Methods that ask the fitted heads, which remember their answers."""
+
 CODE = ("learning/*.py", "evaluate/methods.py", "evaluate/learning_curve.py")
 """Beside `heads`: what decides how a method is fitted."""
 
@@ -44,7 +48,7 @@ Costs = dict[str, float | None]
 Skipped = dict[str, str]
 """Task -> why a method does not predict it."""
 FoldPredictions = list[dict[str, np.ndarray]]
-"""Fold -> task -> predictions for all rows."""
+"""Fold -> task -> predictions [n, ...]; NaN of records that the fold neither judges nor is judged by."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ class Setting:
     stores: Mapping[str, Location]
     signals_path: Location
     heads_folder: Path
+
+    @property
+    def judged(self) -> list[np.ndarray]:
+        """Of each fold, bool [n]: the records of which predictions are written."""
+        everything = np.zeros((len(self.splits), len(self.data.records)), bool)
+        for mask, (_, val, test) in zip(everything, self.splits, strict=True):
+            mask[val] = mask[test] = True
+        return list(everything)
 
 
 class FinishedMethods:
@@ -165,7 +177,17 @@ def _reference(name: str, setting: Setting) -> Fit:
         **({"seen": data.seen} if isinstance(method, EnsembleHeads) else {}),
     )
     costs: Costs = {"parameters": method.n_trainable_}
-    return lambda fold: method.predict_proba(data.features, gate_signal=signal, fold=fold), costs, {}
+
+    def predict(fold: int) -> dict[str, np.ndarray]:
+        if name in ON_THE_FIT:
+            return dict(method.predict_proba(data.features, gate_signal=signal, fold=fold))
+        judged = setting.judged[fold]
+        rows = np.flatnonzero(judged)
+        chosen = choose_rows(data.features, rows)
+        found = method.predict_proba(chosen, gate_signal=None if signal is None else signal[rows], fold=fold)
+        return {task: spread_rows(values, rows, len(judged)) for task, values in found.items()}
+
+    return predict, costs, {}
 
 
 def make_method(name: str, heads: EnsembleHeads) -> Any:
@@ -174,7 +196,7 @@ def make_method(name: str, heads: EnsembleHeads) -> Any:
     `concat` and `full_rank` train no mixing: where the heads' is (PMA, attention), they read the plain mean.
     """
     factory = METHODS[name]
-    if name in ("mean", "stacking"):
+    if name in ON_THE_FIT:
         return factory(heads=heads)
     if name in ("ppa", "pma", "attention"):
         return factory(**heads.get_params())

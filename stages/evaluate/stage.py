@@ -93,7 +93,8 @@ def run_by(
     finished = FinishedMethods(paths.finished, state_key(paths.heads, paths.records, data.fingerprints))
     found = EvaluateSummary(settings.compare, settings.fractions)
     with staged(_outputs(paths)) as drafts:
-        with heads.remembering():  # gate, experts, mean and stacking ask the same heads about the same records
+        # gate, experts, mean and stacking ask the same heads about the same records
+        with heads.remembering(setting.judged):
             _predict(setting, finished, found, drafts, report)
         found.metrics = summarise(
             open_predictions(drafts[paths.predictions]),

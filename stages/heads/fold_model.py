@@ -51,6 +51,21 @@ class Output:
     weights: np.ndarray
     mixed: np.ndarray
 
+    def spread(self, rows: np.ndarray, n: int) -> Output:
+        """Put what it says of some rows in their places among n; NaN in all others."""
+        return Output(*(spread_rows(part, rows, n) for part in (self.experts, self.weights, self.mixed)))
+
+
+def spread_rows(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
+    """Put values [len(rows), ...] in their places among n, NaN in all others.
+
+    >>> spread_rows(np.array([7.0]), np.array([1]), 3)
+    array([nan,  7., nan])
+    """
+    whole = np.full((n, *values.shape[1:]), np.nan, values.dtype)
+    whole[rows] = values
+    return whole
+
 
 def run_fold(
     model: FoldModel,

@@ -6,7 +6,7 @@ files (`persist`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from stages.heads.decisions.answers import Decisions
 from stages.heads.estimator import Estimator, Predictions, decide, mean_score
 from stages.heads.fold_model import FoldModel, Output, run_fold, to_means
 from stages.heads.gate.inputs import parse_sources
-from stages.heads.inputs.expert_features import ExpertFeatures, mix_layers, parse_mix, read_features
+from stages.heads.inputs.expert_features import ExpertFeatures, choose_rows, mix_layers, parse_mix, read_features
 from stages.heads.inputs.lazy_rows import READ_ROWS
 from stages.heads.out_of_sample import OutOfSample
 from stages.heads.targets.tasks import Block
@@ -58,6 +58,7 @@ class FittedHeads(Estimator):
     _folder: Path
     """Of a loaded fit."""
     _kept: list[tuple[Mapping[str, Any], np.ndarray | None, int, list[Output]]] | None = None
+    _judged: Sequence[np.ndarray] | None = None
 
     @property
     def out_of_sample_(self) -> OutOfSample:
@@ -90,28 +91,45 @@ class FittedHeads(Estimator):
         return models
 
     @contextmanager
-    def remembering(self) -> Iterator[None]:
+    def remembering(self, judged: Sequence[np.ndarray] | None = None) -> Iterator[None]:
         """Keep what each fold says of the same features, so that whoever asks the fit again needs no second pass.
 
         Only of the very same objects, of one fold at a time, and while together they hold at most `KEPT_BYTES`.
+
+        Parameters
+        ----------
+        judged
+            Of each fold, bool [n]: the only records that anybody asks about. Of all others it says NaN, and they cost
+            nothing. None: all.
         """
-        self._kept = []
+        self._kept, self._judged = [], judged
         try:
             yield
         finally:
-            self._kept = None
+            self._kept = self._judged = None
 
     def _outputs(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
         """Predict with one fold, or with all."""
         for x, signal, of_fold, outputs in self._kept or ():
             if x is features and signal is gate_signal and of_fold == fold:
                 return outputs
-        outputs = self._computed(features, gate_signal, fold)
+        if self._judged is None or fold is None or not self._judged[fold].any():
+            outputs = self._computed(features, gate_signal, fold)
+        else:
+            outputs = self._computed_of(self._judged[fold], features, gate_signal, fold)
         if self._kept is not None and fold is not None:
             held = [*outputs, *(output for *_, kept in self._kept for output in kept)]
             if sum(part.nbytes for output in held for part in vars(output).values()) <= KEPT_BYTES:
                 self._kept.append((features, gate_signal, fold, outputs))
         return outputs
+
+    def _computed_of(
+        self, judged: np.ndarray, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int
+    ) -> list[Output]:
+        """Predict some records, bool [n], with one fold."""
+        rows = np.flatnonzero(judged)
+        signal = None if gate_signal is None else gate_signal[rows]
+        return [o.spread(rows, len(judged)) for o in self._computed(choose_rows(features, rows), signal, fold)]
 
     def _computed(self, features: Mapping[str, Any], gate_signal: np.ndarray | None, fold: int | None) -> list[Output]:
         """Predict, whatever is remembered."""

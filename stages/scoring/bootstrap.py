@@ -75,7 +75,7 @@ def resamples(
     if n_patients * n_resamples <= KEPT_CELLS:
         whole = _kept_resamples(n_patients, n_resamples, seed)
         for start in range(0, n_resamples, chunk):
-            yield np.ascontiguousarray(whole[start : start + chunk].T, np.float32)
+            yield whole[:, start : start + chunk].astype(np.float32, order="C")
         return
     rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, chunk):
@@ -84,11 +84,13 @@ def resamples(
 
 @lru_cache(maxsize=32)
 def _kept_resamples(n_patients: int, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each patient is drawn, uint16 [resamples, patients]."""
+    """How often each patient is drawn, uint16 [patients, resamples]."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK_CELLS // max(n_patients, 1))
     parts = [_draw(rng, n_patients, min(step, n_resamples - start)) for start in range(0, n_resamples, step)]
-    return np.concatenate(parts).astype(np.uint16) if parts else np.zeros((0, n_patients), np.uint16)
+    if not parts:
+        return np.zeros((n_patients, 0), np.uint16)
+    return np.ascontiguousarray(np.concatenate(parts).T, np.uint16)
 
 
 def _draw(rng: np.random.Generator, n_patients: int, n_resamples: int) -> np.ndarray:

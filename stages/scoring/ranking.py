@@ -7,6 +7,7 @@ Lives here: one class's ranking. Not here: which metrics a task has (`metrics`),
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 
 
 class Ranking:
@@ -27,12 +28,17 @@ class Ranking:
 
     def __init__(self, positive: np.ndarray, score: np.ndarray, rows: np.ndarray) -> None:
         order = rows[np.argsort(score[rows], kind="stable")]
-        self._positive, self._negative = order[positive[order]], order[~positive[order]]
-        high, low = score[self._positive], score[self._negative]
-        self._below = np.searchsorted(low, high, side="left")
-        self._not_above = np.searchsorted(low, high, side="right")
+        self._positive, negative = order[positive[order]], order[~positive[order]]
+        high, low = score[self._positive], score[negative]
+        below, not_above = np.searchsorted(low, high, side="left"), np.searchsorted(low, high, side="right")
+        self._no_ties = bool((below == not_above).all())
+        # negatives are counted up to the positives' scores alone: a rare class asks for few of these sums
+        ends = np.unique(np.concatenate([[0], below, not_above, [len(low)]]))
+        self._below, self._not_above = np.searchsorted(ends, below), np.searchsorted(ends, not_above)
+        self._between = sparse.csr_array(
+            (np.ones(len(low), np.float32), negative, np.append(0, ends)), shape=(len(ends), len(score))
+        )
         self._first_tied = np.searchsorted(high, high, side="left")
-        self._no_ties = bool((self._below == self._not_above).all())
 
     def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return AUROC and average precision [resamples]; NaN where one side is absent (AP: no positives).
@@ -43,7 +49,7 @@ class Ranking:
             How often each record counts, [n, resamples]; the arithmetic is done in its dtype.
         """
         of_positives = weights[self._positive]
-        negatives, positives = _cumulated(weights[self._negative]), _cumulated(of_positives)
+        negatives, positives = np.cumsum(self._between @ weights, axis=0), _cumulated(of_positives)
         below = negatives[self._below]
         mean_below = below if self._no_ties else (below + negatives[self._not_above]) / 2
         true = positives[-1] - positives[self._first_tied]

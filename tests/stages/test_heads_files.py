@@ -127,3 +127,23 @@ def test_a_fit_that_remembers_computes_each_fold_once_and_says_the_same(
         assert len(calls) == 3
     heads.predict_proba(new, gate_signal=signal, fold=1)
     assert len(calls) == 4
+
+
+def test_a_fit_that_is_asked_about_some_records_alone_says_the_same_of_them(
+    fitted: tuple[EnsembleHeads, dict[str, Any], dict[str, np.ndarray], list[Split]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, features, _, splits = fitted
+    new, signal = arguments(features, splits[0][2])
+    judged = np.arange(len(splits[0][2])) % 3 == 1
+    whole, weights = (f(new, gate_signal=signal, fold=1) for f in (heads.predict_proba, heads.gate_weights))
+    sizes, compute = [], predictor.run_fold
+    monkeypatch.setattr(predictor, "run_fold", lambda *a: sizes.append(len(a[2])) or compute(*a))
+    with heads.remembering([~judged, judged]):
+        for found, expected in (
+            (heads.predict_proba(new, gate_signal=signal, fold=1), whole),
+            (heads.gate_weights(new, gate_signal=signal, fold=1), weights),
+        ):
+            for task, values in found.items():
+                np.testing.assert_array_equal(values[judged], expected[task][judged])
+                assert np.isnan(values[~judged]).all()
+    assert sizes == [judged.sum()]

@@ -64,6 +64,23 @@ class ExpertFeatures:
         return ExpertFeatures(embedding, layers, embed, views)
 
 
+def choose_rows(features: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Select records of what `read_features` reads, without reading it: rows on disk stay there until asked for.
+
+    >>> {name: x.tolist() for name, x in choose_rows({"a": np.arange(3.0)[:, None]}, np.array([2, 0])).items()}
+    {'a': [[2.0], [0.0]]}
+    """
+
+    def chosen(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {part: None if array is None else chosen(array) for part, array in value.items()}
+        if isinstance(value, LazyRows):
+            return ChosenRows(value, rows)
+        return value.take(rows) if isinstance(value, ExpertFeatures) else np.asarray(value)[rows]
+
+    return {name: chosen(value) for name, value in features.items()}
+
+
 def read_features(features: Mapping[str, Any]) -> dict[str, ExpertFeatures]:
     """Read a dict expert -> [n, d] array, or expert -> {"layers", "embedding", "embed", views} (any of them absent).
 
