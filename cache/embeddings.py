@@ -15,8 +15,9 @@ import zarr
 from cache.embedding_layout import VIEWS, Identity, Layout, Shard
 from cache.errors import FingerprintError, StoreError
 from cache.fingerprint import fingerprint
+from cache.storage.clients import Entry
 from cache.storage.locations import Location, location_of, name_within
-from cache.storage.objects import Entry, ObjectPath
+from cache.storage.objects import ObjectPath
 from cache.storage.writing import Guard, Part, write_all_durably
 from cache.zarr_io.groups import ZARR_ERRORS, get_array, open_group, shard_file
 from cache.zarr_io.shards import PlainShards, narrowed

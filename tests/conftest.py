@@ -6,12 +6,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from tests.cloud_servers import CloudServer
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes with as many threads as there are cores wait for one another: on two cores, golden vectors of six
@@ -166,12 +169,62 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a new, empty bucket; whoever is asked about the environment is told how to get there."""
-    from cache.storage.objects import file_system
     from tests.s3_server import environment
 
-    for name, value in environment(s3_server).items():
-        monkeypatch.setenv(name, value)
-    file_system.cache_clear()
-    bucket = f"b{uuid.uuid4().hex[:12]}"
-    file_system("s3", os.getpid()).call_s3("create_bucket", Bucket=bucket)
+    bucket, client = _bucket("s3", environment(s3_server), monkeypatch)
+    client.files.call_s3("create_bucket", Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def google_server() -> "Iterator[CloudServer]":
+    """Google's object storage on loopback."""
+    from tests.cloud_servers import Google, serving
+
+    with serving(Google) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> "Iterator[CloudServer]":
+    """Azure's object storage on loopback."""
+    from tests.cloud_servers import Azure, serving
+
+    with serving(Azure) as server:
+        yield server
+
+
+@pytest.fixture
+def gs(google_server: "CloudServer", monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new, empty bucket of Google's storage."""
+    from tests.cloud_servers import google_environment
+
+    bucket, _ = _bucket("gs", google_environment(google_server.address), monkeypatch)
+    google_server.begin(bucket)
+    return f"gs://{bucket}"
+
+
+@pytest.fixture
+def az(azure_server: "CloudServer", monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new, empty container of Azure's storage."""
+    from tests.cloud_servers import azure_environment
+
+    bucket, _ = _bucket("az", azure_environment(azure_server.address), monkeypatch)
+    azure_server.begin(bucket)
+    return f"az://{bucket}"
+
+
+def _bucket(protocol: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    from cache.storage.objects import client_for
+    from tests.s3_server import LEASE_S
+
+    for name, value in {**environment, "ENSEMBLE_LEASE_SECONDS": str(LEASE_S)}.items():
+        monkeypatch.setenv(name, value)
+    client_for.cache_clear()
+    return f"b{uuid.uuid4().hex[:12]}", client_for(protocol, os.getpid())
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """URL of a new, empty bucket, once of each kind of storage that is written to."""
+    return request.getfixturevalue(request.param)

@@ -22,14 +22,16 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any, cast
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cache.claims import claims_on
 from cache.embeddings import EmbeddingStore, Identity, Layout, Shard, open_embeddings
+from cache.storage.fsspec_client import S3Client
 from cache.storage.locations import Location, location_of
-from cache.storage.objects import file_system
+from cache.storage.objects import client_for
 from cache.upkeep.resume import create_embeddings
 from tests.s3_server import environment, serving
 
@@ -55,6 +57,11 @@ def server() -> Iterator[str]:
         process.join()
 
 
+def s3_files() -> Any:
+    """Return s3fs's own client."""
+    return cast(S3Client, client_for("s3", os.getpid())).files
+
+
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
     """Return how long something takes, and how much of this process's CPU."""
     start, cpu = time.perf_counter(), time.process_time()
@@ -76,7 +83,7 @@ def write(store: Location, content: Shard, n_shards: int, state: Path) -> None:
 def counted(work: Callable[[], object]) -> Counter[str]:
     """Return the requests that something sends, by kind."""
     sent: Counter[str] = Counter()
-    client = file_system("s3", os.getpid())
+    client = s3_files()
     inner, outer = client._call_s3, client.call_s3  # noqa: SLF001
 
     async def call_inner(method: str, *args: object, **kwargs: object) -> object:
@@ -124,7 +131,7 @@ def main() -> None:
     took: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as name, server() as address:
         os.environ.update(environment(address))
-        file_system("s3", os.getpid()).call_s3("create_bucket", Bucket="bench")
+        s3_files().call_s3("create_bucket", Bucket="bench")
         places = {"disk": Path(name) / "toy.zarr", "bucket": location_of("s3://bench/study/toy.zarr")}
         for _, (kind, store) in itertools.product(range(options.rounds), places.items()):
             rounds = took.setdefault(kind, defaultdict(list))

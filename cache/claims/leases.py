@@ -12,7 +12,6 @@ Not here: that no process can damage what its successor has written; see `cache.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
 import os
 import random
@@ -21,9 +20,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from cache.claims.clock import StorageClock
 from cache.errors import ClaimsLostError, StorageError, UsageError
+from cache.storage.clients import Tagged
 from cache.storage.objects import ObjectPath
 
 LENGTH_VARIABLE = "ENSEMBLE_LEASE_SECONDS"
@@ -31,7 +31,7 @@ LENGTH_S = 60.0
 SHORTEST_S = 2.0
 """Storages tell times in whole seconds."""
 WAIT_S = 0.5
-OWNER = "owner"
+OWNER, CLOCK = "owner", "clock"
 
 
 @dataclass
@@ -43,10 +43,13 @@ class _Lease:
     length_s: float
     tag: str = ""
     turn: int = 0
+    written_at: float = 0.0
+    """By this machine's steady clock, at the earliest."""
 
     def content(self) -> bytes:
         """Return what is written: each time something else, so that the tag tells whether it was written since."""
         self.turn += 1
+        self.written_at = time.monotonic()
         return json.dumps({"holder": self.holder, "seconds": self.length_s, "turn": self.turn}).encode()
 
     def take(self) -> bool:
@@ -55,17 +58,19 @@ class _Lease:
         return bool(self.tag)
 
     def renew(self) -> bool:
-        """Write the object again; whether it was still ours."""
+        """Write the object again, or look at it where its storage wants a pause; whether it was still ours."""
+        if time.monotonic() - self.written_at < self.file.rewrite_pause_s:
+            return self.file.tag() == self.tag
         self.tag = self.file.replace(self.content(), self.tag) or self._tag_after_unclear_write()
         return bool(self.tag)
 
     def _tag_after_unclear_write(self) -> str:
         """Return the tag of what stands there if we wrote it, in a request whose answer did not reach us."""
         try:
-            content, headers = self.file.read_with_headers()
+            there = self.file.read_tagged()
         except FileNotFoundError:
             return ""
-        return str(headers["ETag"]) if f'"{self.holder}"'.encode() in content else ""
+        return there.tag if f'"{self.holder}"'.encode() in there.content else ""
 
     def give_back(self) -> None:
         """Delete the object if it is still ours."""
@@ -89,7 +94,7 @@ class Leases:
 
     def __init__(self, store: ObjectPath) -> None:
         self._store, self._folder = store, store.parent / ".claims" / store.name
-        self._length_s = _length_s()
+        self._length_s, self._clock = _length_s(), StorageClock(self._folder / CLOCK)
         self._guard, self._stop = threading.RLock(), threading.Event()
         self._begin()
         self._heart: threading.Thread | None = None
@@ -122,7 +127,7 @@ class Leases:
         if OWNER not in listing and all(
             self._ended(self._folder / name) for name in listing if name.startswith("sessions/")
         ):
-            self._folder.delete([name for name in listing if name.startswith("shards/")])
+            self._folder.delete([name for name in listing if name.startswith(("shards/", f"{CLOCK}/"))])
 
     # ---- the whole store ---------------------------------------------------------------------------------------------
 
@@ -193,15 +198,15 @@ class Leases:
     def _taken_over(self, claimed: ObjectPath) -> str:
         """Take a claim over whose session has ended; gives its new tag, or "" where that is not so."""
         try:
-            holder, headers = claimed.read_with_headers()
+            there = claimed.read_tagged()
         except FileNotFoundError:
             return claimed.create(self._me.encode())
-        name = holder.decode()
+        name = there.content.decode()
         if name == self._me:  # left by a failed request of ours
-            return str(headers["ETag"])
+            return there.tag
         if not self._ended(self._folder / "sessions" / name):
             return ""
-        return claimed.replace(self._me.encode(), str(headers["ETag"]))
+        return claimed.replace(self._me.encode(), there.tag)
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 
@@ -221,33 +226,37 @@ class Leases:
 
         Some make an object that `If-Match` names and that is not there.
         """
-        none = self._folder / "sessions" / f"{self._me}-none"
-        if lease.file.create(b"") or lease.file.replace(b"", '"0"') or none.replace(b"", '"0"'):
+        none, tag = self._folder / "sessions" / f"{self._me}-none", lease.file.unused_tag
+        if lease.file.create(b"") or lease.file.replace(b"", tag) or none.replace(b"", tag):
             for file in (lease.file, none):
                 file.unlink(missing_ok=True)
             lease.tag = ""
             raise StorageError(
-                f"{self._store}: the storage ignores If-None-Match or If-Match, so that runs cannot be kept apart; "
-                "update it, or embed into a folder and copy it"
+                f"{self._store}: the storage ignores conditions (If-None-Match, If-Match, generations), so that runs "
+                "cannot be kept apart; update it, or write into a folder and copy it"
             )
         self._checked = True
 
     def _ended(self, file: ObjectPath) -> bool:
         """Whether nobody holds a lease (any more); one that has run out is ended for good, also for its holder."""
         try:
-            content, headers = file.read_with_headers()
+            there = file.read_tagged()
         except FileNotFoundError:
             return True
         try:
-            length_s = float(json.loads(content)["seconds"])
+            length_s = float(json.loads(there.content)["seconds"])
         except (ValueError, KeyError, TypeError):
             length_s = self._length_s  # no lease of ours: give it the time one has
-        if _age_s(headers) <= length_s:
+        if self._age_s(there) <= length_s:
             return False
-        if not file.replace(b'{"seconds": 0}', str(headers["ETag"])):
+        if not file.replace(b'{"seconds": 0}', there.tag):
             return not file.exists()
         file.unlink(missing_ok=True)
         return True
+
+    def _age_s(self, there: Tagged) -> float:
+        """Return how long ago an object was written, by the clock of the storage, to a second."""
+        return ((there.answered or self._clock.now()) - there.written).total_seconds()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._length_s / 4):
@@ -266,9 +275,3 @@ def _length_s() -> float:
     if not length_s >= SHORTEST_S:  # also not a number
         raise UsageError(f"{LENGTH_VARIABLE}={text}: expected a number of seconds from {SHORTEST_S:g} up")
     return length_s
-
-
-def _age_s(headers: dict[str, Any]) -> float:
-    """Return how long ago an object was written, by the clock of the storage that has just answered."""
-    now = email.utils.parsedate_to_datetime(headers["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return float((now - headers["LastModified"]).total_seconds())

@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 
 from cache.errors import MissingFileError, UsageError
 from cache.storage.objects import ObjectPath, is_url
+from cache.storage.obstore_client import AZURE, AZURE_HOST
 
 Location = Path | ObjectPath
 METADATA, FILE = "zarr.json", "file://"
@@ -25,9 +26,21 @@ def location_of(location: str | Path | ObjectPath) -> Location:
         return Path(location)
     if location.startswith(FILE):
         return Path(url2pathname(location.removeprefix(FILE)))
-    if "@" in location.partition("://")[2].partition("/")[0]:
-        raise UsageError("a URL holds credentials; leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if holds_credentials(location):
+        raise UsageError(
+            "a URL holds credentials; leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what "
+            "docs/scaling.md names for Google's and Azure's storage"
+        )
     return ObjectPath(location)
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a key or a token stands in a URL; `abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/x` names none."""
+    protocol, _, rest = url.partition("://")
+    before, at, host = rest.partition("/")[0].rpartition("@")
+    if protocol not in AZURE:
+        return bool(at)
+    return "?" in rest or (bool(at) and (":" in before or not host.endswith(AZURE_HOST)))
 
 
 def within(folder: Path, location: str) -> Location:

@@ -1,8 +1,8 @@
-"""Names of objects behind an fsspec URL, such as `s3://bucket/study/embeddings`, with the few operations stores need.
+"""Names of objects behind a URL, such as `s3://bucket/study/embeddings`, with the few operations stores need.
 
-Not here: what a store is made of, and claims on it (`cache.claims`). fsspec is imported when one is first touched.
-Credentials and endpoint come from where the client library looks for them: AWS_ACCESS_KEY_ID, AWS_PROFILE,
-AWS_ENDPOINT_URL, ~/.aws and so on; nothing is taken as an argument, so that nothing can end up in a file of a study.
+Not here: what a store is made of, claims on it (`cache.claims`), the clients that do the requests (`clients`).
+A client's package is imported when a name is first touched. Credentials and endpoint come from where it looks for them
+(the environment, its own files); nothing is taken as an argument, so that nothing can end up in a file of a study.
 """
 
 from __future__ import annotations
@@ -14,36 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cache.errors import EnsembleError, StorageError, UsageError
+from cache.storage.clients import Entry, ObjectClient, ReadingClient, Tagged
+from cache.storage.fsspec_client import S3, FsspecClient, S3Client
+from cache.storage.obstore_client import AZURE, GOOGLE, AzureClient, GoogleClient
 
-CONNECT_TIMEOUT_S = 10
-DELETED_AT_ONCE = 1000
-"""Objects a delete request names at most."""
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
-_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "fsspec")
-_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_ADVICE = {
-    "NoSuchBucket": "there is no such bucket; make it, or correct the URL",
-    "InvalidAccessKeyId": f"the access key is unknown; {_KEYS}",
-    "SignatureDoesNotMatch": f"the secret key does not fit the access key; {_KEYS}",
-    "ExpiredToken": "the session token has expired; get a new one",
-    "AccessDenied": f"access is denied; {_KEYS}, and the bucket's policy (list, get, put and delete are needed)",
-    "403": f"access is denied; {_KEYS}, and the bucket's policy (list, get, put and delete are needed)",
-    "NoCredentialsError": f"there are no credentials; {_KEYS}",
-    "PartialCredentialsError": f"the credentials are incomplete; {_KEYS}",
-    "EndpointConnectionError": "the server cannot be reached; check AWS_ENDPOINT_URL and the network",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One object as a listing tells it; `tag` changes with the content ("" where the storage has none)."""
-
-    size: int
-    tag: str
+WRITABLE = (*S3, *GOOGLE, *AZURE)
+"""Protocols whose storages do conditional requests."""
 
 
 @dataclass(frozen=True, order=True)
@@ -106,52 +85,32 @@ class ObjectPath:
 
     def read_range(self, start: int, stop: int | None) -> bytes:
         """Read bytes from `start` (negative: from the end) to `stop`; fewer, or none, where the object is shorter."""
-        with _named_errors(self):
-            try:
-                return bytes(self._fs.cat_file(self._key, start=start, end=stop))
-            except OSError as error:
-                if _code(error) in ("InvalidRange", "416"):
-                    return b""
-                raise
+        if stop is not None and stop <= start:
+            return b""  # no storage has a range without bytes
+        with _client_of(self) as client:
+            return client.read(self.url, start, stop)
 
     def size(self) -> int:
         """Return the bytes of the object; FileNotFoundError if there is none."""
-        with _named_errors(self):
-            return int(self._fs.info(self._key)["size"])
+        with _client_of(self) as client:
+            entry = client.head(self.url)
+        # Asked for an object alone, a storage does not say why it is not given: it may be the bucket that is missing.
+        return len(self.read_bytes()) if entry is None else entry.size
 
     def exists(self) -> bool:
         """Whether there is an object of this very name."""
-        if self.protocol in _EXTRAS:
-            return bool(self.tag())
-        with _named_errors(self):
-            try:
-                return self._fs.info(self._key)["type"] == "file"
-            except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
-                    raise
-                return False
+        with _client_of(self) as client:
+            return client.head(self.url) is not None
 
     def files(self) -> dict[str, Entry]:
         """List all objects below this name, by their names from here on."""
-        with _named_errors(self):
-            found = self._fs.find(self._key, detail=True)
-        start = f"{self._key}/"
-        return {
-            name.removeprefix(start): Entry(int(info["size"]), str(info.get("ETag") or ""))
-            for name, info in found.items()
-            if name.startswith(start)
-        }
+        with _client_of(self) as client:
+            return client.below(self.url)
 
     def children(self) -> list[ObjectPath]:
         """Return the names right below this one, objects or not, in order."""
-        with _named_errors(self):
-            try:
-                names = self._fs.ls(self._key, detail=False)
-            except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
-                    raise
-                return []
-        return sorted(self / name.rstrip("/").rpartition("/")[2] for name in names if name.rstrip("/") != self._key)
+        with _client_of(self) as client:
+            return sorted(self / name for name in client.children(self.url))
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -161,93 +120,68 @@ class ObjectPath:
         Raises
         ------
         UsageError
-            Any protocol but S3's.
+            Any protocol but those of S3, Google Cloud Storage and Azure.
         """
-        if self.protocol not in _EXTRAS:
-            raise UsageError(f"{self}: can only be read; stores are written to s3://... or to a folder")
+        if self.protocol not in WRITABLE:
+            raise UsageError(
+                f"{self}: can only be read; stores are written to s3://..., gs://..., az://... or to a folder"
+            )
 
     def create(self, content: bytes) -> str:
         """Write the object, whole, if there is none of this name; gives its tag, or "" if there is one."""
-        return self._put(content, IfNoneMatch="*")
+        with _writing_client_of(self) as client:
+            return client.create(self.url, content)
 
     def replace(self, content: bytes, tag: str) -> str:
         """Write the object, whole, if it is still the one that has this tag; gives its new tag, or "" if it is not."""
-        return self._put(content, IfMatch=tag)
-
-    def _put(self, content: bytes, **condition: str) -> str:
-        bucket, key = self._bucket_and_key()
-        with _named_errors(self):
-            try:
-                done = self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
-            except OSError as error:
-                code = _code(error)
-                if code in _CONFLICTS or (code in ("NoSuchKey", "404") and "IfMatch" in condition):
-                    return ""
-                raise
-        return str(done["ETag"])
+        with _writing_client_of(self) as client:
+            return client.replace(self.url, content, tag)
 
     def tag(self) -> str:
         """Return what tells this content from another; "" if there is no such object."""
-        bucket, key = self._bucket_and_key()
-        with _named_errors(self):
-            try:
-                return str(self._fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"])
-            except FileNotFoundError:
-                return ""
+        with _writing_client_of(self) as client:
+            entry = client.head(self.url)
+        return "" if entry is None else entry.tag
 
-    def read_with_headers(self) -> tuple[bytes, dict[str, Any]]:
-        """Return the object and what the server says of it (`ETag`, `LastModified`, the response's own headers)."""
-        from fsspec.asyn import sync
-
-        bucket, key = self._bucket_and_key()
-        files = self._fs
-
-        async def get() -> tuple[bytes, dict[str, Any]]:
-            answer = await files._call_s3("get_object", Bucket=bucket, Key=key)  # noqa: SLF001
-            async with answer["Body"] as body:
-                return await body.read(), answer
-
-        with _named_errors(self):
-            content, answer = sync(files.loop, get)
-        return content, answer
+    def read_tagged(self) -> Tagged:
+        """Return the object with its tag and the storage's times; FileNotFoundError if there is none."""
+        with _writing_client_of(self) as client:
+            return client.read_tagged(self.url)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
-        with _named_errors(self):
+        with _writing_client_of(self) as client:
             try:
-                self._fs.rm_file(self._key)
+                client.delete(self.url)
             except FileNotFoundError:
                 if not missing_ok:
                     raise
 
     def copy(self, names: list[str], target: ObjectPath) -> None:
         """Copy objects below this name to the same names below another of this storage; the last of them at the end."""
-        for part in (names[:-1], names[-1:]):
-            with _named_errors(self):
+        pairs = [(str(self / name), str(target / name)) for name in names]
+        for part in (pairs[:-1], pairs[-1:]):
+            with _writing_client_of(self) as client:
                 if part:
-                    self._fs.copy([f"{self._key}/{name}" for name in part], [f"{target._key}/{name}" for name in part])
+                    client.copy(part)
 
     def delete(self, names: list[str]) -> None:
-        """Delete objects below this name, by the thousand."""
-        keys = [f"{self._key}/{name}" for name in names]
-        for first in range(0, len(keys), DELETED_AT_ONCE):
-            with _named_errors(self):
-                self._fs.rm(keys[first : first + DELETED_AT_ONCE])
-
-    # ---- the file system ---------------------------------------------------------------------------------------------
+        """Delete objects below this name, many at a time."""
+        with _writing_client_of(self) as client:
+            if names:
+                client.delete_all([str(self / name) for name in names])
 
     @property
-    def _fs(self) -> Any:
-        return file_system(self.protocol, os.getpid())
+    def unused_tag(self) -> str:
+        """A tag that no object of this storage has."""
+        with _writing_client_of(self) as client:
+            return client.unused_tag
 
     @property
-    def _key(self) -> str:
-        return str(self._fs._strip_protocol(self.url))  # noqa: SLF001
-
-    def _bucket_and_key(self) -> tuple[str, str]:
-        self.require_writable()
-        bucket, _, key = self._key.partition("/")
-        return bucket, key
+    def rewrite_pause_s(self) -> float:
+        """Seconds that this storage wants between two writes of one object."""
+        with _writing_client_of(self) as client:
+            return client.rewrite_pause_s
 
 
 def is_url(location: str | Path | ObjectPath) -> bool:
@@ -256,52 +190,33 @@ def is_url(location: str | Path | ObjectPath) -> bool:
 
 
 @lru_cache
-def file_system(protocol: str, process: int) -> Any:
+def client_for(protocol: str, process: int) -> ReadingClient:
     """Return the client for one protocol; one a process, because its connections do not survive a fork."""
     del process
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if protocol in _EXTRAS:
-        options["config_kwargs"] = {"connect_timeout": CONNECT_TIMEOUT_S}
-    try:
-        import fsspec
-
-        return fsspec.filesystem(protocol, **options)
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'ecg-ensemble[{extra}]'" if extra else f"install fsspec's package for {protocol}"
-        raise StorageError(f"{protocol}://...: the package for it is missing ({error.name or error}); {fix}") from error
-    except ValueError as error:
-        raise UsageError(
-            f"{protocol}://...: unknown kind of storage ({error}); stores lie in folders or s3://"
-        ) from error
-
-
-def _code(error: BaseException) -> str:
-    """Return S3's own code of an error, or "" where it has none."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    if protocol in S3:
+        return S3Client(protocol)
+    if protocol in GOOGLE:
+        return GoogleClient(protocol)
+    return AzureClient(protocol) if protocol in AZURE else FsspecClient(protocol)
 
 
 @contextlib.contextmanager
-def _named_errors(path: ObjectPath) -> Iterator[None]:
-    """Turn what a storage's client raises into one line; FileNotFoundError stays where only the object is missing."""
+def _client_of(path: ObjectPath) -> Iterator[ReadingClient]:
+    """Give the client, and turn what it raises into one line; FileNotFoundError stays for an object that is missing."""
+    client = client_for(path.protocol, os.getpid())
     try:
-        yield
+        yield client
+    except EnsembleError:
+        raise
     except Exception as error:
-        named = storage_error(path, error)
-        if named is None:
+        advice = client.advice(error)
+        if advice is None:
             raise
-        raise named from error
+        raise StorageError(f"{path}: {advice}") from error
 
 
-def storage_error(path: ObjectPath, error: Exception) -> StorageError | None:
-    """Return the line for an error of a storage's client; None for a missing object, and for what is ours already."""
-    code = _code(error)
-    missing = isinstance(error, FileNotFoundError) and code != "NoSuchBucket"
-    foreign = isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
-    if missing or not foreign or isinstance(error, EnsembleError):
-        return None
-    name = type(error).__name__
-    first = (str(error).splitlines() or [name])[0]
-    advice = _ADVICE.get(code) or _ADVICE.get(name) or f"{code or name}: {first}; try again"
-    return StorageError(f"{path}: {advice}")
+@contextlib.contextmanager
+def _writing_client_of(path: ObjectPath) -> Iterator[ObjectClient]:
+    path.require_writable()
+    with _client_of(path) as client:
+        yield cast(ObjectClient, client)

@@ -1,23 +1,21 @@
-"""Stores of objects, against an S3 server on loopback: the same bytes, leases, and no write over a successor's."""
+"""Stores of objects, on servers on loopback that speak as S3, Google's and Azure's storage: the same bytes.
 
-import json
+Claims on them: `test_leases`.
+"""
+
 import os
-import time
-from contextlib import closing
 
 import fsspec
 import numpy as np
 import pytest
 
-from cache.claims import claims_on
 from cache.embeddings import Identity, Layout, Shard, open_embeddings
-from cache.errors import ClaimsLostError, MissingFileError, StorageError, StoreError, UsageError
+from cache.errors import MissingFileError, StorageError, StoreError, UsageError
 from cache.signals import create_signals, open_signals
 from cache.storage.locations import location_of, remove, stores_in
-from cache.storage.objects import ObjectPath, file_system
+from cache.storage.objects import ObjectPath, client_for
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.resume import create_embeddings, resume_or_create
-from tests.s3_server import LEASE_S
 
 
 def layout(n=10):
@@ -48,8 +46,8 @@ def bytes_of(store):
 
 
 @pytest.fixture
-def url(s3):
-    return location_of(f"{s3}/study/embeddings/toy.zarr")
+def url(bucket):
+    return location_of(f"{bucket}/study/embeddings/toy.zarr")
 
 
 @pytest.fixture
@@ -84,15 +82,16 @@ def test_a_store_of_another_tool_is_read(url, tmp_path):
     np.testing.assert_array_equal(store.read_layers(slice(2, 7)), layers[2:7])
 
 
-def test_any_url_that_fsspec_knows_can_be_read_but_only_s3_written(local):
+def test_any_url_that_fsspec_knows_can_be_read_but_not_written(local):
     files = fsspec.filesystem("memory")
     for name, raw in bytes_of(local.path).items():
         files.pipe_file(f"/held/toy.zarr/{name}", raw)
     store = open_embeddings("memory://held/toy.zarr")
     np.testing.assert_array_equal(store.read_layers(), local.read_layers())
-    store.drop(0)
-    with pytest.raises(UsageError, match=r"memory://held/toy\.zarr.*: can only be read"):
-        store.write(0, content(store, 0))
+    for change in (lambda: store.drop(0), lambda: store.write(0, content(store, 0))):
+        with pytest.raises(UsageError, match=r"memory://held/toy\.zarr.*: can only be read"):
+            change()
+    assert open_embeddings("memory://held/toy.zarr").pending() == []
 
 
 def test_a_file_url_is_a_folder_and_written_like_one(tmp_path):
@@ -104,18 +103,78 @@ def test_a_file_url_is_a_folder_and_written_like_one(tmp_path):
     np.testing.assert_array_equal(*read)
 
 
-def test_a_url_that_holds_credentials_is_refused():
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/study",
+        "az://box/study?sv=2024&sig=secret",
+        "abfss://box:secret@account.dfs.core.windows.net/study",
+        "az://secret@box/study",
+    ],
+)
+def test_a_url_that_holds_credentials_is_refused(url):
     with pytest.raises(UsageError, match="a URL holds credentials") as refused:
-        location_of("s3://key:secret@bucket/study")
-    assert "secret@" not in str(refused.value)
+        location_of(url)
+    assert "secret" not in str(refused.value)
 
 
-def test_signals_in_a_bucket_are_those_of_a_folder(s3, tmp_path):
+@pytest.mark.parametrize("url", ["az://{}/x", "abfs://{}/x", "abfss://{}@tester.dfs.core.windows.net/x"])
+def test_azures_urls_are_written_in_its_ways(az, url):
+    path = location_of(url.format(az.removeprefix("az://")))
+    assert path.create(b"content")
+    assert (location_of(az) / "x").read_bytes() == b"content"
+    assert path.parent.children() == [path]
+
+
+def test_gcs_is_another_word_for_gs(gs):
+    assert location_of(gs.replace("gs://", "gcs://") + "/x").create(b"content")
+    assert location_of(f"{gs}/x").read_bytes() == b"content"
+
+
+def test_parts_of_objects_are_read_and_names_may_hold_any_letter(bucket):
+    path = location_of(f"{bucket}/a b/ü#%20x")
+    path.create(b"0123456789")
+    parts = {(1, 3): b"12", (8, None): b"89", (-2, None): b"89", (-99, None): b"0123456789", (8, 99): b"89"}
+    parts |= {(10, 12): b"", (3, 3): b""}
+    assert {part: path.read_range(*part) for part in parts} == parts
+    assert path.parent.files().keys() == {path.name}
+    assert path.parent.parent.children() == [path.parent]
+    empty = path / "empty"
+    empty.create(b"")
+    assert (empty.read_bytes(), empty.read_range(-3, None), empty.size()) == (b"", b"", 0)
+    for read in (empty / "none").read_bytes, (empty / "none").size, (empty / "none").unlink:
+        with pytest.raises(FileNotFoundError):
+            read()
+
+
+def test_more_objects_than_a_page_are_listed_copied_and_deleted(bucket):
+    folder, copied = location_of(f"{bucket}/from"), location_of(f"{bucket}/to")
+    names = [f"c/{k}" for k in range(45)]
+    for name in names:
+        (folder / name).create(name.encode())
+    folder.copy(names, copied)
+    folder.delete([*names[:40], "gone already"])
+    assert folder.files().keys() == set(names[40:])
+    assert [path.read_bytes().decode() for path in (copied / "c").children()] == sorted(names)
+
+
+def test_only_one_of_two_writers_gets_its_way(bucket):
+    path = location_of(f"{bucket}/x")
+    first = path.create(b"1")
+    assert (bool(first), path.create(b"2"), path.replace(b"2", path.unused_tag)) == (True, "", "")
+    second = path.replace(b"2", first)
+    assert (path.replace(b"3", first), path.tag(), path.read_tagged().content) == ("", second, b"2")
+    path.unlink()
+    assert path.replace(b"4", second) == ""
+    assert not path.exists()
+
+
+def test_signals_in_a_bucket_are_those_of_a_folder(bucket, tmp_path):
     made = create_signals(tmp_path / "signals.zarr", 20, shard_records=16)
     samples = np.random.default_rng(0).integers(-99, 99, (20, 12, 5000)).astype(np.int16)
     for shard in range(2):
         made.write_shard(shard, samples[made.rows_of(shard)], np.full(len(samples[made.rows_of(shard)]), 5000))
-    target = location_of(f"{s3}/signals.zarr")
+    target = location_of(f"{bucket}/signals.zarr")
     store = create_signals(str(target), 20, shard_records=16)
     for shard in range(2):
         store.write_shard(shard, samples[store.rows_of(shard)], np.full(len(samples[store.rows_of(shard)]), 5000))
@@ -181,8 +240,8 @@ def test_a_storage_out_of_reach_is_no_damage(url, monkeypatch):
     fill(create_embeddings(url, layout(), identity()))
     store = open_embeddings(url)
     before = bytes_of(url)
-    files = file_system("s3", os.getpid())
-    monkeypatch.setattr(files, "cat_file", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+    client = client_for(url.protocol, os.getpid())
+    monkeypatch.setattr(client, "read", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
     with pytest.raises(StorageError):
         store.read_embedding()
     with pytest.raises(StorageError):
@@ -211,13 +270,13 @@ def test_a_store_of_the_first_rows_grows_to_the_bytes_of_a_fresh_one(url, tmp_pa
         return f"signals of {n}", f"rows of {n}"
 
     fill(create_embeddings(url, layout(10), identity(10)))
-    first = (url / "layers/c/0/0/0").read_with_headers()[1]["LastModified"]
+    first = (url / "layers/c/0/0/0").read_tagged().written
     store, why = resume_or_create(url, layout(19), identity(19), prefix)
     assert (why, store.pending()) == ("", [2, 3, 4])
     fill(store)
     fresh = fill(create_embeddings(tmp_path / "fresh.zarr", layout(19), identity(19)))
     assert bytes_of(url) == bytes_of(fresh.path)
-    assert (url / "layers/c/0/0/0").read_with_headers()[1]["LastModified"] == first
+    assert (url / "layers/c/0/0/0").read_tagged().written == first
 
 
 @pytest.mark.parametrize(
@@ -252,132 +311,3 @@ def test_removing_a_store_leaves_its_neighbours(url):
     create_embeddings(url.parent / "toy.zarr.zarr", layout(), identity())
     remove(url)
     assert stores_in(url.parent) == [url.parent / "toy.zarr.zarr"]
-
-
-# ---- leases ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two(url, tmp_path):
-    with closing(claims_on(url, tmp_path)) as first, closing(claims_on(url, tmp_path)) as second:
-        yield first, second
-
-
-def fall_silent(leases):
-    """Do to leases what pausing their process does."""
-    leases._stop.set()
-    leases._heart.join()
-    time.sleep(LEASE_S + 2.1)
-
-
-def test_a_claimed_shard_is_not_given_to_another_process(two):
-    first, second = two
-    first.share(), second.share()
-    with first.claim(7) as ours, second.claim(7) as theirs, second.claim(8) as other:
-        assert (ours, theirs, other) == (True, False, True)
-    with second.claim(7) as theirs:
-        assert theirs
-
-
-def test_nobody_owns_a_store_that_others_work_in(two):
-    first, second = two
-    first.share()
-    assert not second.try_acquire()
-    first.leave()
-    assert second.try_acquire()
-    assert not first.try_acquire()
-
-
-def test_leases_are_kept_as_long_as_their_process_is_at_work(two):
-    first, second = two
-    first.share(), second.share()
-    with first.claim(7):
-        time.sleep(LEASE_S + 2.1)
-        with second.claim(7) as theirs:
-            assert not theirs
-        first.confirm()
-
-
-def test_claims_of_a_dead_process_pass_on_and_nothing_is_left(two, url):
-    first, second = two
-    first.share(), second.share()
-    with first.claim(7):
-        fall_silent(first)
-        with second.claim(7) as theirs:
-            assert theirs
-        with pytest.raises(ClaimsLostError, match="paused or cut off for over 2 s"):
-            first.confirm()
-    second.close()
-    assert (url.parent / ".claims").files() == {}
-
-
-def test_what_was_put_by_mistake_of_another_store_never_counts(two, url, tmp_path):
-    """A process whose lease ran out writes on, between its last check and a put, into a store that was replaced."""
-    slow, fast = two
-    other = fill(create_embeddings(tmp_path / "other.zarr", layout(), identity(version="2")), seed=2)
-    slow.share()
-    old = create_embeddings(url, layout(), identity())
-    replaced = []
-
-    def taken_over_right_after_the_check():
-        slow.confirm()
-        if not replaced:
-            fall_silent(slow)
-            assert fast.try_acquire()
-            replaced.append(create_embeddings(url, layout(), identity(version="2"), guard=fast.confirm))
-            fast.share()
-
-    old.write(0, content(old, 0), taken_over_right_after_the_check)  # its flags land in the new store
-    new = replaced[0]
-    assert 0 in new.pending()
-    new.write(1, content(new, 1, seed=2), fast.confirm)
-    with pytest.raises(ClaimsLostError):  # over a finished shard, nothing lands
-        old.write(1, content(old, 1), slow.confirm)
-    with pytest.raises(ClaimsLostError):  # beside it, vectors do, but never flags
-        old.write(2, content(old, 2), slow.confirm)
-    assert open_embeddings(url).pending() == [0, 2]
-    for shard in (0, 2):
-        new.write(shard, content(new, shard, seed=2), fast.confirm)
-    assert bytes_of(url) == bytes_of(other.path)
-
-
-def never(given, there):
-    return given in ("IfMatch", "IfNoneMatch")
-
-
-def if_match_of_nothing(given, there):
-    return given == "IfMatch" and not there
-
-
-@pytest.mark.parametrize("ignored", [never, if_match_of_nothing])
-def test_a_storage_without_conditional_requests_is_refused(url, tmp_path, monkeypatch, ignored):
-    files = file_system("s3", os.getpid())
-    call = files.call_s3
-
-    def careless(method, Bucket, Key, **more):
-        there = method == "put_object" and files.exists(f"{Bucket}/{Key}")
-        heard = {name: value for name, value in more.items() if not ignored(name, there)}
-        return call(method, Bucket=Bucket, Key=Key, **heard)
-
-    monkeypatch.setattr(files, "call_s3", careless)
-    with closing(claims_on(url, tmp_path)) as claims, pytest.raises(StorageError, match="ignores If-None-Match or If-"):
-        claims.share()
-    assert (url.parent / ".claims").files() == {}
-
-
-def test_a_length_that_is_no_number_is_refused(url, tmp_path, monkeypatch):
-    for wrong in ("soon", "0", "nan"):
-        monkeypatch.setenv("ENSEMBLE_LEASE_SECONDS", wrong)
-        with pytest.raises(UsageError, match=f"ENSEMBLE_LEASE_SECONDS={wrong}: expected a number of seconds from 2"):
-            claims_on(url, tmp_path)
-
-
-def test_what_a_lease_says_is_never_the_same_twice(two, url):
-    first, _ = two
-    first.share()
-    session = next(iter((url.parent / ".claims/toy.zarr/sessions").children()))
-    before = json.loads(session.read_bytes())
-    first.confirm()
-    after = json.loads(session.read_bytes())
-    assert before.pop("turn") < after.pop("turn")
-    assert before == after

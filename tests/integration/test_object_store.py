@@ -15,7 +15,7 @@ import yaml
 from fsspec.registry import _registry
 
 from cache.storage.locations import location_of
-from cache.storage.objects import file_system
+from cache.storage.objects import client_for
 from tests.integration.faults import FULL, Forks, bytes_of, wait_until
 from tests.s3_server import LEASE_S, environment
 
@@ -302,7 +302,7 @@ def test_no_credentials_are_one_line(study, store, ensemble, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(study / "none"))
-    file_system.cache_clear()
+    client_for.cache_clear()
     one_line(
         ensemble("embed", "--expert", "ecgfm"), str(store.parent), "there are no credentials; check AWS_ACCESS_KEY_ID"
     )
@@ -310,14 +310,14 @@ def test_no_credentials_are_one_line(study, store, ensemble, monkeypatch):
 
 def test_a_server_that_does_not_answer_is_one_line(study, store, ensemble, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    file_system.cache_clear()
+    client_for.cache_clear()
     one_line(ensemble("fit-heads"), str(store), "the server cannot be reached; check AWS_ENDPOINT_URL")
 
 
 def test_a_missing_package_is_one_line(study, ensemble, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3")
-    file_system.cache_clear()
+    client_for.cache_clear()
     one_line(ensemble("fit-heads"), "s3://...", "pip install 'ecg-ensemble[s3]'")
 
 
