@@ -34,6 +34,7 @@ READ_AND_PUT_AT_ONCE = 4
 _MISSING_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 _NO_BUCKET = "there is no such {bucket}; make it, or correct the URL"
 _REFUSED = "access is denied; {keys}, and the rights there (list, get, put and delete are needed)"
+_BEHIND_THE_END = ("416 ", "Wanted range starting at")
 _NO_GENERATION = "no x-goog-generation"
 _BAD_NAME = "Could not parse path"
 _ADVICE = {
@@ -93,7 +94,7 @@ class _ObstoreClient:
                 return self._end(store, key, -start)
             return self._part(store, key, {"offset": start} if stop is None else (start, stop))
         except self._obstore.exceptions.BaseError as error:
-            if "416 " in str(error):  # it begins behind the end
+            if any(sign in str(error) for sign in _BEHIND_THE_END):
                 return b""
             raise
 

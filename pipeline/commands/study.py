@@ -36,7 +36,7 @@ def init(
         typer.Option(help="An option of the source, NAME=VALUE, such as file=ecgs.npy; may be repeated."),
     ] = None,
     embeddings: Annotated[
-        str | None, typer.Option(help="Where the embeddings go, s3://bucket/prefix; into the study if not given.")
+        str | None, typer.Option(help="Where the embeddings go, s3://, gs:// or az://...; into the study if not given.")
     ] = None,
     signals: Annotated[str | None, typer.Option(help="URL that ingest writes the signals to, likewise.")] = None,
     records: Annotated[str | None, typer.Option(help="URL that ingest writes records.parquet to, likewise.")] = None,

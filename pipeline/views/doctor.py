@@ -132,7 +132,7 @@ def stage_findings() -> Iterator[Finding]:
 def _storage(study: Study) -> Iterator[Finding]:
     from cache.storage.objects import ObjectPath
 
-    for what in (study.signals, study.embeddings):
+    for what in (study.records, study.signals, study.embeddings):
         if not isinstance(what, ObjectPath):
             continue
         try:

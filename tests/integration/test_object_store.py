@@ -323,7 +323,7 @@ def test_a_missing_package_is_one_line(study, ensemble, monkeypatch):
 
 def test_a_url_costs_nothing_until_it_is_used(study):
     look = "import sys; import pipeline.cli, cache.embeddings, cache.claims; print([n for n in sys.modules if n in {}])"
-    names = ("s3fs", "aiobotocore", "botocore")
+    names = ("s3fs", "aiobotocore", "botocore", "obstore")
     done = subprocess.run([sys.executable, "-c", look.format(names)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
