@@ -30,17 +30,17 @@ class StorageClock:
         with self._guard:
             if self._known is None or time.monotonic() - self._known[1] > ASKED_EVERY_S:
                 self._known = self._ask()
-            told, then = self._known
-            return told + timedelta(seconds=time.monotonic() - then)
+            at_that_time, then = self._known
+            return at_that_time + timedelta(seconds=time.monotonic() - then)
 
     def _ask(self) -> tuple[datetime, float]:
         while True:
             file = self._folder / uuid.uuid4().hex
             file.create(b"")
             try:
-                told = file.read_tagged().written
+                written = file.read_tagged().written
             except FileNotFoundError:
                 continue  # somebody has just cleaned up
             then = time.monotonic()
             file.unlink(missing_ok=True)
-            return told, then
+            return written, then

@@ -67,10 +67,10 @@ class _Lease:
     def _tag_after_unclear_write(self) -> str:
         """Return the tag of what stands there if we wrote it, in a request whose answer did not reach us."""
         try:
-            there = self.file.read_tagged()
+            found = self.file.read_tagged()
         except FileNotFoundError:
             return ""
-        return there.tag if f'"{self.holder}"'.encode() in there.content else ""
+        return found.tag if f'"{self.holder}"'.encode() in found.content else ""
 
     def give_back(self) -> None:
         """Delete the object if it is still ours."""
@@ -198,15 +198,15 @@ class Leases:
     def _taken_over(self, claimed: ObjectPath) -> str:
         """Take a claim over whose session has ended; gives its new tag, or "" where that is not so."""
         try:
-            there = claimed.read_tagged()
+            found = claimed.read_tagged()
         except FileNotFoundError:
             return claimed.create(self._me.encode())
-        name = there.content.decode()
+        name = found.content.decode()
         if name == self._me:  # left by a failed request of ours
-            return there.tag
+            return found.tag
         if not self._ended(self._folder / "sessions" / name):
             return ""
-        return claimed.replace(self._me.encode(), there.tag)
+        return claimed.replace(self._me.encode(), found.tag)
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 
@@ -240,23 +240,23 @@ class Leases:
     def _ended(self, file: ObjectPath) -> bool:
         """Whether nobody holds a lease (any more); one that has run out is ended for good, also for its holder."""
         try:
-            there = file.read_tagged()
+            found = file.read_tagged()
         except FileNotFoundError:
             return True
         try:
-            length_s = float(json.loads(there.content)["seconds"])
+            length_s = float(json.loads(found.content)["seconds"])
         except (ValueError, KeyError, TypeError):
             length_s = self._length_s  # no lease of ours: give it the time one has
-        if self._age_s(there) <= length_s:
+        if self._age_s(found) <= length_s:
             return False
-        if not file.replace(b'{"seconds": 0}', there.tag):
+        if not file.replace(b'{"seconds": 0}', found.tag):
             return not file.exists()
         file.unlink(missing_ok=True)
         return True
 
-    def _age_s(self, there: Tagged) -> float:
+    def _age_s(self, found: Tagged) -> float:
         """Return how long ago an object was written, by the clock of the storage, to a second."""
-        return ((there.answered or self._clock.now()) - there.written).total_seconds()
+        return ((found.answered or self._clock.now()) - found.written).total_seconds()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._length_s / 4):
