@@ -6,8 +6,8 @@ Lives here: what a column of the file becomes. Not here: the file (`cache.record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -48,15 +48,54 @@ class Texts:
         if not column.num_chunks:
             return cls(np.empty(0, np.int32), pa.array([], pa.string()))
         names = column.chunk(0).dictionary
+        codes = [pc.fill_null(chunk.indices, -1).to_numpy(False) for chunk in column.chunks]
+        return cls.numbered(np.concatenate(codes), names)
+
+    @classmethod
+    def numbered(cls, codes: np.ndarray, names: pa.Array) -> Self:
+        """Order names that differ, and the codes [n] that number them (-1: no text) with them."""
         order = pc.sort_indices(names)
         place = np.empty(len(names) + 1, np.int32)
         place[order.to_numpy()] = np.arange(len(names), dtype=np.int32)
         place[-1] = -1  # of a row without text
-        codes = [place[pc.fill_null(chunk.indices, len(names)).to_numpy(False)] for chunk in column.chunks]
-        return cls(np.concatenate(codes), names.take(order))
+        return cls(place[codes], names.take(order))
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return the rows of an index or a mask; the names stay."""
+        return replace(self, codes=self.codes[rows])
+
+    def used(self) -> Self:
+        """Leave out the names that no row has."""
+        counts = np.bincount(self.codes + 1, minlength=len(self.names) + 1)[1:]
+        present = counts > 0
+        if present.all():
+            return self
+        place = np.append(np.cumsum(present, dtype=np.int32) - 1, np.int32(-1)).astype(np.int32)
+        return replace(self, codes=place[self.codes], names=self.names.filter(pa.array(present)))
+
+    @property
+    def n_used(self) -> int:
+        """How many different texts the rows have."""
+        return int((np.bincount(self.codes + 1, minlength=1)[1:] > 0).sum())
+
+    def within(self, names: pa.Array) -> np.ndarray:
+        """Return each row's place, int32 [n], in other names that ascend; -1 of a text that is not among them."""
+        if self.names is names:
+            return self.codes
+        place = pc.fill_null(pc.index_in(self.names, names), -1).to_numpy(False)
+        return np.append(place, np.int32(-1))[self.codes]
+
+    def same_as(self, other: Texts) -> bool:
+        """Whether both have the same texts, row for row."""
+        if len(self) != len(other):
+            return False
+        if self.names is other.names:
+            return np.array_equal(self.codes, other.codes)
+        first, second = self.used(), other.used()
+        return np.array_equal(first.codes, second.codes) and first.names.equals(second.names)
 
     def equal(self, text: str) -> np.ndarray:
         """Mark, bool [n], the rows of this text."""
@@ -67,10 +106,28 @@ class Texts:
         """Return the text of a code."""
         return str(self.names[int(code)].as_py())
 
+    def arrow(self, codes: np.ndarray | None = None) -> pa.Array:
+        """Return the texts of some codes (None: of all rows) as Arrow has them; null of -1."""
+        chosen = self.codes if codes is None else np.asarray(codes)
+        return self.names.take(pa.array(chosen, mask=chosen < 0))
+
     def spelt(self, codes: np.ndarray) -> list[str | None]:
         """Return the texts of some codes; None of -1."""
-        known = pa.array(codes, mask=np.asarray(codes) < 0)
-        return self.names.take(known).to_pylist()
+        return self.arrow(codes).to_pylist()
+
+
+def everything_named(columns: Iterable[Texts]) -> pa.Array:
+    """Return the texts that rows of any of these columns have, ascending."""
+    held: dict[int, tuple[pa.Array, np.ndarray]] = {}
+    for column in columns:
+        names, present = held.get(id(column.names), (column.names, np.zeros(len(column.names), bool)))
+        present[column.codes[column.codes >= 0]] = True
+        held[id(names)] = names, present
+    parts = [names if present.all() else names.filter(pa.array(present)) for names, present in held.values()]
+    if len(parts) == 1:
+        return parts[0]
+    together = pa.chunked_array(parts, pa.string()).unique()
+    return together.take(pc.sort_indices(together))
 
 
 def label_array(column: pa.ChunkedArray, target: Target) -> np.ndarray:

@@ -144,6 +144,24 @@ class RecordRows:
         with self._open() as file:
             return file.read(columns=[column]).column(0).to_numpy()
 
+    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Read columns, those that the table has, a row group at a time."""
+        with self._open() as file:
+            wanted = [name for name in columns if name in file.schema_arrow.names]
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=wanted)
+
+    def picked(self, column: str, rows: np.ndarray) -> pa.ChunkedArray:
+        """Read a column of some rows, given in ascending order; a row group of it is in memory beside them."""
+        edges = np.searchsorted(rows, self._starts)
+        found = []
+        with self._open() as file:
+            for group, (low, high) in enumerate(pairwise(edges.tolist())):
+                if high > low:
+                    whole = file.read_row_group(group, columns=[column]).column(0)
+                    found.append(whole.take(pa.array(rows[low:high] - self._starts[group])).combine_chunks())
+        return pa.chunked_array(found, file.schema_arrow.field(column).type)
+
     def labels(self, target: Target) -> np.ndarray:
         """Read a target, a row group at a time, as `label_array` gives it."""
         found = empty_labels(len(self), target)

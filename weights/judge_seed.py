@@ -27,9 +27,9 @@ import torch
 from benchmarks.verdict.cohorts import COHORTS, embed, ingest, is_there, read_study, rotations
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.crossfit import inner_folds
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, patient_index
 from stages.scoring.metrics import HEADLINE, make_scorer
-from stages.scoring.predictions import PredictionBlock
 from weights.seed_expert import DEFAULT, Rows, Study, split_rows, vectors
 
 JUDGED = ("superclass", "subclass", "sex", "age")
@@ -240,7 +240,7 @@ def compare(
     scored: dict[str, Bootstrap] = {}
     for method in methods:
         p = said[f"{task.name}/{method}"][rows]
-        block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p)
+        block = PredictionBlock.of(names, names, names, np.zeros(len(names), int), truth[rows], p)
         scored[method] = bootstrap(make_scorer(task, block), index, n_patients, options.resamples)
     if not np.isfinite(scored["with"].values[metric]):
         return

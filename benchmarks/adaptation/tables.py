@@ -8,9 +8,9 @@ import pandas as pd
 from benchmarks.adaptation.over_seeds import Measured, difference_text, print_table
 from benchmarks.adaptation.runs import ARMS, MIXES, RANDOM, VARIANTS, Bench, Cohort
 from cache.records import Target, open_records, target_array
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import bootstrap, patient_index
 from stages.scoring.metrics import make_scorer
-from stages.scoring.predictions import PredictionBlock
 
 METRICS = {"auroc_macro": "AUROC", "auprc_macro": "AUPRC"}
 PROBE = "probe alone (stage 1)"
@@ -32,7 +32,7 @@ def block_of(records: pd.DataFrame, run: dict[str, np.ndarray], what: str, targe
     """Join predictions with the truth."""
     frame = records.iloc[run["rows"]]
     record_id, patient_id, split, fold = (frame[c].to_numpy() for c in ("record_id", "patient_id", "split", "fold"))
-    return PredictionBlock(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
+    return PredictionBlock.of(record_id, patient_id, split, fold, target_array(records, target)[run["rows"]], run[what])
 
 
 def print_losses(bench: Bench, seeds: list[int]) -> None:

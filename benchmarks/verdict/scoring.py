@@ -14,9 +14,9 @@ from cache.records import Target
 from stages.heads import TaskSpec
 from stages.heads.targets.calibration import rate_shift
 from stages.heads.targets.tasks import Block as TaskBlock
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, bootstrap, paired_difference, patient_index
 from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
-from stages.scoring.predictions import PredictionBlock
 
 RIVALS = ("stacking", "mean", "concat", "best_single")
 RATED = ("stacking", "mean")
@@ -81,7 +81,7 @@ def score_task(setting: str, arrays: dict[str, np.ndarray], task: TaskSpec, resa
     found: dict[str, Bootstrap] = {}
     for method in ("gate", *compared):
         p = said[method]
-        block = PredictionBlock(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
+        block = PredictionBlock.of(names, names, names, np.zeros(len(names), int), truth[rows], p[rows])
         found[method] = bootstrap(make_scorer(target, block), index, n_patients, resamples)
     if not np.isfinite(found["gate"].values[metric]):
         return None

@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cache.errors import UsageError
 from cache.records import Target
 from stages.heads.decisions.answers import PRESENCE, Decisions
 from stages.heads.decisions.operating_points import WITH_THRESHOLDS, labels_by_class
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import MAIN_METHOD, Draws, judged_methods, labelled_test_block
-from stages.scoring.decisions.coverage import Groups, judge_coverage, of_intervals, of_sets
+from stages.scoring.decisions.coverage import judge_coverage, of_intervals, of_sets
 from stages.scoring.decisions.net_benefit import decision_curve
 from stages.scoring.decisions.operating import judge_threshold
-from stages.scoring.predictions import PredictionBlock, Predictions
-from stages.scoring.subgroups import groupings
+from stages.scoring.predictions import Predictions
+from stages.scoring.record_parts import Records
+from stages.scoring.subgroups import Members, RecordGroups
 
 Json = dict[str, Any]
 Prevalence = Mapping[str, float | Mapping[str, float]]
@@ -56,18 +57,18 @@ def check_prevalence(prevalence: Prevalence, tasks: Sequence[Target]) -> None:
 def judge_decisions(
     predictions: Predictions,
     decisions: Decisions,
-    records: pd.DataFrame,
+    records: Records,
     draws: Draws,
     prevalence: Prevalence | None = None,
 ) -> Json:
     """Return the content of decisions.json; a task without test labels, thresholds and limits is left out."""
-    groups, tasks = groupings(records), {}
+    groups, tasks = RecordGroups(records), {}
     for name, target in predictions.tasks.items():
         if MAIN_METHOD not in judged_methods(predictions, name):
             continue
         block = labelled_test_block(predictions, name, MAIN_METHOD)
         found = _thresholds(target, block, decisions, draws, (prevalence or {}).get(name))
-        conformal = _conformal(target, block, decisions, groups, draws)
+        conformal = _conformal(target, block, decisions, groups.of(block.records), draws)
         if conformal:
             found["conformal"] = conformal
         if found:
@@ -112,30 +113,30 @@ def _thresholds(
     classes, curves = {}, {}
     for k, (name, (said, truth, p)) in enumerate(zip(points.classes, columns, strict=True)):
         of_folds = points.of_folds[:, k].tolist()
-        judged = judge_threshold(said, truth, block.patient_ids, draws, given.get(name))
+        judged = judge_threshold(said, truth, block.patients, draws, given.get(name))
         classes[name] = {"threshold": float(points.thresholds[k]), "folds": of_folds, **judged}
-        curves[name] = decision_curve(p, truth, block.patient_ids, draws)
+        curves[name] = decision_curve(p, truth, block.patients, draws)
     rule = {"rule": points.rule.rule, "value": points.rule.value}
     return {"operating_points": {**rule, "classes": classes}, "decision_curves": curves}
 
 
-def _conformal(target: Target, block: PredictionBlock, decisions: Decisions, groups: Groups, draws: Draws) -> Json:
+def _conformal(target: Target, block: PredictionBlock, decisions: Decisions, groups: Members, draws: Draws) -> Json:
     limits = decisions.conformal.tasks.get(target.name)
     if limits is None:
         return {}
-    ids, patients, name = block.record_ids, block.patient_ids, target.name
+    patients, name = block.patients, target.name
     promise = {"coverage": decisions.conformal.coverage, "by_class": decisions.conformal.by_class}
     ends = _by_fold(block, lambda value, fold: decisions.conformal.interval(name, value, fold))
     if ends is not None:
-        found = of_intervals(ends, block.y_true, ids, patients)
+        found = of_intervals(ends, block.y_true, patients)
         return {**promise, "answers": {name: judge_coverage(found, (), groups, draws)}}
     members = _by_fold(block, lambda p, fold: decisions.conformal.sets(name, p, fold))
     assert members is not None  # limits of classes give sets
     if target.kind != "multilabel":
-        found = of_sets(members, block.y_true.astype(np.float64), ids, patients)
+        found = of_sets(members, block.y_true.astype(np.float64), patients)
         return {**promise, "answers": {name: judge_coverage(found, limits.classes, groups, draws)}}
     answers = {
-        label: judge_coverage(of_sets(members[:, k], block.y_true[:, k], ids, patients), PRESENCE, groups, draws)
+        label: judge_coverage(of_sets(members[:, k], block.y_true[:, k], patients), PRESENCE, groups, draws)
         for k, label in enumerate(target.classes)
     }
     return {**promise, "answers": answers}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from cache.errors import InputError, UsageError
 from cache.files import write_text
 from stages.evaluate.methods import FoldPredictions, Setting
 from stages.heads import EnsembleHeads
-from stages.learning.data import Data
 from stages.learning.folds import Split
 from stages.scoring.comparison import EXPERT_PREFIX, Draws, Resample, one_by_one
 from stages.scoring.predictions import PredictionWriter, open_predictions, writing_predictions
@@ -102,7 +102,7 @@ def _points(fraction: float, task: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> dict[str, str]:
     """Fit on a share of the patients, write its predictions of the test records, and return the tasks left out."""
     data, heads = setting.data, setting.heads
-    splits = [patient_share(split, data.patients, fraction, seed) for split in setting.splits]
+    splits = [patient_share(split, data.membership.patient.codes, fraction, seed) for split in setting.splits]
     fit = EnsembleHeads(**{**heads.get_params(), "on_unusable": "skip"})
     fit.fit(
         data.features,
@@ -113,21 +113,27 @@ def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> d
         gate_signal=setting.signal,
         seen=data.seen,
     )
-    subset = Setting(data, fit, splits, setting.signal, setting.stores, setting.signals_path, setting.heads_folder)
+    subset = replace(setting, heads=fit, splits=splits)
     with writing_predictions(path, {t.name: t for t in data.tasks}) as table:
         for method, predictions in (fit_predictions(subset) | {MEAN: _means(subset)}).items():
             for fold, (_, _, test) in enumerate(splits):
-                write_block(table, data, method, "test", fold, test, predictions[fold])
+                write_block(table, setting, method, "test", fold, test, predictions[fold])
     return fit.skipped_
 
 
 def patient_share(split: Split, patients: np.ndarray, fraction: float, seed: int) -> Split:
-    """Keep a share of the training and of the validation patients, at least one each; nested in the fraction."""
+    """Keep a share of the training and of the validation patients, at least one each; nested in the fraction.
+
+    Parameters
+    ----------
+    patients
+        Each record's patient [n], a name or a number ordered as the names are.
+    """
     kept = []
     for number, rows in enumerate(split[:2]):
-        names = np.unique(patients[rows].astype(str))
-        chosen = np.random.default_rng([seed, number]).permutation(names)[: max(1, round(fraction * len(names)))]
-        kept.append(rows[np.isin(patients[rows].astype(str), chosen)])
+        known = np.unique(patients[rows])
+        chosen = np.random.default_rng([seed, number]).permutation(known)[: max(1, round(fraction * len(known)))]
+        kept.append(rows[np.isin(patients[rows], chosen)])
     return kept[0], kept[1], split[2]
 
 
@@ -147,7 +153,7 @@ def _means(setting: Setting) -> FoldPredictions:
 
 def write_block(
     table: PredictionWriter,
-    data: Data,
+    setting: Setting,
     method: str,
     split: str,
     fold: int,
@@ -155,7 +161,7 @@ def write_block(
     predicted: Mapping[str, np.ndarray],
 ) -> None:
     """Write one method's predictions of some rows; a task or record that it has no prediction for is left out."""
-    ids, patients = data.records["record_id"].to_numpy(), data.patients
+    data = setting.data
     for task in data.tasks:
         if task.name not in predicted:
             continue
@@ -166,8 +172,8 @@ def write_block(
             method,
             split,
             fold,
-            record_ids=ids[rows],
-            patient_ids=patients[rows],
+            record_ids=setting.ids.of(rows),
+            patient_ids=data.patient_ids(rows),
             y_true=data.targets[task.name][rows],
             y_pred=y_pred[rows],
         )

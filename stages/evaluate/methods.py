@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from stages.heads.decisions.answers import DECISION_FILES
 from stages.heads.fold_model import spread_rows
 from stages.heads.inputs.expert_features import choose_rows, parse_mix
 from stages.heads.published.enecg_preset import EnecgHeads
-from stages.learning.data import Data, read_outputs
+from stages.learning.data import Data, RecordIds, read_outputs
 from stages.learning.folds import Split
 from stages.learning.gate_signal import read_enecg_lead
 from stages.learning.peak_memory import PeakMemory
@@ -66,10 +67,15 @@ class Setting:
     @property
     def judged(self) -> list[np.ndarray]:
         """Of each fold, bool [n]: the records of which predictions are written."""
-        everything = np.zeros((len(self.splits), len(self.data.records)), bool)
+        everything = np.zeros((len(self.splits), len(self.data.membership)), bool)
         for mask, (_, val, test) in zip(everything, self.splits, strict=True):
             mask[val] = mask[test] = True
         return list(everything)
+
+    @cached_property
+    def ids(self) -> RecordIds:
+        """Ids of the records that validate or test in some fold."""
+        return RecordIds(self.data.rows, (rows for _, *judging in self.splits for rows in judging))
 
 
 class FinishedMethods:

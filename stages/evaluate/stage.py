@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from cache.errors import InputError
 from cache.files import staged
 from stages.evaluate.attention import mean_attention
@@ -26,7 +24,7 @@ from stages.evaluate.retrieval import retrieval_precision
 from stages.evaluate.settings import EvaluatePaths, EvaluateSettings, EvaluateSummary
 from stages.heads import EnsembleHeads
 from stages.learning.data import Data, read_data
-from stages.learning.folds import Split, make_splits
+from stages.learning.folds import make_splits
 from stages.learning.gate_signal import leads_of, read_gate_signal
 from stages.learning.saved_fit import ENECG_FOLDER, load_heads
 from stages.scoring.comparison import EXPERT_PREFIX, Draws, Resample, one_by_one
@@ -98,7 +96,7 @@ def run_by(
             _predict(setting, finished, found, drafts, report)
         found.metrics = summarise(
             open_predictions(drafts[paths.predictions]),
-            data.records,
+            data.rows,
             settings.bootstrap,
             settings.seed,
             resample=resample,
@@ -119,7 +117,7 @@ def run_by(
             found.decisions = judge_decisions(
                 open_predictions(drafts[paths.predictions]),
                 heads.decisions_,
-                data.records,
+                data.rows,
                 Draws(settings.bootstrap, settings.seed),
                 settings.prevalence,
             )
@@ -138,16 +136,16 @@ def _predict(
     setting: Setting, finished: FinishedMethods, found: EvaluateSummary, drafts: Mapping[Path, Path], report: Progress
 ) -> None:
     """Write the predictions of every method, and the gate's weights."""
-    data, heads, splits = setting.data, setting.heads, setting.splits
+    data = setting.data
     methods = COMPARED if found.compare else DEFAULT_METHODS
     if (setting.heads_folder / ENECG_FOLDER).is_dir() and ENECG not in methods:
         methods = (*methods, ENECG)
     predictions_path, weights_path, *_ = drafts.values()
     with writing_predictions(predictions_path, {t.name: t for t in data.tasks}) as table:
         for method, predictions in _predictors(setting, finished, methods, found, report):
-            _write(table, data, splits, method, predictions)
+            _write(table, setting, method, predictions)
     with writing_gate_weights(weights_path) as weights:
-        _write_gate(weights, data, heads, splits, setting.signal)
+        _write_gate(weights, setting)
 
 
 def _only(data: Data, heads: EnsembleHeads) -> Data:
@@ -190,27 +188,25 @@ def _n_parameters(heads: EnsembleHeads, method: str) -> int:
     return int(head.weight.size + head.bias.size + head.lora_a.size + head.lora_b.size)
 
 
-def _write(table: PredictionWriter, data: Data, splits: list[Split], method: str, predictions: FoldPredictions) -> None:
-    for fold, (_, val, test) in enumerate(splits):
+def _write(table: PredictionWriter, setting: Setting, method: str, predictions: FoldPredictions) -> None:
+    for fold, (_, val, test) in enumerate(setting.splits):
         # the published recipe has no validation set: it is trained on those rows
         parts = {"test": test} if method == ENECG else {"val": val, "test": test}
         for split, rows in parts.items():
-            write_block(table, data, method, split, fold, rows, predictions[fold])
+            write_block(table, setting, method, split, fold, rows, predictions[fold])
 
 
-def _write_gate(
-    table: GateWeightWriter, data: Data, heads: EnsembleHeads, splits: list[Split], signal: np.ndarray | None
-) -> None:
-    ids = data.records["record_id"].to_numpy()
-    for fold, (_, val, test) in enumerate(splits):
-        weights = heads.gate_weights(data.features, gate_signal=signal, fold=fold)
+def _write_gate(table: GateWeightWriter, setting: Setting) -> None:
+    data, heads = setting.data, setting.heads
+    for fold, (_, val, test) in enumerate(setting.splits):
+        weights = heads.gate_weights(data.features, gate_signal=setting.signal, fold=fold)
         for task in data.tasks:
             for split, rows in (("val", val), ("test", test)):
                 table.add(
                     task.name,
                     split,
                     fold,
-                    record_ids=ids[rows],
+                    record_ids=setting.ids.of(rows),
                     experts=heads.experts_,
                     weights=weights[task.name][rows],
                 )

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from cache.record_columns import Texts
 from cache.records import Target
-from stages.scoring.bootstrap import estimate, resamples
+from stages.scoring.blocks import PredictionBlock
+from stages.scoring.bootstrap import estimate, patient_index, resamples, resamples_at_once
 from stages.scoring.comparison import Draws
-from stages.scoring.predictions import PredictionBlock
 
 Json = dict[str, Any]
 LEAST = 10
 """Records with a class, and without, below which its calibration is not computed."""
 CLIP = 1e-6
+CELLS = 1 << 22
+"""Records x resamples fitted at once: 32 MB of each of some ten arrays."""
 STEPS = 60
 FARTHEST = 2.0
 FLAT = 1e-9
@@ -40,8 +43,8 @@ def calibration(target: Target, block: PredictionBlock, draws: Draws) -> Json:
     if target.kind == "survival":
         return {}
     if target.kind == "regression":
-        return _with_intervals(_line, block.y_pred.astype(np.float64), block.y_true, block.patient_ids, draws)
-    patients = block.patient_ids
+        return _with_intervals(_line, block.y_pred.astype(np.float64), block.y_true, block.patients, draws)
+    patients = block.patients
     found = {name: _of_class(y, p, patients, draws) for name, y, p in _columns(target, block)}
     return found if target.kind in ("multiclass", "multilabel") else found[target.name]
 
@@ -57,9 +60,9 @@ def _columns(target: Target, block: PredictionBlock) -> list[tuple[str, np.ndarr
     return [(name, hot[:, k], block.y_pred[:, k]) for k, name in enumerate(target.classes)]
 
 
-def _of_class(truth: np.ndarray, said: np.ndarray, patients: np.ndarray, draws: Draws) -> Json:
+def _of_class(truth: np.ndarray, said: np.ndarray, patients: Texts, draws: Draws) -> Json:
     known = np.isfinite(truth)
-    truth, said, patients = truth[known], said[known], patients[known]
+    truth, said, patients = truth[known], said[known], patients.take(known)
     positive = int((truth == 1).sum())
     if min(positive, len(truth) - positive) < LEAST:
         return {"n_positive": positive}
@@ -72,10 +75,11 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
-def _with_intervals(fit: Any, x: np.ndarray, y: np.ndarray, patients: np.ndarray, draws: Draws) -> Json:
-    names, index = np.unique(patients.astype(str), return_inverse=True)
+def _with_intervals(fit: Any, x: np.ndarray, y: np.ndarray, patients: Texts, draws: Draws) -> Json:
+    index, n_patients = patient_index(patients)
     plain = fit(x, y, np.ones((len(x), 1)))
-    parts = [fit(x, y, counts[index].astype(np.float64)) for counts in resamples(len(names), draws.n, draws.seed)]
+    drawn = resamples(n_patients, draws.n, draws.seed, resamples_at_once(len(x), CELLS))
+    parts = [fit(x, y, counts[index].astype(np.float64)) for counts in drawn]
     found = {}
     for name, value in plain.items():
         interval = estimate(float(value[0]), np.concatenate([part[name] for part in parts]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.records import Target
 from stages.external.calibration import FLAT, log_odds, logistic_line, logistic_shift
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 
 Json = dict[str, Any]
 WAYS = ("before", "intercept", "intercept_and_slope")
@@ -35,8 +35,7 @@ def recalibration(target: Target, block: PredictionBlock, sizes: Sequence[int], 
     """
     if target.kind == "survival":
         return []
-    patients = block.patient_ids.astype(str)
-    everybody = np.unique(patients)
+    patients, everybody = block.patients.codes, np.unique(block.patients.codes)
     errors = _of_values if target.kind == "regression" else _of_classes
     found = []
     for size in sizes:

@@ -7,14 +7,15 @@ what is measured beside the usual metrics (`calibration`, `recalibration`, `tran
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cache.errors import FingerprintError, InputError, MissingFileError
 from cache.files import staged
-from cache.records import open_records
+from cache.record_columns import everything_named
+from cache.record_rows import RecordRows
 from cache.storage.locations import file_exists, store_exists
 from stages.external.calibration import calibration
 from stages.external.matching import JudgedTask, judged_tasks
@@ -22,11 +23,12 @@ from stages.external.recalibration import recalibration
 from stages.external.settings import ExternalPaths, ExternalSettings, ExternalSummary
 from stages.external.transfer import transfer
 from stages.heads import EnsembleHeads
-from stages.learning.data import Data, read_data
+from stages.learning.data import Data, RecordIds, read_data
 from stages.learning.gate_signal import leads_of, read_gate_signal
 from stages.learning.saved_fit import otherwise_made
 from stages.scoring.comparison import EXPERT_PREFIX, MAIN_METHOD, Draws, Resample, labelled_test_block, one_by_one
 from stages.scoring.predictions import Predictions, PredictionWriter, open_predictions, writing_predictions
+from stages.scoring.record_parts import Records
 from stages.scoring.summary import summarise, write_metrics
 from stages.settings import Machine
 
@@ -83,10 +85,11 @@ def run_by(
     paths.folder.mkdir(parents=True, exist_ok=True)
     with staged((paths.predictions, paths.metrics)) as drafts:
         with writing_predictions(drafts[paths.predictions], {t.target.name: t.target for t in tasks}) as table:
+            ids = RecordIds(data.rows, [np.arange(len(data.membership))])
             for method, answers in _answers(heads, data, paths):
-                _write(table, data, tasks, method, answers)
+                _write(table, data, ids, tasks, method, answers)
         predictions = open_predictions(drafts[paths.predictions])
-        summary.metrics = _metrics(settings, paths, predictions, data.records, progress or _silent, resample)
+        summary.metrics = _metrics(settings, paths, predictions, data.rows, progress or _silent, resample)
         summary.metrics["left_out"] |= summary.left_out
         summary.metrics["notes"] = summary.notes
         write_metrics(drafts[paths.metrics], summary.metrics, drafts[paths.predictions])
@@ -119,14 +122,14 @@ def _data(heads: EnsembleHeads, paths: ExternalPaths, machine: Machine) -> Data:
 def _shared_patients(data: Data, paths: ExternalPaths) -> list[str]:
     if not file_exists(paths.their_records):
         return []
-    theirs = open_records(paths.their_records, columns=["patient_id", "source"])
-    same_source = theirs[theirs["source"].isin(data.records["source"].unique())]
-    shared = set(same_source["patient_id"]) & set(data.records["patient_id"])
+    theirs, ours = RecordRows(paths.their_records), data.membership
+    same_source = theirs.texts("source").within(everything_named([ours.source])) >= 0
+    known = everything_named([theirs.texts("patient_id").take(same_source)])
+    n, shared = ours.patient.n_used, replace(ours.patient, codes=ours.patient.within(known), names=known).n_used
     if not shared:
         return []
-    n = data.records["patient_id"].nunique()
     return [
-        f"{len(shared)} of {n} patients have the id of one in the fit's own study, from the same source: where they "
+        f"{shared} of {n} patients have the id of one in the fit's own study, from the same source: where they "
         "are the same people, these figures are too good"
     ]
 
@@ -141,10 +144,14 @@ def _answers(heads: EnsembleHeads, data: Data, paths: ExternalPaths) -> Iterator
 
 
 def _write(
-    table: PredictionWriter, data: Data, tasks: list[JudgedTask], method: str, answers: Mapping[str, np.ndarray]
+    table: PredictionWriter,
+    data: Data,
+    ids: RecordIds,
+    tasks: list[JudgedTask],
+    method: str,
+    answers: Mapping[str, np.ndarray],
 ) -> None:
     """Write one method's predictions; a record that it has none for is left out."""
-    ids = data.records["record_id"].to_numpy()
     for task in tasks:
         predicted = task.predicted(np.asarray(answers[task.target.name]))
         rows = np.flatnonzero(np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1))
@@ -153,8 +160,8 @@ def _write(
             method,
             "test",
             0,
-            record_ids=ids[rows],
-            patient_ids=data.patients[rows],
+            record_ids=ids.of(rows),
+            patient_ids=data.patient_ids(rows),
             y_true=task.truth[rows],
             y_pred=predicted[rows],
         )
@@ -164,7 +171,7 @@ def _metrics(
     settings: ExternalSettings,
     paths: ExternalPaths,
     predictions: Predictions,
-    records: pd.DataFrame,
+    records: Records | None,
     report: Progress,
     resample: Resample,
 ) -> dict[str, Any]:

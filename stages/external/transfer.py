@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, estimate
 from stages.scoring.comparison import Draws, Resample, Resampling, labelled_test_block, one_by_one
 from stages.scoring.metrics import HEADLINE, nan_mean
-from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.predictions import Predictions
 
 Json = dict[str, Any]
 MACRO = {"auroc_macro": "auroc", "auprc_macro": "auprc"}
@@ -43,7 +44,7 @@ def transfer(
 
 
 def _resampling(target: Target, block: PredictionBlock, draws: Draws) -> Resampling:
-    return Resampling(target, block, np.unique(block.patient_ids.astype(str)), draws)
+    return Resampling.of(target, block, None, draws)
 
 
 def _compared(metric: str, external: tuple[Target, Bootstrap], internal: tuple[Target, Bootstrap]) -> Json:

@@ -154,7 +154,7 @@ def _task(compared: Comparison, scores: TaskScores) -> Json:
         "metric": scores.metric,
         "higher_is_better": scores.higher_is_better,
         "n_test": len(block),
-        "patients_test": len(np.unique(block.patient_ids.astype(str))),
+        "patients_test": block.patients.n_used,
     }
 
 

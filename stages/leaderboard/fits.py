@@ -23,8 +23,8 @@ from stages.heads.targets.tasks import TaskSpec, encode, unusable
 from stages.leaderboard.inputs import TokenInputs, VectorInputs
 from stages.leaderboard.protocol import FrozenHead, Judge, TaskLabels, predict, train
 from stages.leaderboard.settings import LeaderboardSettings
+from stages.scoring.blocks import PredictionBlock, has_label
 from stages.scoring.metrics import HEADLINE, METRICS, score
-from stages.scoring.predictions import PredictionBlock, has_label
 
 VERSION = 1
 """Raised when the same settings would train another head."""
@@ -96,7 +96,7 @@ class TaskRows:
         ids, patients = frame["record_id"].to_numpy(), frame["patient_id"].to_numpy()
 
         def judged(predicted: np.ndarray) -> float:
-            block = PredictionBlock(
+            block = PredictionBlock.of(
                 ids, patients, frame["split"].to_numpy(), np.zeros(len(rows), np.int64), self.values[rows],
                 self.answers(predicted),
             )  # fmt: skip

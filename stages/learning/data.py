@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
 from cache.record_rows import RecordRows
-from cache.records import READING_COLUMNS, Target, open_records
+from cache.records import Target
 from cache.storage.locations import Location
 from stages.heads import TaskSpec
 from stages.heads.inputs.expert_features import ExpertFeatures
@@ -60,20 +60,40 @@ class Data:
     seen: dict[str, np.ndarray]
     """Expert -> mask [n] of the records whose labels have trained it; those alone that have seen some."""
 
-    @cached_property
-    def records(self) -> pd.DataFrame:
-        """The table without what reading the files showed; read when it is first asked for: a fit needs none of it."""
-        return open_records(self.records_path, without=READING_COLUMNS)
-
     @property
-    def patients(self) -> np.ndarray:
-        """Name of each row's patient."""
-        return self.records["patient_id"].to_numpy()
+    def rows(self) -> RecordRows:
+        """The table on disk, for who needs more of it."""
+        return RecordRows(self.records_path)
+
+    def patient_ids(self, rows: np.ndarray) -> pa.Array:
+        """Return the ids of some records' patients."""
+        return self.membership.patient.arrow(self.membership.patient.codes[rows])
 
     @property
     def usable(self) -> np.ndarray:
         """Mask [n] of the rows that at least one expert has a vector for."""
         return np.any([ExpertFeatures(parts["embedding"]).present for parts in self.features.values()], axis=0)
+
+
+class RecordIds:
+    """Ids of those records of a table that are predicted; of the others none is in memory.
+
+    Parameters
+    ----------
+    parts
+        Rows, of which any may be asked for.
+    """
+
+    def __init__(self, table: RecordRows, parts: Iterable[np.ndarray]) -> None:
+        wanted = np.zeros(len(table), bool)
+        for rows in parts:
+            wanted[rows] = True
+        self._rows = np.flatnonzero(wanted)
+        self._ids = table.picked("record_id", self._rows)
+
+    def of(self, rows: np.ndarray) -> pa.ChunkedArray:
+        """Return the ids of some of these records."""
+        return self._ids.take(pa.array(np.searchsorted(self._rows, rows)))
 
 
 def read_data(

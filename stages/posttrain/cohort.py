@@ -22,8 +22,8 @@ from cache.storage.locations import Location
 from stages.experts import Expert
 from stages.heads.targets.tasks import Block, TaskSpec, encode, layout, unusable
 from stages.posttrain.inputs import RecordInputs, TestCrops, WholeRecords, open_crops
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.metrics import score
-from stages.scoring.predictions import PredictionBlock
 from stages.training.inputs import input_identity, prepared_inputs, training_rows
 
 
@@ -132,7 +132,7 @@ class LabelledCohort:
 
     def _predictions(self, block: Block, target: Target, rows: np.ndarray, predicted: np.ndarray) -> PredictionBlock:
         frame, part = self.records.iloc[rows], predicted[:, block.columns]
-        return PredictionBlock(
+        return PredictionBlock.of(
             frame["record_id"].to_numpy(),
             frame["patient_id"].to_numpy(),
             frame["split"].to_numpy(),

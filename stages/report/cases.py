@@ -16,9 +16,10 @@ from cache.signals import SignalStore
 from stages.plots.scale import SignalScale, scale_of
 from stages.plots.thumbnail import thumbnail
 from stages.report.settings import ReportSection
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.cases import choose
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
-from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.predictions import Predictions
 from stages.scoring.table import DASH
 
 Json = dict[str, Any]

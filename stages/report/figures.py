@@ -13,6 +13,7 @@ import numpy as np
 
 from cache.records import Target
 from stages.report.svg import Axes, Drawing
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.curves import (
     Curve,
     class_columns,
@@ -24,7 +25,6 @@ from stages.scoring.curves import (
     spread_rows,
 )
 from stages.scoring.metrics import METRICS
-from stages.scoring.predictions import PredictionBlock
 from stages.scoring.table import DASH, number
 
 UNIT = (0.0, 1.0)

@@ -15,8 +15,8 @@ import pandas as pd
 from cache.records import Target
 from stages.report.survival.section import gate_groups
 from stages.report.svg import Axes
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.metrics import METRICS
-from stages.scoring.predictions import PredictionBlock
 
 _COLOURS = 7
 MAX_GROUPS = 15

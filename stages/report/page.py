@@ -20,11 +20,12 @@ from stages.report.decisions.section import decision_section
 from stages.report.external.section import external_sections
 from stages.report.glossary import TERMS, method_meaning, method_title
 from stages.report.survival import section
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
 from stages.scoring.curves import class_columns
 from stages.scoring.metrics import METRICS
 from stages.scoring.plots import file_name
-from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.predictions import Predictions
 from stages.scoring.subgroups import SEX_NAMES
 from stages.scoring.table import decimals, ordered_methods
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from cache.record_columns import everything_named
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, estimate, paired_difference
-from stages.scoring.comparison import Draws, bootstrap_block
+from stages.scoring.comparison import Draws, Resampling
 from stages.scoring.metrics import HEADLINE
-from stages.scoring.predictions import PredictionBlock
 
 Json = dict[str, Any]
 
@@ -35,7 +36,7 @@ class ConditionJudge:
 
     def __post_init__(self) -> None:
         self.metric = HEADLINE[self.target.kind][0]
-        self._everybody = np.unique(self.undisturbed.patient_ids.astype(str))
+        self._everybody = everything_named([self.undisturbed.patients])
         self._known = answered(self.undisturbed.y_pred)
         self._whole = self._sample(self.undisturbed, self._known)
 
@@ -58,7 +59,7 @@ class ConditionJudge:
         return found | self._interval(sample) | {"difference": ends}
 
     def _sample(self, block: PredictionBlock, rows: np.ndarray) -> Bootstrap:
-        return bootstrap_block(self.target, block.take(rows), self._everybody, self.draws)
+        return Resampling.of(self.target, block.take(rows), self._everybody, self.draws)()
 
     def _interval(self, sample: Bootstrap) -> Json:
         found = estimate(sample.values[self.metric], sample.replicates[self.metric])

@@ -20,9 +20,10 @@ from stages.robustness.answering import FitAnswerer
 from stages.robustness.disturbances import Disturbance, DisturbedEcg, all_disturbances, disturbed
 from stages.robustness.judge import ConditionJudge, Json, answered
 from stages.robustness.settings import RobustnessPaths, RobustnessSettings, RobustnessSummary
+from stages.scoring.blocks import PredictionBlock, has_label
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import Draws, judged_methods
-from stages.scoring.predictions import PredictionBlock, Predictions, has_label, open_predictions, truth_columns
+from stages.scoring.predictions import Predictions, open_predictions, truth_columns
 from stages.scoring.summary import write_metrics
 
 Progress = Callable[[int, int], None]
@@ -241,7 +242,7 @@ def _judged(
         return None
     ids, patients = (chosen[column].to_numpy() for column in ("record_id", "patient_id"))
     split = np.full(len(chosen), "test", dtype=object)
-    block = PredictionBlock(ids, patients, split, test.fold, truth, undisturbed).take(known)
+    block = PredictionBlock.of(ids, patients, split, test.fold, truth, undisturbed).take(known)
     judge = ConditionJudge(target, block, draws)
     found = []
     for condition in conditions:

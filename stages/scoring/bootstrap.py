@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from cache.record_columns import Texts
 from stages.scoring.metrics import Scorer
 
 RESAMPLES = 1000
@@ -59,10 +60,15 @@ class Estimate:
         return bool(self.low > 0 or self.high < 0)
 
 
-def patient_index(patient_ids: np.ndarray) -> tuple[np.ndarray, int]:
+def patient_index(patients: Texts | np.ndarray) -> tuple[np.ndarray, int]:
     """Return the number of each record's patient in sorted order, and how many patients there are."""
-    names, index = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
-    return index, len(names)
+    known = (patients if isinstance(patients, Texts) else Texts.of(np.asarray(patients, dtype=str))).used()
+    return known.codes, len(known.names)
+
+
+def resamples_at_once(n_rows: int, cells: int, most: int = 100) -> int:
+    """Return how many resamples of so many rows fit a number of cells: at least one, at most `most`."""
+    return int(np.clip(cells // max(n_rows, 1), 1, most))
 
 
 def resamples(
@@ -113,7 +119,7 @@ def bootstrap(
         Of the whole comparison, so that methods with fewer records see the same resamples.
     """
     plain = scorer(np.ones((len(patients), 1)))
-    chunk = int(np.clip(_CHUNK_CELLS // max(len(patients), 1), 1, n_resamples))
+    chunk = resamples_at_once(len(patients), _CHUNK_CELLS, n_resamples)
     parts = [scorer(counts[patients]) for counts in resamples(n_patients, n_resamples, seed, chunk)]
     return Bootstrap(
         values={name: float(value[0]) for name, value in plain.values.items()},

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.records import Target
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 
 
 class Cases(NamedTuple):

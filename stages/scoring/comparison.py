@@ -7,16 +7,19 @@ layout of metrics.json (`summary`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 from cache.errors import InputError
+from cache.record_columns import everything_named
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
-from stages.scoring.metrics import HEADLINE, METRICS, make_scorer
-from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.metrics import HEADLINE, METRICS, Answers, make_scorer
+from stages.scoring.predictions import Predictions
 
 MAIN_METHOD = "gate"
 EXPERT_PREFIX = "expert:"
@@ -49,7 +52,7 @@ def best_single_expert(target: Target, values: dict[str, dict[str, float]]) -> s
 def judged_methods(predictions: Predictions, task: str) -> list[str]:
     """Return the methods that predict a labelled test record of a task, in the order they were written."""
     methods = predictions.methods(task)
-    return [method for method in methods if predictions.read(task, method, "test").labelled.any()]
+    return [method for method in methods if predictions.is_labelled(task, method, "test")]
 
 
 def labelled_test_block(predictions: Predictions, task: str, method: str) -> PredictionBlock:
@@ -66,27 +69,38 @@ def labelled_test_block(predictions: Predictions, task: str, method: str) -> Pre
         raise InputError(
             f"task '{task}': method '{method}' predicts no labelled record of the test split; nothing can be measured"
         )
-    return block.take(np.lexsort((block.fold, block.record_ids.astype(str))))
-
-
-def bootstrap_block(target: Target, block: PredictionBlock, everybody: np.ndarray, draws: Draws) -> Bootstrap:
-    """Return the bootstrap of one block over the sorted patient names `everybody`."""
-    patients = np.searchsorted(everybody, block.patient_ids.astype(str))
-    return bootstrap(make_scorer(target, block), patients, len(everybody), draws.n, draws.seed)
+    return block.take(np.lexsort((block.fold, block.records.codes)))
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """The bootstrap of one block, which is the same bits wherever it is done: `everybody` as of `bootstrap_block`."""
+    """The bootstrap of one method's answers, which is the same bits wherever it is done; it knows nobody's name.
+
+    Attributes
+    ----------
+    answers
+        Truths and predictions.
+    patients
+        int32 [n]: each record's patient, a number below `n_patients`.
+    """
 
     target: Target
-    block: PredictionBlock
-    everybody: np.ndarray
+    answers: Answers
+    patients: np.ndarray
+    n_patients: int
     draws: Draws
+
+    @classmethod
+    def of(cls, target: Target, block: PredictionBlock, everybody: pa.Array | None, draws: Draws) -> Self:
+        """Ask for that of a block over the sorted patient names `everybody`; None: over its own patients."""
+        names = everything_named([block.patients]) if everybody is None else everybody
+        answers = Answers(block.y_true, block.y_pred)
+        return cls(target, answers, block.patients.within(names), len(names), draws)
 
     def __call__(self) -> Bootstrap:
         """Do it."""
-        return bootstrap_block(self.target, self.block, self.everybody, self.draws)
+        scorer = make_scorer(self.target, self.answers)
+        return bootstrap(scorer, self.patients, self.n_patients, self.draws.n, self.draws.seed)
 
 
 Resample = Callable[[Sequence[Resampling]], Iterator[Bootstrap]]
@@ -115,15 +129,15 @@ class Comparison:
     target: Target
     blocks: dict[str, PredictionBlock]
     samples: dict[str, Bootstrap]
-    everybody: np.ndarray
+    everybody: pa.Array
     draws: Draws
     main: str
     best: str | None
     resample: Resample = one_by_one
 
-    def bootstraps(self, blocks: Mapping[str, PredictionBlock], everybody: np.ndarray) -> dict[str, Bootstrap]:
+    def bootstraps(self, blocks: Mapping[str, PredictionBlock], everybody: pa.Array) -> dict[str, Bootstrap]:
         """Return the bootstrap of each block over the sorted patient names `everybody`."""
-        asked = [Resampling(self.target, block, everybody, self.draws) for block in blocks.values()]
+        asked = [Resampling.of(self.target, block, everybody, self.draws) for block in blocks.values()]
         return dict(zip(blocks, self.resample(asked), strict=True))
 
     @property
@@ -158,10 +172,10 @@ def compare(
     InputError
         A method without labelled test records, or methods whose truths disagree.
     """
-    blocks = {name: labelled_test_block(predictions, target.name, name) for name in names}
+    blocks = _blocks(predictions, target.name, names)
     _check_truths(target, blocks)
-    everybody = np.unique(np.concatenate([block.patient_ids.astype(str) for block in blocks.values()]))
-    samples, scored = {}, resample([Resampling(target, block, everybody, draws) for block in blocks.values()])
+    everybody = everything_named(block.patients for block in blocks.values())
+    samples, scored = {}, resample([Resampling.of(target, block, everybody, draws) for block in blocks.values()])
     for name in blocks:
         on_method(name)
         samples[name] = next(scored)
@@ -169,13 +183,27 @@ def compare(
     return Comparison(target, blocks, samples, everybody, draws, main_method(names), best, resample)
 
 
+def _blocks(predictions: Predictions, task: str, names: list[str]) -> dict[str, PredictionBlock]:
+    """Read the methods' labelled test records; methods of the same records and patients share these."""
+    found: dict[str, PredictionBlock] = {}
+    for name in names:
+        block = labelled_test_block(predictions, task, name)
+        for other in found.values():
+            if _same_records(block, other) and block.patients.same_as(other.patients):
+                block = replace(block, records=other.records, patients=other.patients, splits=other.splits)
+                break
+        found[name] = block
+    return found
+
+
 def _same_records(first: PredictionBlock, second: PredictionBlock) -> bool:
-    return np.array_equal(first.record_ids, second.record_ids) and np.array_equal(first.fold, second.fold)
+    return first.records.same_as(second.records) and np.array_equal(first.fold, second.fold)
 
 
 def _common(target: Target, first: PredictionBlock, second: PredictionBlock) -> tuple[PredictionBlock, PredictionBlock]:
-    keys = [pd.MultiIndex.from_arrays([block.record_ids, block.fold]) for block in (first, second)]
-    pair = first.take(keys[0].isin(keys[1])), second.take(keys[1].isin(keys[0]))
+    names, width = everything_named([first.records, second.records]), int(max(first.fold.max(), second.fold.max())) + 1
+    keys = [block.records.within(names).astype(np.int64) * width + block.fold for block in (first, second)]
+    pair = first.take(np.isin(keys[0], keys[1])), second.take(np.isin(keys[1], keys[0]))
     if not len(pair[0]):
         raise InputError(f"task '{target.name}': two methods predict no record in common and cannot be compared")
     return pair

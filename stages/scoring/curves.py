@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.metrics import ECE_BINS, calibration_bin, nan_mean
-from stages.scoring.predictions import PredictionBlock
 
 MAX_POINTS = 200
 _GRID = np.linspace(0, 1, 101)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError, StoreError
 from cache.files import replacing
+from stages.scoring.predictions import TextArray, coded
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS: dict[str, pa.DataType] = {
@@ -40,7 +41,7 @@ class GateWeightWriter:
         split: str,
         fold: int,
         *,
-        record_ids: Sequence[str] | np.ndarray,
+        record_ids: TextArray,
         experts: Sequence[str],
         weights: np.ndarray,
     ) -> None:
@@ -61,18 +62,14 @@ class GateWeightWriter:
         n, width = weights.shape
         if n:
             columns = [
-                _coded(np.tile(np.arange(n), width), record_ids),
-                _coded(np.zeros(n * width), [task]),
-                _coded(np.repeat(np.arange(width), n), experts),
+                coded(np.tile(np.arange(n, dtype=np.int32), width), record_ids),
+                coded(np.zeros(n * width, np.int32), [task]),
+                coded(np.repeat(np.arange(width, dtype=np.int32), n), experts),
                 pa.array(weights.T.ravel()),
-                _coded(np.zeros(n * width), [split]),
+                coded(np.zeros(n * width, np.int32), [split]),
                 pa.array(np.full(n * width, fold, dtype=np.int16)),
             ]
             self._sink.write_table(pa.table(columns, schema=pa.schema(COLUMNS)))
-
-
-def _coded(codes: np.ndarray, values: Sequence[str] | np.ndarray) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(list(values), pa.string()))
 
 
 @contextlib.contextmanager

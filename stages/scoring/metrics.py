@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from cache.records import Kind, Target
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.ranking import Ranking, ratio
 from stages.scoring.survival.scorer import SurvivalScorer
 
@@ -116,7 +116,18 @@ class Scorer(Protocol):
         """Score the records, each counted as often as `weights` [n, resamples] says."""
 
 
-def make_scorer(target: Target, block: PredictionBlock) -> Scorer:
+@dataclass(frozen=True)
+class Answers:
+    """Truths and predictions of n records, as `PredictionBlock` has them."""
+
+    y_true: np.ndarray
+    y_pred: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y_true)
+
+
+def make_scorer(target: Target, block: PredictionBlock | Answers) -> Scorer:
     """Return the scorer of a task's kind for one method's predictions; unlabelled records do not count."""
     if target.kind == "regression":
         return _RegressionScorer(block.y_true, block.y_pred)

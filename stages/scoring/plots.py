@@ -16,6 +16,7 @@ import pandas as pd
 
 from cache.files import write_text
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.comparison import labelled_test_block, main_method
 from stages.scoring.curves import (
     class_columns,
@@ -25,7 +26,7 @@ from stages.scoring.curves import (
     roc,
     spread_rows,
 )
-from stages.scoring.predictions import PredictionBlock, Predictions
+from stages.scoring.predictions import Predictions
 from stages.scoring.survival.curves import horizon_calibration, risk_thirds
 
 FOLDERS = ("calibration", "confusion", "kaplan_meier", "learning_curve", "methods", "pr", "predicted_vs_true", "roc")

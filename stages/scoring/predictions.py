@@ -1,6 +1,6 @@
 """predictions.parquet: one row per record, task, method and class; every number we report is computed from it.
 
-Lives here: its layout, the writer that takes whole blocks, the reader that gives arrays back. Not here: metrics.
+Lives here: its layout, the writer that takes whole blocks, the reader that gives `blocks`. Not here: metrics.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,7 +21,9 @@ import pyarrow.parquet as pq
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.follow_up import status_at
+from cache.record_columns import Texts
 from cache.records import SPLITS, Target
+from stages.scoring.blocks import PredictionBlock
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -45,55 +45,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         "the probability that the event has not come by the horizon",
     ),
 }
+TextArray: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
 _TASKS_KEY = b"ensemble.tasks"
 _ROWS_PER_GROUP = 1 << 20
-
-
-@dataclass(frozen=True)
-class PredictionBlock:
-    """Predictions of one method for one task, as arrays.
-
-    Attributes
-    ----------
-    record_ids, patient_ids, split
-        String arrays [n].
-    fold
-        int [n].
-    y_true
-        float64 [n] for regression and binary (missing = NaN), int64 [n] for multiclass (missing = -1), float64
-        [n, classes] for multilabel (missing = NaN), float64 [n] signed times for survival: the conventions of
-        `cache.target_array`.
-    y_pred
-        float32 [n]; [n, classes] for multiclass and multilabel; [n, 1 + horizons] for survival: log-hazard first.
-    """
-
-    record_ids: np.ndarray
-    patient_ids: np.ndarray
-    split: np.ndarray
-    fold: np.ndarray
-    y_true: np.ndarray
-    y_pred: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of records."""
-        return len(self.record_ids)
-
-    def take(self, rows: np.ndarray) -> PredictionBlock:
-        """Return the rows given by an index or a mask."""
-        return PredictionBlock(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
-
-    @cached_property
-    def labelled(self) -> np.ndarray:
-        """Mask [n] of the records with at least one known label."""
-        return has_label(self.y_true)
-
-
-def has_label(y_true: np.ndarray) -> np.ndarray:
-    """Return the mask [n] of the records with at least one known label; `y_true` as in `PredictionBlock`."""
-    if y_true.dtype.kind == "i":
-        return y_true >= 0
-    known = ~np.isnan(y_true)
-    return known.any(axis=1) if known.ndim == 2 else known
 
 
 class PredictionWriter:
@@ -109,8 +63,8 @@ class PredictionWriter:
         split: str,
         fold: int,
         *,
-        record_ids: Sequence[str] | np.ndarray,
-        patient_ids: Sequence[str] | np.ndarray,
+        record_ids: TextArray,
+        patient_ids: TextArray,
         y_true: np.ndarray,
         y_pred: np.ndarray,
     ) -> None:
@@ -135,7 +89,7 @@ class PredictionWriter:
         if split not in SPLITS:
             raise UsageError(f"split '{split}' of method '{method}' is none of {', '.join(SPLITS)}")
         target = self._tasks[task]
-        records, patients = np.asarray(record_ids, dtype=object), np.asarray(patient_ids, dtype=object)
+        records, patients = _texts(record_ids), _texts(patient_ids)
         truth, predicted = truth_columns(target, y_true), np.asarray(y_pred, dtype=np.float32)
         predicted = predicted if predicted.ndim == 2 else predicted[:, None]
         what, answers = f"task '{task}', method '{method}'", target.answers
@@ -147,6 +101,13 @@ class PredictionWriter:
                 _long_table(self._schema, labels, (records, patients), answers or None, (truth, predicted)),
                 row_group_size=_ROWS_PER_GROUP,
             )
+
+
+def _texts(names: TextArray) -> pa.Array:
+    """Return names as Arrow has them."""
+    if isinstance(names, pa.ChunkedArray):
+        names = names.combine_chunks()
+    return names if isinstance(names, pa.Array) else pa.array(list(names), pa.string())
 
 
 def truth_columns(target: Target, y_true: np.ndarray) -> np.ndarray:
@@ -171,47 +132,52 @@ def _check_shapes(what: str, expected: tuple[int, int], truth: np.ndarray, predi
             raise InputError(f"{what}: {name} has the shape {shape}, expected {expected} (records, classes)")
 
 
-def _check_rows(what: str, records: np.ndarray, patients: np.ndarray, predicted: np.ndarray) -> None:
+def _check_rows(what: str, records: pa.Array, patients: pa.Array, predicted: np.ndarray) -> None:
     if len(patients) != len(records):
         raise InputError(f"{what}: {len(patients)} patient_ids for {len(records)} record_ids")
-    if len(set(records)) != len(records):
-        twice = pd.Series(records)[pd.Series(records).duplicated()].iloc[0]
+    if patients.null_count:
+        raise InputError(
+            f"{what}: {patients.null_count} records have no patient_id; name each one's patient, or itself"
+        )
+    if len(records) > 1 and pc.count_distinct(records).as_py() != len(records):
+        counts = records.value_counts()
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
         raise InputError(f"{what}: record '{twice}' occurs twice in one split and fold")
     bad = ~np.isfinite(predicted).all(axis=1)
     if bad.any():
         raise InputError(
-            f"{what}: record '{records[bad.argmax()]}' has a prediction that is not finite ({int(bad.sum())} such);"
-            " leave out records without a prediction"
+            f"{what}: record '{records[int(bad.argmax())]}' has a prediction that is not finite ({int(bad.sum())} "
+            "such); leave out records without a prediction"
         )
 
 
 def _long_table(
     schema: pa.Schema,
     labels: Mapping[str, Any],
-    ids: tuple[np.ndarray, np.ndarray],
+    ids: tuple[pa.Array, pa.Array],
     classes: tuple[str, ...] | None,
     values: tuple[np.ndarray, np.ndarray],
 ) -> pa.Table:
     """Return the long rows, class after class, so that equal values lie together."""
     (records, patients), (truth, predicted) = ids, values
     n, width = predicted.shape
-    patient_codes, patient_names = pd.factorize(patients)
-    class_codes = np.repeat(np.arange(width), n)
+    known = patients.dictionary_encode()
     columns = {
-        "record_id": _coded(np.tile(np.arange(n), width), records),
-        "patient_id": _coded(np.tile(patient_codes, width), patient_names),
-        "class": _coded(class_codes, classes) if classes else pa.nulls(n, _TEXT),
+        "record_id": coded(np.tile(np.arange(n, dtype=np.int32), width), records),
+        "patient_id": coded(np.tile(known.indices.to_numpy(), width), known.dictionary),
+        "class": coded(np.repeat(np.arange(width, dtype=np.int32), n), classes) if classes else pa.nulls(n, _TEXT),
         "y_true": pa.array(truth.T.ravel(), from_pandas=True),
         "y_pred": pa.array(predicted.T.ravel()),
         "fold": pa.array(np.full(n * width, labels["fold"], dtype=np.int16)),
     }
     for name in ("task", "method", "split"):
-        columns[name] = _coded(np.zeros(n * width), [labels[name]])
+        columns[name] = coded(np.zeros(n * width, np.int32), [labels[name]])
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _coded(codes: np.ndarray, values: Any) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(list(values), pa.string()))
+def coded(codes: np.ndarray, values: TextArray) -> pa.DictionaryArray:
+    """Return texts [n] by their codes, int32 [n]."""
+    return pa.DictionaryArray.from_arrays(codes, _texts(values))
 
 
 @contextlib.contextmanager
@@ -264,10 +230,17 @@ class Predictions:
 
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
-        table = pq.read_table(self.path, columns=["task", "method"])
-        codes, names = zip(*(_codes(table.column(name)) for name in ("task", "method")), strict=True)
-        _, first = np.unique(codes[0] * (len(names[1]) + 1) + codes[1], return_index=True)
-        return [(names[0][codes[0][i]], names[1][codes[1][i]]) for i in np.sort(first)]
+        """Each task and method, in the order they were written."""
+        pairs: dict[tuple[str, str], None] = {}
+        with pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["task", "method"])
+                (task, tasks), (method, methods) = (_codes(table.column(name)) for name in ("task", "method"))
+                _, first = np.unique(task.astype(np.int64) * (len(methods) + 1) + method, return_index=True)
+                rows = np.sort(first)
+                names = (words.take(pa.array(codes[rows])) for codes, words in ((task, tasks), (method, methods)))
+                pairs |= dict.fromkeys(zip(*(words.to_pylist() for words in names), strict=True))
+        return list(pairs)
 
     def methods(self, task: str) -> list[str]:
         """Return the methods that predict a task, in the order they were written."""
@@ -275,13 +248,26 @@ class Predictions:
 
     def read(self, task: str, method: str, split: str | None = None) -> PredictionBlock:
         """Return what one method predicts for one task, in one split or in all."""
+        return _block(self.tasks[task], self._rows(list(COLUMNS), task, method, split))
+
+    def is_labelled(self, task: str, method: str, split: str) -> bool:
+        """Whether a method predicts a record of a split that has a label."""
+        y_true = self._rows(["y_true"], task, method, split).column("y_true")
+        return y_true.null_count < len(y_true)
+
+    def _rows(self, columns: list[str], task: str, method: str, split: str | None) -> pa.Table:
+        """Read the rows of one task and method, a row group at a time."""
         wanted = {"task": task, "method": method} | ({"split": split} if split else {})
+        parts = []
         with pq.ParquetFile(self.path) as file:
-            groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), wanted)]
-            table = file.read_row_groups(groups, columns=list(COLUMNS))
-        for name, value in wanted.items():
-            table = table.filter(pc.equal(table.column(name), value))
-        return _block(self.tasks[task], table)
+            schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+            for group in range(file.num_row_groups):
+                if _may_hold(file.metadata.row_group(group), wanted):
+                    table = file.read_row_group(group, columns=[*dict.fromkeys([*columns, *wanted])])
+                    for name, value in wanted.items():
+                        table = table.filter(pc.equal(table.column(name), value))
+                    parts.append(table.select(columns))
+        return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
 def open_predictions(path: str | Path = "predictions.parquet") -> Predictions:
@@ -313,36 +299,45 @@ def _may_hold(group: pq.RowGroupMetaData, wanted: Mapping[str, str]) -> bool:
     return True
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return integer codes [n] and their texts, in order of first appearance; null is code -1."""
-    merged = column.cast(_TEXT).unify_dictionaries().combine_chunks()
-    if isinstance(merged, pa.ChunkedArray):
-        merged = merged.chunk(0) if merged.num_chunks else pa.array([], _TEXT)
-    codes = merged.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, np.asarray(merged.dictionary.to_pylist(), dtype=object)
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Return codes, int32 [n], and their texts, in order of first appearance; null is code -1."""
+    merged = column.cast(_TEXT).unify_dictionaries()
+    if not merged.num_chunks:
+        return np.empty(0, np.int32), pa.array([], pa.string())
+    codes = [pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in merged.chunks]
+    return np.concatenate(codes), merged.chunk(0).dictionary
 
 
 def _block(target: Target, table: pa.Table) -> PredictionBlock:
     """Turn long rows, in whatever order, into arrays with one row per record, split and fold."""
     coded = {name: _codes(table.column(name)) for name in ("record_id", "patient_id", "split", "class")}
-    fold = table.column("fold").to_numpy().astype(np.int64)
-    key = (coded["split"][0] * (int(fold.max(initial=0)) + 2) + fold + 1) * (len(coded["record_id"][1]) + 1)
-    _, first, row = np.unique(key + coded["record_id"][0], return_index=True, return_inverse=True)
-    width = len(target.answers)
-    column = _class_positions(target, *coded["class"]) if width else np.zeros(len(row), dtype=np.int64)
+    fold, width = table.column("fold").to_numpy(), len(target.answers)
+    first, row = _rows_of(coded["split"][0], coded["record_id"][0], fold)
+    column = _class_positions(target, *coded["class"]) if width else 0
     y_true = np.full((len(first), width or 1), np.nan)
     y_pred = np.full(y_true.shape, np.nan, dtype=np.float32)
     y_true[row, column] = table.column("y_true").to_numpy()
     y_pred[row, column] = table.column("y_pred").to_numpy()
-    names = {name: coded[name][1][coded[name][0][first]] for name in ("record_id", "patient_id", "split")}
-    return PredictionBlock(
-        names["record_id"], names["patient_id"], names["split"], fold[first], *_kind_arrays(target, y_true, y_pred)
+    records, patients, splits = (
+        Texts.numbered(coded[name][0][first], coded[name][1]) for name in ("record_id", "patient_id", "split")
     )
+    return PredictionBlock(records, patients, splits, fold[first], *_kind_arrays(target, y_true, y_pred))
 
 
-def _class_positions(target: Target, codes: np.ndarray, names: np.ndarray) -> np.ndarray:
+def _rows_of(split: np.ndarray, record: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first long row of each record, split and fold, in order, and the place of each row's among them."""
+    key = split.astype(np.int64) * (int(fold.max(initial=0)) + 2) + fold + 1
+    key *= int(record.max(initial=0)) + 2
+    key += record
+    if (key[1:] > key[:-1]).all():
+        return np.arange(len(key)), np.arange(len(key))
+    _, first, row = np.unique(key, return_index=True, return_inverse=True)
+    return first, row
+
+
+def _class_positions(target: Target, codes: np.ndarray, names: pa.Array) -> np.ndarray:
     order = {name: k for k, name in enumerate(target.answers)}
-    positions = np.array([*(order.get(name, -1) for name in names), -1], dtype=np.int64)[codes]
+    positions = np.array([*(order.get(name, -1) for name in names.to_pylist()), -1], dtype=np.int64)[codes]
     if (positions < 0).any():
         wrong = codes[positions < 0][0]
         name = "null" if wrong < 0 else f"'{names[wrong]}'"

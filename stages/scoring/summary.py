@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cache.errors import MissingFileError, StoreError
 from cache.files import write_text
 from cache.fingerprint import file_digest
-from cache.records import Target, target_array
+from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import LEVEL, RESAMPLES, SEED, Bootstrap, Estimate, estimate
 from stages.scoring.comparison import (
     Comparison,
@@ -31,8 +31,9 @@ from stages.scoring.comparison import (
     one_by_one,
 )
 from stages.scoring.metrics import HEADLINE, METRICS, METRICS_OF, score
-from stages.scoring.predictions import PredictionBlock, Predictions, has_label
-from stages.scoring.subgroups import subgroups
+from stages.scoring.predictions import Predictions
+from stages.scoring.record_parts import Records, labelled_records
+from stages.scoring.subgroups import RecordGroups, subgroups
 from stages.scoring.survival.summary import events_of, horizons_of, thirds_of
 
 SCHEMA_VERSION = 1
@@ -42,7 +43,7 @@ Json = dict[str, Any]
 
 def summarise(
     predictions: Predictions,
-    records: pd.DataFrame | None = None,
+    records: Records | None = None,
     n_resamples: int = RESAMPLES,
     seed: int = SEED,
     on_progress: Callable[[str, str], None] | None = None,
@@ -53,7 +54,8 @@ def summarise(
     Parameters
     ----------
     records
-        records.parquet, for training counts and for subgroups by age band and sex; without it they are left out.
+        records.parquet, for training counts and for subgroups by age band and sex; without it they are left out. Of one
+        on disk (`RecordRows`) a row group at a time is read.
     on_progress
         Called with (task, method) before each method is scored.
     resample
@@ -65,6 +67,7 @@ def summarise(
         Methods whose truths disagree. A method, or a whole task, without a labelled test record is left out.
     """
     report = on_progress or (lambda task, method: None)  # noqa: ARG005
+    cohort = None if records is None else _Cohort(records, predictions.tasks)
     tasks, left_out = {}, {}
     for name, target in predictions.tasks.items():
         judged = judged_methods(predictions, name)
@@ -72,7 +75,7 @@ def summarise(
             left_out[name] = NOT_JUDGED
             continue
         compared = compare(predictions, target, judged, Draws(n_resamples, seed), partial(report, name), resample)
-        tasks[name] = _task(predictions, compared, records)
+        tasks[name] = _task(predictions, compared, cohort)
         if unjudged := [method for method in predictions.methods(name) if method not in judged]:
             tasks[name]["left_out"] = dict.fromkeys(unjudged, NOT_JUDGED)
     return {
@@ -148,14 +151,22 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _task(predictions: Predictions, compared: Comparison, records: pd.DataFrame | None) -> Json:
+class _Cohort:
+    """What the judged records' table adds: labels of the records that a fit has learnt from, and groups."""
+
+    def __init__(self, records: Records, tasks: Mapping[str, Target]) -> None:
+        self.labelled = labelled_records(records, tasks, ("train", "val"))
+        self.groups = RecordGroups(records)
+
+
+def _task(predictions: Predictions, compared: Comparison, cohort: _Cohort | None) -> Json:
     target, main = compared.target, compared.blocks[compared.main]
     found: Json = {
         "kind": target.kind,
         "unit": target.unit,
         "classes": list(target.classes),
         "headline": list(HEADLINE[target.kind]),
-        "n": _counts(predictions, compared, records),
+        "n": _counts(predictions, compared, cohort),
         "methods": {name: _method(sample) for name, sample in compared.samples.items()},
         "best_single_expert": compared.best,
         "differences": _differences(compared),
@@ -167,8 +178,8 @@ def _task(predictions: Predictions, compared: Comparison, records: pd.DataFrame 
         found["thirds"] = thirds_of(target, main)
     if len(np.unique(main.fold)) > 1:
         found["folds"] = {name: _folds(target, block) for name, block in compared.blocks.items()}
-    if records is not None:
-        found["subgroups"] = subgroups(compared, records)
+    if cohort is not None:
+        found["subgroups"] = subgroups(compared, cohort.groups)
     return found
 
 
@@ -202,17 +213,16 @@ def _verdict(metric: str, found: Estimate) -> Json:
     return {**_interval(found), "verdict": verdict if np.isfinite(found.low) else None}
 
 
-def _counts(predictions: Predictions, compared: Comparison, records: pd.DataFrame | None) -> Json:
+def _counts(predictions: Predictions, compared: Comparison, cohort: _Cohort | None) -> Json:
     target, test = compared.target, compared.blocks[compared.main]
     whole = predictions.read(target.name, compared.main, "test")
     found: Json = {
         "test": len(test),
-        "patients_test": len(np.unique(test.patient_ids.astype(str))),
+        "patients_test": test.patients.n_used,
         "missing": int((~whole.labelled).sum()),
     }
-    if records is not None and target.name in records:
-        usable = has_label(target_array(records, target)) & (records["status"] != "bad").to_numpy()
-        found |= {split: int((usable & (records["split"] == split)).sum()) for split in ("train", "val")}
+    if cohort is not None:
+        found |= cohort.labelled.get(target.name, {})
     if target.kind == "survival":
         found["events"] = events_of(test)
     elif target.kind != "regression":

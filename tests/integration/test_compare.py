@@ -189,7 +189,7 @@ def test_the_preset_reloads_to_the_same_predictions_and_tests_no_trained_patient
         np.testing.assert_array_equal(a["age"], b["age"])
         assert np.isnan(a["age"][3])
     block = open_predictions(study / "predictions.parquet").read("sex", "enecg")
-    assert set(block.split) == {"test"}
+    assert set(block.splits.arrow().to_pylist()) == {"test"}
 
 
 def test_lead_ii_is_standardised_as_the_official_loader_does(parity_dir):

@@ -4,9 +4,9 @@ from sklearn.metrics import roc_auc_score
 
 import stages.scoring.bootstrap as bootstrap_module
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import bootstrap, estimate, paired_difference, patient_index, resamples
 from stages.scoring.metrics import make_scorer
-from stages.scoring.predictions import PredictionBlock
 
 BINARY = Target("sex", "binary")
 REGRESSION = Target("age", "regression")
@@ -14,7 +14,7 @@ REGRESSION = Target("age", "regression")
 
 def block(y, p):
     ids = np.arange(len(y)).astype(str)
-    return PredictionBlock(ids, ids, ids, np.zeros(len(y), int), np.asarray(y, float), np.asarray(p))
+    return PredictionBlock.of(ids, ids, ids, np.zeros(len(y), int), np.asarray(y, float), np.asarray(p))
 
 
 def test_each_resample_draws_as_many_patients_and_does_not_depend_on_the_chunk():

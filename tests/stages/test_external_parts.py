@@ -14,8 +14,8 @@ from stages.external.matching import judged_tasks
 from stages.external.recalibration import recalibration
 from stages.external.settings import ExternalFit
 from stages.heads import TaskSpec
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.comparison import Draws
-from stages.scoring.predictions import PredictionBlock
 
 N = 600
 
@@ -24,7 +24,7 @@ def block_of(y_true, y_pred, n_patients=300):
     n = len(y_true)
     patients = np.array([f"p{k % n_patients}" for k in range(n)], dtype=object)
     ids = np.array([f"r{k}" for k in range(n)], dtype=object)
-    return PredictionBlock(ids, patients, np.full(n, "test", object), np.zeros(n, np.int16), y_true, y_pred)
+    return PredictionBlock.of(ids, patients, np.full(n, "test", object), np.zeros(n, np.int16), y_true, y_pred)
 
 
 def said_and_true(intercept, slope, seed=0, n=N, spread=2.0):

@@ -3,13 +3,13 @@ import pytest
 from sklearn import metrics as sk
 
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.metrics import METRICS, METRICS_OF, make_scorer, score
-from stages.scoring.predictions import PredictionBlock
 
 
 def block(y_true, y_pred):
     ids = np.array([f"r{i}" for i in range(len(y_true))], dtype=object)
-    return PredictionBlock(
+    return PredictionBlock.of(
         ids, ids, np.full(len(ids), "test"), np.zeros(len(ids), int), np.asarray(y_true), np.asarray(y_pred)
     )
 

@@ -30,7 +30,7 @@ def test_blocks_of_every_kind_come_back_as_they_were(tmp_path):
     for name in y:
         block = read.read(name, "gate", "val")
         assert block.record_ids.tolist() == IDS.tolist()
-        assert block.patient_ids.tolist() == PATIENTS.tolist()
+        assert block.patients.arrow().to_pylist() == PATIENTS.tolist()
         assert block.fold.tolist() == [2, 2, 2]
         np.testing.assert_array_equal(block.y_true, y[name])
         np.testing.assert_array_equal(block.y_pred, p[name])

@@ -12,8 +12,8 @@ from cache.signals import create_signals, to_microvolts
 from stages.plots import plot_ecg, scale_of
 from stages.plots.thumbnail import thumbnail
 from stages.report import ReportPaths, ReportSettings, run
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.cases import choose, label_issues
-from stages.scoring.predictions import PredictionBlock
 from tests.stages.synthetic_predictions import write_judged
 
 N_RECORDS = 300
@@ -22,7 +22,9 @@ N_RECORDS = 300
 def block(y_true, y_pred):
     n = len(y_true)
     ids = np.array([f"r{i}" for i in range(n)], dtype=object)
-    return PredictionBlock(ids, ids, np.full(n, "test"), np.zeros(n, dtype=int), np.asarray(y_true), np.asarray(y_pred))
+    return PredictionBlock.of(
+        ids, ids, np.full(n, "test"), np.zeros(n, dtype=int), np.asarray(y_true), np.asarray(y_pred)
+    )
 
 
 def test_the_most_certain_the_wrong_and_the_unsure_of_a_binary_task():

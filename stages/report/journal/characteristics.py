@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cache.records import SPLITS, Target, target_array
-from stages.scoring.predictions import has_label
+from stages.scoring.blocks import has_label
 from stages.scoring.table import number
 
 Rows = list[list[str]]

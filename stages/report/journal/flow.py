@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cache.records import SPLITS, Target, target_array
-from stages.scoring.predictions import has_label
+from stages.scoring.blocks import has_label
 
 ALL = "all"
 NO_REASON = "no reason recorded"

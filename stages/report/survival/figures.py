@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.records import Target
 from stages.report.svg import Axes
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.survival.curves import RiskGroup, horizon_calibration, risk_thirds
 
 _SIZE, _MARGINS = (560.0, 380.0), (96.0, 16.0, 10.0, 116.0)

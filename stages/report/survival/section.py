@@ -12,7 +12,7 @@ import numpy as np
 from cache.follow_up import times_and_events
 from cache.records import Target
 from stages.report.survival.figures import calibration_figure, kaplan_meier_figure
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.survival.scorer import AT_HORIZONS
 from stages.scoring.table import DASH, number
 

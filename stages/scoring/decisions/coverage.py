@@ -5,18 +5,17 @@ Lives here: coverage by patient, for all, each true class and subgroup. Not here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from cache.record_columns import Texts
 from stages.scoring.comparison import Draws
 from stages.scoring.decisions.patients import patient_mean
+from stages.scoring.subgroups import Members
 
 Json = dict[str, Any]
-Groups = Mapping[str, Mapping[str, pd.Index]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class Covered:
 
     Attributes
     ----------
+    rows
+        int [n]: which of the judged records these are.
     covered
         bool [n].
     size
@@ -33,8 +34,8 @@ class Covered:
         [n] true class, a number; None of a regression.
     """
 
-    record_ids: np.ndarray
-    patient_ids: np.ndarray
+    rows: np.ndarray
+    patients: Texts
     covered: np.ndarray
     size: np.ndarray
     truth: np.ndarray | None = None
@@ -42,10 +43,10 @@ class Covered:
     def take(self, rows: np.ndarray) -> Covered:
         """Return the rows of a mask."""
         truth = None if self.truth is None else self.truth[rows]
-        return Covered(self.record_ids[rows], self.patient_ids[rows], self.covered[rows], self.size[rows], truth)
+        return Covered(self.rows[rows], self.patients.take(rows), self.covered[rows], self.size[rows], truth)
 
 
-def of_sets(members: np.ndarray, truth: np.ndarray, record_ids: np.ndarray, patient_ids: np.ndarray) -> Covered:
+def of_sets(members: np.ndarray, truth: np.ndarray, patients: Texts) -> Covered:
     """Look at sets.
 
     Parameters
@@ -58,18 +59,19 @@ def of_sets(members: np.ndarray, truth: np.ndarray, record_ids: np.ndarray, pati
     known = np.isfinite(truth) & (truth >= 0)
     label = truth[known].astype(np.int64)
     held = members[known]
-    return Covered(record_ids[known], patient_ids[known], held[np.arange(len(label)), label], held.sum(axis=1), label)
+    covered, size = held[np.arange(len(label)), label], held.sum(axis=1)
+    return Covered(np.flatnonzero(known), patients.take(known), covered, size, label)
 
 
-def of_intervals(ends: np.ndarray, truth: np.ndarray, record_ids: np.ndarray, patient_ids: np.ndarray) -> Covered:
+def of_intervals(ends: np.ndarray, truth: np.ndarray, patients: Texts) -> Covered:
     """Look at intervals [n, 2]; a truth of NaN is left out."""
     known = np.isfinite(truth)
     low, high = ends[known].T
     covered = (truth[known] >= low) & (truth[known] <= high)
-    return Covered(record_ids[known], patient_ids[known], covered, high - low)
+    return Covered(np.flatnonzero(known), patients.take(known), covered, high - low)
 
 
-def judge_coverage(found: Covered, classes: tuple[str, ...], groups: Groups, draws: Draws) -> Json:
+def judge_coverage(found: Covered, classes: tuple[str, ...], groups: Members, draws: Draws) -> Json:
     """Return the coverage of all records, of each true class and of each subgroup.
 
     Parameters
@@ -77,16 +79,13 @@ def judge_coverage(found: Covered, classes: tuple[str, ...], groups: Groups, dra
     classes
         Names of the true classes; empty for a regression.
     groups
-        Grouping -> group -> its record ids, as `stages.scoring.subgroups.groupings` gives them.
+        Grouping -> group -> mask of its records among all that are judged, as `stages.scoring.subgroups` gives them.
     """
     of_class: Json = {}
     for k, name in enumerate(classes):
         if found.truth is not None:
             of_class[name] = _measure(found.take(found.truth == k), draws)
-    members = {
-        grouping: {name: pd.Index(found.record_ids).isin(ids) for name, ids in parts.items()}
-        for grouping, parts in groups.items()
-    }
+    members = {grouping: {name: rows[found.rows] for name, rows in parts.items()} for grouping, parts in groups.items()}
     return {
         "all": _measure(found, draws),
         "true_class": of_class,
@@ -100,8 +99,8 @@ def judge_coverage(found: Covered, classes: tuple[str, ...], groups: Groups, dra
 def _measure(found: Covered, draws: Draws) -> Json:
     """Return the coverage by patient with its interval, counts, and what is left open, as shares of the records."""
     n = len(found.covered)
-    measured: Json = {**patient_mean(found.covered, found.patient_ids, draws), "records": n}
-    measured["patients"] = len(np.unique(found.patient_ids.astype(str)))
+    measured: Json = {**patient_mean(found.covered, found.patients, draws), "records": n}
+    measured["patients"] = found.patients.n_used
     if not n:
         return measured
     if found.truth is None:

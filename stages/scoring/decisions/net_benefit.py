@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from cache.record_columns import Texts
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import Draws
 from stages.scoring.decisions.patients import patient_sums
@@ -18,7 +19,7 @@ GRID = np.arange(1, 100) / 100
 
 
 def decision_curve(
-    probability: np.ndarray, truth: np.ndarray, patient_ids: np.ndarray, draws: Draws
+    probability: np.ndarray, truth: np.ndarray, patients: Texts, draws: Draws
 ) -> dict[str, list[float]] | None:
     """Return the net benefit of one class at every threshold of `GRID`; None without a label.
 
@@ -39,7 +40,7 @@ def decision_curve(
         return None
     weights = GRID / (1 - GRID)
     acted = (np.where(positive, 1.0, -w) * (p >= t) for t, w in zip(GRID, weights, strict=True))
-    sums = patient_sums(chain(acted, [np.ones(len(p))]), patient_ids[known], draws)
+    sums = patient_sums(chain(acted, [np.ones(len(p))]), patients.take(known), draws)
     drawn = sums.drawn[:, :-1] / sums.drawn[:, -1:]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {

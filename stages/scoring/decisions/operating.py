@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cache.record_columns import Texts
 from stages.scoring.comparison import Draws
 from stages.scoring.decisions.patients import interval, patient_sums
 
@@ -25,7 +26,7 @@ RATES = (
 
 
 def judge_threshold(
-    above: np.ndarray, truth: np.ndarray, patient_ids: np.ndarray, draws: Draws, prevalence: float | None = None
+    above: np.ndarray, truth: np.ndarray, patients: Texts, draws: Draws, prevalence: float | None = None
 ) -> dict[str, Any]:
     """Return the table of one class at its threshold, every rate with its interval over the patients.
 
@@ -48,7 +49,7 @@ def judge_threshold(
     cells = np.stack([alarm & positive, alarm & ~positive, ~alarm & positive, ~alarm & ~positive], axis=1)
     if not len(cells):
         return {"n": 0, "positives": 0}
-    sums = patient_sums(cells.T, patient_ids[known], draws)
+    sums = patient_sums(cells.T, patients.take(known), draws)
     plain, drawn = rates_of(sums.plain), rates_of(sums.drawn)
     found: dict[str, Any] = {"n": len(cells), "positives": int(positive.sum()), "prevalence": float(positive.mean())}
     found |= {name: int(count) for name, count in zip(CELLS, sums.plain, strict=True)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from cache.follow_up import times_and_events
 from cache.records import Target
-from stages.scoring.predictions import PredictionBlock
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.survival.kaplan_meier import KaplanMeier
 from stages.scoring.survival.scorer import FIFTHS
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from cache.follow_up import status_at, times_and_events
 from cache.records import Target
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, estimate
-from stages.scoring.predictions import PredictionBlock
 from stages.scoring.survival.curves import risk_thirds
 
 Json = dict[str, Any]

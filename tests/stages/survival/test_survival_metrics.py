@@ -8,8 +8,9 @@ import pytest
 
 from cache.follow_up import follow_up, status_at, times_and_events
 from cache.records import Target, open_records, write_records
+from stages.scoring.blocks import PredictionBlock
 from stages.scoring.metrics import METRICS_OF, make_scorer, score
-from stages.scoring.predictions import PredictionBlock, open_predictions, writing_predictions
+from stages.scoring.predictions import open_predictions, writing_predictions
 from stages.scoring.summary import summarise
 from stages.scoring.survival.curves import horizon_calibration, risk_thirds
 from tests.stages.survival import plain_metrics as plain
@@ -29,7 +30,7 @@ def block_of(n: int = 90, seed: int = 0, *, tied: bool = True) -> PredictionBloc
     names = np.array([f"r{i:03d}" for i in range(n)], object)
     patients = np.array([f"p{i:03d}" for i in rng.integers(0, n // 2, n)], object)
     predicted = np.column_stack([eta, alive]).astype(np.float32)
-    return PredictionBlock(names, patients, np.full(n, "test", object), np.zeros(n, int), study.signed, predicted)
+    return PredictionBlock.of(names, patients, np.full(n, "test", object), np.zeros(n, int), study.signed, predicted)
 
 
 @pytest.mark.parametrize("tied", [False, True])
