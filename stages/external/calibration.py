@@ -8,6 +8,7 @@ on the predicted value, and the mean of true minus predicted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ CLIP = 1e-6
 CELLS = 1 << 22
 """Records x resamples fitted at once: 32 MB of each of some ten arrays."""
 STEPS = 60
+ROUNDS = (1, 2, 3, 4, 6, 12)
 FARTHEST = 2.0
 FLAT = 1e-9
 
@@ -104,18 +106,24 @@ def _logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[str, np
 
 def logistic_shift(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Fit y ~ sigmoid(a + x) by Newton's method; returns a [resamples], NaN where it does not exist."""
-    a = np.zeros(weights.shape[1])
-    for _ in range(STEPS):
+
+    def step(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        (a,) = state
         p = _sigmoid(a + x[:, None])
         gradient = (weights * (y[:, None] - p)).sum(0)
         a = a + np.clip(gradient / np.maximum((weights * p * (1 - p)).sum(0), FLAT), -FARTHEST, FARTHEST)
+        return np.stack([a]), gradient
+
+    (a,), gradient = _newton(step, np.zeros((1, weights.shape[1])))
     return np.where(np.abs(gradient) < 1e-6 * weights.sum(0), a, np.nan)
 
 
 def logistic_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fit y ~ sigmoid(a + b x) by Newton's method; returns a and b [resamples], NaN where they do not exist."""
-    a, b, reach = np.zeros(weights.shape[1]), np.ones(weights.shape[1]), np.abs(x).max(initial=0)
-    for _ in range(STEPS):
+    reach = np.abs(x).max(initial=0)
+
+    def step(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a, b = state
         p = _sigmoid(a + b * x[:, None])
         missed = weights * (y[:, None] - p)
         ga, gb = missed.sum(0), x @ missed
@@ -125,9 +133,29 @@ def logistic_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np
         da, db = (hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant
         # no answer moves by more than FARTHEST log-odds in a step: far from the optimum, Newton's is too long
         part = np.minimum(1, FARTHEST / np.maximum(np.abs(da) + np.abs(db) * reach, FLAT))
-        a, b = a + part * da, b + part * db
-    ends = np.maximum(np.abs(ga), np.abs(gb)) < 1e-5 * weights.sum(0)
+        return np.stack([a + part * da, b + part * db]), np.maximum(np.abs(ga), np.abs(gb))
+
+    (a, b), gradient = _newton(step, np.stack([np.zeros(weights.shape[1]), np.ones(weights.shape[1])]))
+    ends = gradient < 1e-5 * weights.sum(0)
     return np.where(ends, a, np.nan), np.where(ends, b, np.nan)
+
+
+def _newton(
+    step: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], state: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `STEPS` steps lead to, and the last one's gradient, without those that repeat earlier ones.
+
+    Near the optimum a fit stands still, or goes round by its last bits, some in two steps, some in three. Where all are
+    again what they were so many steps ago, any multiple of that number of steps ends there as well.
+    """
+    states: list[np.ndarray] = []
+    for left in reversed(range(STEPS)):
+        state, gradient = step(state)
+        rounds = (k for k in ROUNDS if k <= len(states) and left % k == 0)
+        if any(np.array_equal(state, states[-k]) for k in rounds):
+            break
+        states = [*states[1 - max(ROUNDS) :], state]
+    return state, gradient
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -4,11 +4,13 @@ import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import cache.records
 from cache.errors import InputError
-from cache.record_columns import Texts
+from cache.record_columns import Texts, everything_named
 from cache.record_rows import RecordRows
 from cache.records import BASE_COLUMNS, Target, open_records, target_array, write_records
 from stages.learning.membership import Membership
@@ -89,3 +91,31 @@ def test_what_a_fit_reads_of_the_table_takes_few_bytes_a_record(tmp_path, monkey
     assert len(kept[0]) == n
     # 14 bytes of membership, 8 + 4 + 4 + 3 * 4 of labels, and what 8,192 records take while they are read
     assert peak / n < 14 + 28 + 60
+
+
+def test_numbered_texts_are_taken_counted_and_compared():
+    whole = Texts.of(["c", "a", None, "b", "c"])
+    subset = whole.take(np.array([0, 2, 4]))
+    assert subset.arrow().to_pylist() == ["c", None, "c"]
+    assert (whole.n_used, subset.n_used) == (3, 1)
+    assert subset.used().names.to_pylist() == ["c"]
+    assert subset.used().codes.tolist() == [0, -1, 0]
+    assert subset.within(pa.array(["b", "c", "d"])).tolist() == [1, -1, 1]
+    assert subset.same_as(Texts.of(["c", None, "c"]))
+    assert not subset.same_as(Texts.of(["c", None, "a"]))
+    assert not subset.same_as(whole)
+    assert everything_named([subset, Texts.of(["d", "a"])]).to_pylist() == ["a", "c", "d"]
+    assert everything_named([whole, subset]) is whole.names
+
+
+def test_rows_of_a_column_are_picked_across_row_groups(tmp_path):
+    schema = pa.schema([pa.field(name, kind) for name, (kind, _) in BASE_COLUMNS.items()])
+    ids = [f"r{k}" for k in range(10)]
+    table = pa.Table.from_pylist([{"record_id": name} for name in ids], schema)
+    pq.write_table(table, tmp_path / "records.parquet", row_group_size=3)
+    rows = RecordRows(tmp_path / "records.parquet")
+    assert rows.picked("record_id", np.array([0, 2, 3, 9])).to_pylist() == ["r0", "r2", "r3", "r9"]
+    assert rows.picked("record_id", np.array([], int)).to_pylist() == []
+    parts = list(rows.parts(["record_id", "nothing"]))
+    assert [part.num_rows for part in parts] == [3, 3, 3, 1]
+    assert all(part.column_names == ["record_id"] for part in parts)

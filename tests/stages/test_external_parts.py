@@ -7,6 +7,7 @@ import pytest
 import statsmodels.api as sm
 from sklearn.linear_model import LinearRegression
 
+import stages.external.calibration as calibrating
 from cache.errors import UsageError
 from cache.records import Target
 from stages.external.calibration import calibration, log_odds
@@ -92,6 +93,29 @@ def test_recalibration_of_a_value_takes_the_offset_away():
     (found,) = recalibration(Target("age", "regression"), block_of(truth, said, N), (100,), draws=10, seed=0)
     assert found["mae"]["before"]["value"] == pytest.approx(np.abs(said - truth).mean(), rel=0.05)
     assert found["mae"]["intercept"]["value"] == pytest.approx(4 * np.sqrt(2 / np.pi), rel=0.15)
+
+
+def test_newtons_steps_that_repeat_earlier_ones_are_left_out():
+    said, truth = said_and_true(0.3, 0.7)
+    x, weights = log_odds(said), np.random.default_rng(0).poisson(1, (len(said), 40)).astype(float)
+    taken = []
+
+    def counted(step, state):
+        def each(now):
+            taken[-1] += 1
+            return step(now)
+
+        taken.append(0)
+        return newton(each, state)
+
+    newton = calibrating._newton
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrating, "_newton", counted)
+        short = calibrating.logistic_shift(x, truth, weights), *calibrating.logistic_line(x, truth, weights)
+        patch.setattr(calibrating, "ROUNDS", (calibrating.STEPS,))
+        whole = calibrating.logistic_shift(x, truth, weights), *calibrating.logistic_line(x, truth, weights)
+    assert max(taken[:2]) < calibrating.STEPS == min(taken[2:])
+    np.testing.assert_array_equal(short, whole)
 
 
 # ---- joining by name

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from stages.heads import EnsembleHeads, TaskSpec
+from stages.heads.baselines.methods import Concatenated
 from stages.heads.inputs.lazy_rows import LazyRows
 from tests.stages.heads_study import TASKS, Split, arguments, fitted_study, split, study, take
 
@@ -282,6 +283,24 @@ def test_of_many_records_only_those_that_train_or_judge_are_read_together(monkey
     np.testing.assert_allclose(
         heads.predict_proba({"a": x})["task"], alone.predict_proba({"a": x})["task"], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("n", [1500, 24_000])
+def test_experts_on_disk_are_put_side_by_side_as_they_are_read(n, monkeypatch):
+    monkeypatch.setattr("stages.heads.predictor.READ_ROWS", 4096)
+    rng = np.random.default_rng(2)
+    x, layers = rng.normal(size=(n, 3)).astype(np.float16), rng.normal(size=(n, 2, 4)).astype(np.float32)
+    layers[7] = np.nan
+    y = (x[:, 0] + layers[:, :, 0].mean(1) + rng.normal(size=n) > 0).astype(float)
+    splits = [(np.arange(n - 600), np.arange(n - 600, n - 300), np.arange(n - 300, n))]
+    found = []
+    for kept in (np.asarray, _Watched):
+        one, other = kept(x), kept(layers)
+        features = {"a": {"embedding": one}, "b": {"layers": other}}
+        method = Concatenated(memory_gb=0.001).fit(features, {"task": y}, splits=splits)
+        found.append(method.predict_proba(features)["task"])
+    np.testing.assert_array_equal(*found)
+    assert n < 20_000 or max(one.largest, other.largest) < n
 
 
 def test_tasks_that_live_in_different_layers_are_mixed_apart(tmp_path):

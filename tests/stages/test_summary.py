@@ -6,16 +6,20 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from cache.errors import InputError, MissingFileError, StoreError
 from cache.files import staged
-from cache.records import Target
+from cache.record_columns import Texts
+from cache.record_rows import RecordRows
+from cache.records import Target, open_records
 from stages.report.svg import nice_ticks, tick_text
 from stages.scoring.comparison import labelled_test_block
 from stages.scoring.curves import reliability
 from stages.scoring.plots import FOLDERS, file_name, write_plots
 from stages.scoring.predictions import open_predictions, writing_predictions
+from stages.scoring.subgroups import RecordGroups
 from stages.scoring.summary import headline, read_metrics, summarise, write_metrics
 from stages.scoring.table import number
 from tests.stages.synthetic_predictions import TARGETS, write_judged
@@ -49,6 +53,25 @@ def test_metrics_json_says_who_was_compared_with_whom(metrics):
     assert metrics["tasks"]["age"]["differences"]["gate"]["mae"]["verdict"] in ("better", "same")
     assert metrics["tasks"]["age"]["differences"]["trivial"]["mae"]["verdict"] == "worse"
     assert len(found["folds"]["gate"]["auroc_macro"]["values"]) == 2
+
+
+def test_a_table_on_disk_is_read_by_the_row_group_and_says_the_same(study, metrics, tmp_path):
+    whole = pq.read_table(study / "records.parquet")
+    pq.write_table(whole, tmp_path / "records.parquet", row_group_size=70)
+    found = summarise(open_predictions(study / "predictions.parquet"), RecordRows(tmp_path / "records.parquet"), 60)
+    write_metrics(tmp_path / "metrics.json", found, study / "predictions.parquet")
+    assert (tmp_path / "metrics.json").read_bytes() == (study / "metrics.json").read_bytes()
+
+
+def test_sources_are_groups_where_there_are_several(study):
+    frame = open_records(study / "records.parquet", columns=["record_id", "source"])
+    frame["source"] = np.where(np.arange(len(frame)) % 3 == 0, "b", "a")
+    ids = Texts.of(["nobody", *frame["record_id"][:5], *frame["record_id"][:2]])
+    (found,) = RecordGroups(frame).of(ids).values()
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        "a": [False, False, True, True, False, True, False, True],
+        "b": [False, True, False, False, True, False, True, False],
+    }
 
 
 def test_counts_and_subgroups_add_up(metrics):

@@ -23,7 +23,8 @@ from stages.heads.expert_head import HeadOptions
 from stages.heads.fold_model import to_means
 from stages.heads.in_memory.expert import choose_strength
 from stages.heads.in_memory.probe import Problem, Rotation, pad_stack, prior_logits, probe_logits
-from stages.heads.inputs.expert_features import mix_layers, parse_mix, read_features
+from stages.heads.inputs.expert_features import SideBySide, parse_mix, read_features
+from stages.heads.inputs.lazy_rows import LazyRows
 from stages.heads.published.soup_probe_head import ProbeHeads
 from stages.heads.survival.baseline import fold_hazards
 from stages.heads.targets.calibration import fit_temperatures
@@ -188,18 +189,34 @@ class Stacking(_OnHeads):
 
 
 class Concatenated(Reference):
-    """Ridge, logistic, multinomial or Cox regression on all experts' standardised features side by side."""
+    """Ridge, logistic, multinomial or Cox regression on all experts' standardised features side by side.
 
-    def __init__(self, *, layer_mix: str = "embedding+ppa", on_unusable: str = "error", seed: int = 42) -> None:
+    Features that lie on disk are put side by side as they are read, some rows at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer_mix: str = "embedding+ppa",
+        on_unusable: str = "error",
+        seed: int = 42,
+        memory_gb: float | str = "auto",
+    ) -> None:
         self.layer_mix = layer_mix
         self.on_unusable = on_unusable
         self.seed = seed
+        self.memory_gb = memory_gb
 
     def _fit(self, given: Given) -> None:
         """Fit as one expert without LoRA."""
         joined = self._join(given.features)
         self.inner_ = EnsembleHeads(
-            lora=False, gate_epochs=0, gate_input="none", on_unusable=self.on_unusable, seed=self.seed
+            lora=False,
+            gate_epochs=0,
+            gate_input="none",
+            on_unusable=self.on_unusable,
+            seed=self.seed,
+            memory_gb=self.memory_gb,
         )
         self.inner_.fit({"concat": joined}, given.targets, given.tasks, splits=given.splits, groups=given.groups)
         self.tasks_, self.n_folds_ = self.inner_.tasks_, len(self.inner_.models_)
@@ -207,9 +224,9 @@ class Concatenated(Reference):
         head = self.inner_.models_[0].heads["concat"]
         self.n_trainable_ = head.weight.size + head.bias.size
 
-    def _join(self, features: Mapping[str, Any]) -> np.ndarray:
-        parts = parse_mix(self.layer_mix)
-        return np.concatenate([mix_layers(k, v, parts, None) for k, v in read_features(features).items()], 1)
+    def _join(self, features: Mapping[str, Any]) -> np.ndarray | LazyRows:
+        joined = SideBySide(read_features(features), parse_mix(self.layer_mix))
+        return joined if joined.lazy else joined.read(slice(0, len(joined)))
 
     def fold_means(self, features: Mapping[str, Any], fold: int, signal: np.ndarray | None) -> Predictions:  # noqa: ARG002
         """Predict with one fold's model."""

@@ -179,6 +179,22 @@ def mix_layers(
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
+class SideBySide(LazyRows):
+    """Experts' feature matrices beside each other, float32 [n, d1 + d2 ...], made of the rows that are asked for."""
+
+    def __init__(self, features: Mapping[str, ExpertFeatures], parts: tuple[str, ...]) -> None:
+        self._features, self._parts = features, parts
+        self.lazy = any(expert.lazy for expert in features.values())
+        self.shape = (len(next(iter(features.values()))), self.read(slice(0, 0)).shape[1])
+        self.dtype = np.dtype(np.float32)
+
+    def read(self, rows: slice) -> np.ndarray:
+        """Return contiguous rows."""
+        return np.concatenate(
+            [mix_layers(name, expert.take(rows), self._parts) for name, expert in self._features.items()], axis=1
+        )
+
+
 def layer_norm(x: np.ndarray) -> np.ndarray:
     """LayerNorm without affine part (eps 1e-5, biased variance), over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
