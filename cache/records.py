@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -216,7 +217,11 @@ MEMBER_COLUMNS = ("record_id", "patient_id", "source", "split", "status")
 
 
 def open_records(
-    path: str | Location = "records.parquet", *, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+    path: str | Location = "records.parquet",
+    *,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = (),
+    rows: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Read records.parquet as a DataFrame.
 
@@ -226,6 +231,8 @@ def open_records(
     ----------
     columns, without
         Only these columns, or all but these (`READING_COLUMNS`, say); a name that the table lacks is passed over.
+    rows
+        Only these rows, by their numbers in ascending order; one row group more is in memory.
 
     `frame.attrs["targets"]` maps each target's name to its `Target`; `frame.attrs["row_options"]` says how the rows of
     signals.zarr were made, empty where the table does not say it.
@@ -236,7 +243,7 @@ def open_records(
     try:
         schema = pq.read_schema(parquet_source(path))
         wanted = [name for name in schema.names if (columns is None or name in columns) and name not in without]
-        table = pq.read_table(parquet_source(path), columns=wanted)
+        table = pq.read_table(parquet_source(path), columns=wanted) if rows is None else _some(path, wanted, rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
     absent = [name for name in BASE_COLUMNS if name not in schema.names]
@@ -252,6 +259,21 @@ def open_records(
     frame.attrs["targets"] = {name: target for name, target in targets_of(schema).items() if name in wanted}
     frame.attrs["row_options"] = json.loads((schema.metadata or {}).get(ROWS_KEY, b"{}"))
     return frame
+
+
+def _some(path: Location, columns: list[str], rows: np.ndarray) -> pa.Table:
+    """Read some rows, a row group at a time."""
+    with pq.ParquetFile(parquet_source(path)) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        edges = np.searchsorted(rows, starts)
+        parts = [
+            file.read_row_group(group, columns=columns).take(pa.array(rows[low:high] - starts[group]))
+            for group, (low, high) in enumerate(pairwise(edges.tolist()))
+            if high > low
+        ]
+        empty = file.schema_arrow.empty_table().select(columns)
+        return pa.concat_tables([empty, *parts])
 
 
 def _rows_alone(n_rows: int) -> pd.DataFrame:

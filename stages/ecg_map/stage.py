@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError
 from cache.files import replacing, write_text
-from cache.records import open_records, records_digest
+from cache.record_columns import everything_named
+from cache.record_rows import RecordRows
+from cache.records import open_records
 from cache.signals import open_signals
 from stages.ecg_map.colours import colourings
 from stages.ecg_map.page import render
@@ -24,6 +26,7 @@ from stages.plots.scale import SignalScale, scale_of
 from stages.plots.strokes import packed_strokes
 from stages.scoring.gate_weights import open_gate_weights
 from stages.scoring.predictions import open_predictions
+from stages.scoring.record_parts import rows_by_id
 from stages.spaces import Space, open_space
 from stages.spaces.sample import blocks
 
@@ -43,9 +46,8 @@ def run(settings: MapSettings, paths: MapPaths, progress: Progress | None = None
     UsageError
         UMAP is asked for and not installed, or the fit has no such task.
     """
-    records = open_records(paths.records, without=("path", "n_samples", "reason", "notes"))
-    digest = records_digest(records["record_id"].tolist())
-    space = open_space(paths.space, digest, task=settings.task, standardise=True)
+    records = RecordRows(paths.records)
+    space = open_space(paths.space, records.digest(), task=settings.task, standardise=True)
     wanted = np.ones(len(records), bool) if settings.records == "all" else _tested(records, paths)
     vectors = _vectors(space, wanted, progress)
     has_vector = np.isfinite(vectors).all(axis=1)
@@ -53,16 +55,16 @@ def run(settings: MapSettings, paths: MapPaths, progress: Progress | None = None
     if not len(rows):
         raise InputError(f"{paths.records}: none of the {settings.records} records has a vector in this space")
     places, method, notes = plane(vectors[has_vector], settings.method, settings.seed)
-    shown = records.iloc[rows]
+    shown = open_records(paths.records, without=("path", "n_samples", "reason", "notes"), rows=rows)
     predictions = None if paths.predictions is None else open_predictions(paths.predictions)
-    weights = None if paths.gate_weights is None else open_gate_weights(paths.gate_weights)
-    scale = scale_of((records.attrs.get("row_options") or {}).get("amplitude", "mV"))
+    weights = None if paths.gate_weights is None else open_gate_weights(paths.gate_weights, split="test")
+    scale = scale_of(records.row_options.get("amplitude", "mV"))
     strokes, words = _strokes(settings, paths, rows, scale)
     notes += words
     left_out = int(len(has_vector) - len(rows))
     if left_out:
         notes.append(f"{left_out:,} records have no vector in this space and are left out")
-    found = colourings(shown, records.attrs["targets"], predictions, weights)
+    found = colourings(shown, shown.attrs["targets"], predictions, weights)
     ids = None if settings.hide_ids else [str(name) for name in shown["record_id"]]
     page = render(settings, method, places, found, ids, strokes, notes)
     write_text(paths.page, page)
@@ -71,16 +73,19 @@ def run(settings: MapSettings, paths: MapPaths, progress: Progress | None = None
     return MapSummary(len(rows), left_out, method, n_drawn, len(page.encode()), tuple(notes))
 
 
-def _tested(records: pd.DataFrame, paths: MapPaths) -> np.ndarray:
+def _tested(records: RecordRows, paths: MapPaths) -> np.ndarray:
     """Return which records are judged, bool [n]: those of predictions.parquet's test rows, else of the test split."""
     if paths.predictions is None:
-        return (records["split"] == "test").to_numpy()
+        return records.equal("split", "test")
     predictions = open_predictions(paths.predictions)
-    judged: set[str] = set()
-    for task in predictions.tasks:
-        for method in predictions.methods(task)[:1]:
-            judged |= set(predictions.read(task, method, "test").record_ids.astype(str))
-    return records["record_id"].astype(str).isin(judged).to_numpy()
+    judged = [
+        predictions.read(task, method, "test").records
+        for task in predictions.tasks
+        for method in predictions.methods(task)[:1]
+    ]
+    tested = np.zeros(len(records), bool)
+    tested[rows_by_id(records, everything_named(judged))] = True
+    return tested
 
 
 def _vectors(space: Space, wanted: np.ndarray, progress: Progress | None) -> np.ndarray:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 
+from cache.record_columns import everything_named
 from cache.records import Target
 from cache.signals import SignalStore
 from stages.plots.scale import SignalScale, scale_of
@@ -20,6 +20,7 @@ from stages.scoring.blocks import PredictionBlock
 from stages.scoring.cases import choose
 from stages.scoring.comparison import EXPERT_PREFIX, labelled_test_block, main_method
 from stages.scoring.predictions import Predictions
+from stages.scoring.record_parts import Records, row_options_in, rows_by_name
 from stages.scoring.table import DASH
 
 Json = dict[str, Any]
@@ -33,30 +34,39 @@ _OF_VALUES = {"right": "Smallest errors", "wrong": "Largest errors", "unsure": "
 
 
 def case_groups(
-    metrics: Json, predictions: Predictions, records: pd.DataFrame, store: SignalStore, settings: ReportSection
+    metrics: Json, predictions: Predictions, records: Records, store: SignalStore, settings: ReportSection
 ) -> dict[str, list[Json]]:
     """Return task -> groups {"title", "cases": [(caption, SVG)]}, groups without a record left out."""
-    row_of = {str(name): k for k, name in enumerate(records["record_id"])}
-    drawer = _Drawer(store, row_of, settings.hide_ids, signal_scale(records))
+    chosen = {task: _chosen(metrics, predictions, task, settings.cases) for task in metrics["tasks"]}
+    names = everything_named(block.records for block, _ in chosen.values())
+    drawer = _Drawer(store, rows_by_name(records, names), settings.hide_ids, signal_scale(records))
     found = {}
-    for task in metrics["tasks"]:
-        target, methods = predictions.tasks[task], list(metrics["tasks"][task]["methods"])
-        block = labelled_test_block(predictions, task, main_method(methods))
-        names = [name for name in methods if name.startswith(EXPERT_PREFIX)] if target.kind == "regression" else []
-        experts = [labelled_test_block(predictions, task, name) for name in names]
-        chosen = choose(target, block, experts, settings.cases)._asdict()
+    for task, (block, kinds) in chosen.items():
+        target = predictions.tasks[task]
         titles = TITLES | (_OF_VALUES if target.kind == "regression" else {})
         found[task] = [
             {"title": titles[kind], "cases": [drawer.case(target, block, int(row)) for row in rows]}
-            for kind, rows in chosen.items()
-            if len(rows)
+            for kind, rows in kinds.items()
         ]
     return found
 
 
-def signal_scale(records: pd.DataFrame) -> SignalScale:
+def _chosen(
+    metrics: Json, predictions: Predictions, task: str, count: int
+) -> tuple[PredictionBlock, dict[str, np.ndarray]]:
+    """Choose the cases of a task: their block, and kind -> its rows."""
+    target, methods = predictions.tasks[task], list(metrics["tasks"][task]["methods"])
+    block = labelled_test_block(predictions, task, main_method(methods))
+    names = [name for name in methods if name.startswith(EXPERT_PREFIX)] if target.kind == "regression" else []
+    experts = [labelled_test_block(predictions, task, name) for name in names]
+    kinds = {kind: rows for kind, rows in choose(target, block, experts, count)._asdict().items() if len(rows)}
+    shown = np.unique(np.concatenate([np.empty(0, np.int64), *kinds.values()]))
+    return block.take(shown), {kind: np.searchsorted(shown, rows) for kind, rows in kinds.items()}
+
+
+def signal_scale(records: Records) -> SignalScale:
     """Return the scale that the signals of a study are drawn on."""
-    return scale_of((records.attrs.get("row_options") or {}).get("amplitude", "mV"))
+    return scale_of(row_options_in(records).get("amplitude", "mV"))
 
 
 class _Drawer:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
 
 from cache.errors import StoreError
 from cache.files import write_text
+from cache.record_rows import RecordRows
 from cache.records import open_records
 from cache.signals import open_signals
 from stages.report.cases import case_groups, signal_scale
@@ -28,6 +32,9 @@ from stages.scoring.gate_weights import open_gate_weights
 from stages.scoring.plots import write_plots
 from stages.scoring.predictions import open_predictions
 from stages.scoring.summary import read_metrics, require_pair
+
+if TYPE_CHECKING:
+    from cache.storage.locations import Location
 
 Progress = Callable[[int, int], None]
 
@@ -65,11 +72,11 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "missing_points": evaluation.get("missing_points", {}),
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
     }
-    weights = open_gate_weights(paths.gate_weights) if paths.gate_weights else None
-    records = open_records(paths.records, without=("path", "notes"))
+    weights = open_gate_weights(paths.gate_weights, split="test") if paths.gate_weights else None
+    records = _records(paths.records)
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
-        facts["cases"] = case_groups(metrics, predictions, records, store, settings)
+        facts["cases"] = case_groups(metrics, predictions, RecordRows(paths.records), store, settings)
         facts["scale"] = signal_scale(records)
     _add_robustness(facts, paths)
     facts["leaderboard"] = _leaderboards(paths.leaderboard)
@@ -81,6 +88,15 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         write_tables(tables, folder)
     plots = write_plots(predictions, metrics, paths.plots, facts["learning_curve"]) if paths.plots else ()
     return ReportSummary(paths.report, tuple(plots), metrics)
+
+
+def _records(path: Location) -> pd.DataFrame:
+    """Read the table without paths and notes; of names only those of records that could not be read."""
+    rows, records = RecordRows(path), open_records(path, without=("path", "notes", "record_id"))
+    bad, names = np.flatnonzero(rows.equal("status", "bad")), np.full(len(rows), None, dtype=object)
+    names[bad] = rows.picked("record_id", bad).to_pylist()
+    records.insert(0, "record_id", names)
+    return records
 
 
 def _add_robustness(facts: dict[str, Any], paths: ReportPaths) -> None:

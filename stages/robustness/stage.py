@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError
 from cache.files import replacing
+from cache.record_rows import RecordRows
 from cache.records import Target, open_records, target_array
 from cache.signals import SignalStore, open_signals
 from stages.heads import EnsembleHeads
@@ -24,6 +25,7 @@ from stages.scoring.blocks import PredictionBlock, has_label
 from stages.scoring.bootstrap import LEVEL
 from stages.scoring.comparison import Draws, judged_methods
 from stages.scoring.predictions import Predictions, open_predictions, truth_columns
+from stages.scoring.record_parts import rows_by_id
 from stages.scoring.summary import write_metrics
 
 Progress = Callable[[int, int], None]
@@ -68,32 +70,39 @@ def run(settings: RobustnessSettings, paths: RobustnessPaths, progress: Progress
     if not paths.signals.exists():
         raise MissingFileError(f"{paths.signals} does not exist; run `ensemble ingest` first")
     answerer, evaluated = FitAnswerer(heads, settings), open_predictions(paths.evaluated)
-    records = open_records(paths.records, columns=["record_id", "patient_id", *evaluated.tasks])
-    test = _test_records(evaluated, records, settings)
+    test = _test_records(evaluated, RecordRows(paths.records), settings)
+    columns = ["record_id", "patient_id", *evaluated.tasks]
+    chosen = open_records(paths.records, columns=columns, rows=test.rows)
     conditions = all_disturbances(settings.kinds)
     _answer(test, conditions, answerer, open_signals(paths.signals), settings, progress)
-    targets = {name: target for name, target in evaluated.tasks.items() if name in records}
+    targets = {name: target for name, target in evaluated.tasks.items() if name in chosen}
     with replacing(paths.answers) as temporary:
-        _write_answers(temporary, test, records, targets)
-    results = _results(test, conditions, records, targets, settings) | {"absent": list(answerer.absent)}
+        _write_answers(temporary, test, chosen, targets)
+    results = _results(test, conditions, chosen, targets, settings) | {"absent": list(answerer.absent)}
     write_metrics(paths.results, results, paths.evaluated)
     return RobustnessSummary(results)
 
 
-def _test_records(evaluated: Predictions, records: pd.DataFrame, settings: RobustnessSettings) -> ChosenRecords:
+def _test_records(evaluated: Predictions, records: RecordRows, settings: RobustnessSettings) -> ChosenRecords:
     """Draw the test records that the evaluation has judged."""
-    row_of = pd.Series(np.arange(len(records)), index=records["record_id"].astype(str))
-    found: dict[int, int] = {}
+    fold = np.full(len(records), -1, np.int16)
     for task in evaluated.tasks:
         for method in judged_methods(evaluated, task)[:1]:
             block = evaluated.read(task, method, "test")
-            found |= dict(zip(row_of[block.record_ids.astype(str)].tolist(), block.fold.tolist(), strict=True))
-    if not found:
+            of_name = np.empty(len(block.records.names), np.int16)
+            of_name[block.records.codes] = block.fold
+            rows = rows_by_id(records, block.records.names)
+            if len(rows) < len(of_name):
+                raise InputError(
+                    f"{len(of_name) - len(rows)} evaluated records are not there; run `ensemble evaluate` again"
+                )
+            fold[rows] = of_name
+    rows = np.flatnonzero(fold >= 0)
+    if not len(rows):
         raise InputError("no test record has been evaluated; run `ensemble evaluate` first")
-    rows = np.array(sorted(found))
     if len(rows) > settings.records:
         rows = np.sort(np.random.default_rng(settings.seed).permutation(rows)[: settings.records])
-    return ChosenRecords(rows, np.array([found[int(row)] for row in rows]))
+    return ChosenRecords(rows, fold[rows])
 
 
 def _answer(
@@ -160,9 +169,8 @@ def _level(condition: Condition) -> tuple[str, str]:
     return condition.kind, condition.level if isinstance(condition.level, str) else f"{condition.level:g}"
 
 
-def _write_answers(path: object, test: ChosenRecords, records: pd.DataFrame, targets: dict[str, Target]) -> None:
+def _write_answers(path: object, test: ChosenRecords, chosen: pd.DataFrame, targets: dict[str, Target]) -> None:
     """Write every answer, long: columns of predictions.parquet, and `kind` and `level` of the disturbance."""
-    chosen = records.iloc[test.rows]
     writer: pq.ParquetWriter | None = None
     try:
         for (condition, method, task), values in test.answers.items():
@@ -208,12 +216,11 @@ def _long_answers(
 def _results(
     test: ChosenRecords,
     conditions: list[Disturbance],
-    records: pd.DataFrame,
+    chosen: pd.DataFrame,
     targets: dict[str, Target],
     settings: RobustnessSettings,
 ) -> Json:
-    chosen, draws = records.iloc[test.rows], Draws(settings.bootstrap, settings.seed)
-    chosen.attrs = records.attrs
+    draws = Draws(settings.bootstrap, settings.seed)
     tasks: Json = {}
     for method, task in dict.fromkeys((method, task) for _, method, task in test.answers):
         if task not in targets:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.errors import InputError, MissingFileError, StoreError
@@ -88,12 +89,13 @@ def writing_gate_weights(path: str | Path) -> Iterator[GateWeightWriter]:
         yield GateWeightWriter(sink)
 
 
-def open_gate_weights(path: str | Path = "gate_weights.parquet") -> pd.DataFrame:
-    """Read gate_weights.parquet as a long DataFrame with the columns of `COLUMNS`."""
+def open_gate_weights(path: str | Path = "gate_weights.parquet", split: str | None = None) -> pd.DataFrame:
+    """Read gate_weights.parquet, or one split of it, as a long DataFrame with the columns of `COLUMNS`."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist; run `ensemble evaluate` first")
     try:
-        return pq.read_table(path).unify_dictionaries().to_pandas()[list(COLUMNS)]
+        wanted = None if split is None else pc.equal(pc.field("split"), split)
+        return pq.read_table(path, filters=wanted).unify_dictionaries().to_pandas()[list(COLUMNS)]
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise StoreError(f"{path}: not a table of gate weights ({str(error).splitlines()[0]})") from error

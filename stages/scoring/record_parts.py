@@ -6,7 +6,7 @@ Lives here: the passes over the table. Not here: which groups there are and what
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,11 @@ Records: TypeAlias = RecordRows | pd.DataFrame
 def targets_in(records: Records) -> Mapping[str, Target]:
     """Return the targets of a table by their names."""
     return records.targets if isinstance(records, RecordRows) else records.attrs.get("targets", {})
+
+
+def row_options_in(records: Records) -> Mapping[str, Any]:
+    """Return how the rows of signals.zarr were made, empty where a table does not say it."""
+    return records.row_options if isinstance(records, RecordRows) else records.attrs.get("row_options") or {}
 
 
 def record_parts(records: Records, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -51,6 +56,27 @@ def labelled_records(
                 counts = found.setdefault(name, dict.fromkeys(splits, 0))
                 for split, rows in of_split.items():
                     counts[split] += int((known & rows).sum())
+    return found
+
+
+def rows_by_id(records: Records, ids: pa.Array) -> np.ndarray:
+    """Return the rows of the records with these ids, int64 [ids], in the order of the ids; those that are there."""
+    found, start = np.full(len(ids), -1), 0
+    for part in record_parts(records, ["record_id"]):
+        rows, place = places(part, ids)
+        found[place] = start + rows
+        start += part.num_rows
+    return found[found >= 0]
+
+
+def rows_by_name(records: Records, ids: pa.Array) -> dict[str, int]:
+    """Return id -> row of those records that are there: of a subset of many."""
+    found: dict[str, int] = {}
+    start = 0
+    for part in record_parts(records, ["record_id"]):
+        rows, place = places(part, ids)
+        found |= zip(ids.take(pa.array(place)).to_pylist(), (start + rows).tolist(), strict=True)
+        start += part.num_rows
     return found
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cache.errors import InputError
 from cache.record_rows import RecordRows
-from cache.records import Target, open_records, records_digest
+from cache.records import Target
 from stages.similar.index import candidates, index_available
 from stages.similar.settings import Neighbour, SimilarPaths, SimilarSettings, SimilarSummary
 from stages.spaces import Space, open_space
@@ -31,8 +31,8 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
     StoreError, FingerprintError
         A store that is not complete, or was made for other records than these or than the fit's.
     """
-    records = open_records(paths.records, columns=["record_id", "patient_id"])
-    space = open_space(paths.space, records_digest(records["record_id"].tolist()), task=settings.task)
+    records = RecordRows(paths.records, ("record_id", "patient_id"), every_target=True)
+    space = open_space(paths.space, records.digest(), task=settings.task)
     row = None if settings.ecg is not None else _row_of(records, settings.record)
     query = space.read(slice(row, row + 1))[0] if row is not None else space.place(settings.ecg)  # type: ignore[arg-type]
     if not np.isfinite(query).all():
@@ -52,24 +52,25 @@ def run(settings: SimilarSettings, paths: SimilarPaths, progress: Progress | Non
         n_compared = int(np.isfinite(distances).sum())
     distances[np.isin(rows, excluded)] = np.inf
     order = np.argsort(distances, kind="stable")[: settings.count]
-    labelled = RecordRows(paths.records, ("record_id", "patient_id"), every_target=True)
-    near = (_neighbour(labelled, int(rows[k]), float(distances[k])) for k in order if np.isfinite(distances[k]))
+    near = (_neighbour(records, int(rows[k]), float(distances[k])) for k in order if np.isfinite(distances[k]))
     return SimilarSummary(tuple(near), n_compared - (row is not None), many and index_available(), notes)
 
 
-def _row_of(records: pd.DataFrame, record: str) -> int:
-    rows = np.flatnonzero(records["record_id"].astype(str).to_numpy() == record)
-    if not len(rows):
+def _row_of(records: RecordRows, record: str) -> int:
+    row = records.find(record)
+    if row is None:
         raise InputError(f"{record}: records.parquet has no record of this id")
-    return int(rows[0])
+    return row
 
 
-def _excluded(records: pd.DataFrame, row: int | None, same_patient: bool) -> np.ndarray:
+def _excluded(records: RecordRows, row: int | None, same_patient: bool) -> np.ndarray:
     """Return the rows that are no neighbours: the record itself, and those of its patient where they do not count."""
     if row is None:
         return np.empty(0, np.int64)
-    patients = records["patient_id"].to_numpy()
-    return np.array([row]) if same_patient else np.flatnonzero(patients == patients[row])
+    patient = records.take(slice(row, row + 1))["patient_id"][0]
+    if same_patient or patient is None:
+        return np.array([row])
+    return np.flatnonzero(records.equal("patient_id", patient))
 
 
 def cosine_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
