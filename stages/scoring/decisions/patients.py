@@ -17,8 +17,8 @@ from stages.scoring.comparison import Draws
 
 SUMS = 1 << 26
 """Patients x columns that are summed in one pass over the resamples: 0.5 GB."""
-CELLS = 1 << 23
-"""Patients x resamples at once: some 200 MB while they are drawn; more patients draw fewer at a time, and the same."""
+CELLS = 1 << 22
+"""Patients x resamples at once: some 100 MB while they are drawn; more patients draw fewer at a time, and the same."""
 
 
 @dataclass(frozen=True)
