@@ -116,12 +116,14 @@ def check_records(frame: pd.DataFrame) -> None:
     InputError
         Naming the record or the patient.
     """
-    twice = frame["record_id"][frame["record_id"].duplicated()]
-    if len(twice):
+    ids = pa.array(frame["record_id"], pa.string(), from_pandas=True)
+    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
+        twice = frame["record_id"][frame["record_id"].duplicated()]
         raise InputError(f"record_id '{twice.iloc[0]}' occurs more than once ({len(twice)} repeated rows)")
     if frame["patient_id"].isna().any():
         frame = frame.loc[frame["patient_id"].notna(), ["patient_id", "fold", "split"]]
-    person, names = pd.factorize(frame["patient_id"])
+    encoded = pa.array(frame["patient_id"], pa.string()).dictionary_encode()
+    person, names = encoded.indices.to_numpy(), encoded.dictionary
     leaking = np.zeros(len(names), bool)
     for column in ("fold", "split"):
         part = pd.factorize(frame[column])[0]
@@ -129,9 +131,8 @@ def check_records(frame: pd.DataFrame) -> None:
         usual[person] = part
         leaking[person[part != usual[person]]] = True
     if leaking.any():
-        raise InputError(
-            f"patient '{min(names[leaking])}' is in more than one fold or split ({leaking.sum()} such patients)"
-        )
+        first = pc.min(names.filter(pa.array(leaking)))
+        raise InputError(f"patient '{first}' is in more than one fold or split ({leaking.sum()} such patients)")
 
 
 ROWS_KEY = b"ensemble.rows"

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from cache.record_columns import Texts
 from cache.records import Target
 
 N_FOLDS = 10
@@ -17,7 +19,7 @@ _MAX_CATEGORIES = 2
 
 
 def assign_folds(
-    patients: Sequence[str],
+    patients: Sequence[str] | pd.Series,
     strata: Sequence[str] | None = None,
     *,
     n_folds: int,
@@ -47,7 +49,7 @@ def assign_folds(
     # Large patients first: a late one would unbalance what is already dealt.
     order = order[np.argsort(-sizes[order], kind="stable")]
     held, total = np.zeros((len(kinds), n_folds), dtype=np.int64), np.zeros(n_folds, dtype=np.int64)
-    fold = np.array([(kept or {}).get(str(name), -1) for name in names], dtype=np.int64)
+    fold = np.full(len(names), -1) if not kept else np.array([kept.get(name, -1) for name in names], dtype=np.int64)
     placed = fold >= 0
     np.add.at(held, (stratum[placed], fold[placed]), sizes[placed])
     np.add.at(total, fold[placed], sizes[placed])
@@ -60,17 +62,20 @@ def assign_folds(
     return fold[patient]
 
 
-def _coded(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _coded(texts: Sequence[str] | pd.Series) -> tuple[np.ndarray, Sequence[str]]:
     """Return each text's place among the different ones, and these, sorted.
 
     Not np.unique: an array of texts gives each of them the room of the longest one.
     """
-    return pd.factorize(np.array([str(text) for text in texts], dtype=object), sort=True)
+    plain = texts if isinstance(texts, pd.Series) else [str(text) for text in texts]
+    known = Texts.of(pa.chunked_array([pa.array(plain, pa.string())]))
+    return known.codes.astype(np.int64), known.names.to_pylist()
 
 
 def split_names(folds: np.ndarray, *, val: int, test: int) -> np.ndarray:
     """Return train, val or test of each record."""
-    return np.where(folds == test, "test", np.where(folds == val, "val", "train"))
+    names = np.array(["train", "val", "test"], dtype=object)  # each once, whatever the number of records
+    return names[np.where(folds == test, 2, np.where(folds == val, 1, 0))]
 
 
 def strata_of(frame: pd.DataFrame, targets: Sequence[Target]) -> list[str]:
@@ -84,7 +89,9 @@ def strata_of(frame: pd.DataFrame, targets: Sequence[Target]) -> list[str]:
         parts = [_quarter(frame[t.name]) for t in targets if t.kind == "regression"][:1]
     if not parts:
         return [""] * len(frame)
-    return ["|".join(cells) for cells in zip(*parts, strict=True)]
+    known: dict[str, str] = {}
+    joined = ("|".join(cells) for cells in zip(*parts, strict=True))
+    return [known.setdefault(name, name) for name in joined]
 
 
 def _category(column: pd.Series, target: Target) -> pd.Series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
 from cache.storage.locations import Location
 from stages.cohorts import Entries, Published
 from stages.ingest.folds import N_FOLDS, assign_folds, split_names, strata_of
+from stages.ingest.packed_texts import all_differ, is_packed, longest, named_patients, pack_texts
 from stages.readers.rows import QUALITY
 
 IDENTITY = ("record_id", "patient_id", "source", "path")
@@ -30,6 +32,7 @@ EXTRA = {
 }
 """Columns beside the base ones: limb leads computed from I and II, a suspicion that some were exchanged, pacing, what
 was left out or assumed of the file."""
+TEXTS = ("record_id", "patient_id", "path")
 LONGEST_NAME = 500
 """Characters of an id, a target or a class: arrays of texts give each the room of the longest one."""
 
@@ -120,6 +123,7 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
     """Name every row and its patient."""
     if entries.published_of and limit is not None:
         raise UsageError(f"--limit {limit}: with several cohorts, give each a `limit` under cohorts in params.yaml")
+    pack_texts(entries.frame, TEXTS)
     frame = entries.frame if limit is None else entries.frame.head(limit)
     frame = frame.reset_index(drop=True)
     if not entries.published_of:
@@ -128,16 +132,41 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
         raise InputError(f"source '{source}' lists no record")
     _check_names(entries.targets)
     notes = list(entries.notes)
-    paths = ["" if missing else str(path) for path, missing in zip(frame["path"], frame["path"].isna(), strict=True)]
-    frame["path"] = pd.Series(paths, index=frame.index, dtype=object)  # a name of other bytes is no text of pandas 3
+    if is_packed(frame["path"]):
+        frame["path"] = frame["path"].fillna("")
+    else:
+        paths = ["" if gone else str(path) for path, gone in zip(frame["path"], frame["path"].isna(), strict=True)]
+        frame["path"] = pd.Series(
+            paths, index=frame.index, dtype=object
+        )  # a name of other bytes is no text of pandas 3
     no_names = _make_short(frame) | _make_text(frame)
     refused = _make_unique(frame) | no_names
     unknown = frame["patient_id"].isna()
     if unknown.any() and not unknown.all():
         notes.append(f"{int(unknown.sum())} records have no patient: each counts as a patient of its own")
-    frame["patient_id"] = frame["patient_id"].where(~unknown, "record:" + frame["record_id"]).astype(str)
+    pack_texts(frame, TEXTS)
+    if is_packed(frame["patient_id"]):
+        frame["patient_id"] = named_patients(frame["patient_id"], frame["record_id"])
+    else:
+        names = frame["record_id"].astype(object)
+        frame["patient_id"] = frame["patient_id"].where(~unknown, "record:" + names).astype(str)
+        pack_texts(frame, TEXTS)
+    _share_lists(frame, entries.targets)
     _as_codes(frame, entries.targets)
     return Rows(frame, list(entries.targets), notes, refused)
+
+
+def _share_lists(frame: pd.DataFrame, targets: list[Target]) -> None:
+    """Keep equal lists of classes once."""
+    for target in targets:
+        if target.kind == "multilabel":
+            kept: dict[tuple[str, ...], Any] = {}
+            cells = [cell if _no_list(cell) else kept.setdefault(tuple(cell), cell) for cell in frame[target.name]]
+            frame[target.name] = pd.Series(cells, index=frame.index, dtype=object)
+
+
+def _no_list(cell: Any) -> bool:
+    return not isinstance(cell, list | tuple | np.ndarray)
 
 
 def _as_codes(frame: pd.DataFrame, targets: list[Target]) -> None:
@@ -166,7 +195,9 @@ def _check_names(targets: list[Target]) -> None:
 def _make_text(frame: pd.DataFrame) -> dict[int, str]:
     """Write what is no Unicode text (a file name of other bytes) with backslashes; such a record is refused."""
     refused: dict[int, str] = {}
-    for column in ("record_id", "patient_id", "path"):
+    for column in TEXTS:
+        if is_packed(frame[column]):
+            continue
         texts = frame[column].tolist()
         odd = [row for row, text in enumerate(texts) if isinstance(text, str) and not _is_text(text)]
         for row in odd:
@@ -181,6 +212,8 @@ def _make_short(frame: pd.DataFrame) -> dict[int, str]:
     """Shorten ids that are no names, to what still tells them apart; such a record is refused."""
     refused: dict[int, str] = {}
     for column in ("record_id", "patient_id"):
+        if is_packed(frame[column]) and longest(frame[column]) <= LONGEST_NAME:
+            continue
         ids = frame[column].tolist()
         for row, name in enumerate(ids):
             if isinstance(name, str) and len(name) > LONGEST_NAME:
@@ -202,6 +235,8 @@ def _is_text(text: str) -> bool:
 
 def _make_unique(frame: pd.DataFrame) -> dict[int, str]:
     """Name every row; of rows with one name the first is read and the others are refused."""
+    if is_packed(frame["record_id"]) and all_differ(frame["record_id"]):
+        return {}
     refused: dict[int, str] = {}
     names: list[str] = []
     given = [None if name is None or pd.isna(name) else str(name) for name in frame["record_id"]]
@@ -238,7 +273,7 @@ def _add_folds(frame: pd.DataFrame, entries: Entries, seed: int) -> list[str]:
     n_patients = frame["patient_id"].nunique()
     n_folds = min(N_FOLDS, n_patients)
     strata = strata_of(frame, entries.targets)
-    frame["fold"] = assign_folds(frame["patient_id"].tolist(), strata, n_folds=n_folds, seed=seed)
+    frame["fold"] = assign_folds(frame["patient_id"], strata, n_folds=n_folds, seed=seed)
     if n_patients < 3:
         frame["split"] = "train"
         return [f"{n_patients} patients cannot be split: all records are train"]
