@@ -117,7 +117,8 @@ def check_records(frame: pd.DataFrame) -> None:
         Naming the record or the patient.
     """
     ids = pa.array(frame["record_id"], pa.string(), from_pandas=True)
-    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
+    ordered = ids.take(pc.sort_indices(ids))
+    if pc.any(pc.equal(ordered[1:], ordered[:-1])).as_py():
         twice = frame["record_id"][frame["record_id"].duplicated()]
         raise InputError(f"record_id '{twice.iloc[0]}' occurs more than once ({len(twice)} repeated rows)")
     if frame["patient_id"].isna().any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def ingest_on_cluster(
 
 
 def _read_on_cluster(
-    client: Client, scheduler: str, tasks: list[Task], work: Location, n_records: int, progress: Progress | None
+    client: Client, scheduler: str, tasks: Sequence[Task], work: Location, n_records: int, progress: Progress | None
 ) -> None:
     done = n_records - sum(len(task.paths) for task in tasks)
     if progress is not None:

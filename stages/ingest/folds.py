@@ -49,7 +49,9 @@ def assign_folds(
     # Large patients first: a late one would unbalance what is already dealt.
     order = order[np.argsort(-sizes[order], kind="stable")]
     held, total = np.zeros((len(kinds), n_folds), dtype=np.int64), np.zeros(n_folds, dtype=np.int64)
-    fold = np.full(len(names), -1) if not kept else np.array([kept.get(name, -1) for name in names], dtype=np.int64)
+    fold = np.full(len(names), -1)
+    if kept:
+        fold[:] = [kept.get(name, -1) for name in names.to_pylist()]
     placed = fold >= 0
     np.add.at(held, (stratum[placed], fold[placed]), sizes[placed])
     np.add.at(total, fold[placed], sizes[placed])
@@ -62,14 +64,14 @@ def assign_folds(
     return fold[patient]
 
 
-def _coded(texts: Sequence[str] | pd.Series) -> tuple[np.ndarray, Sequence[str]]:
+def _coded(texts: Sequence[str] | pd.Series) -> tuple[np.ndarray, pa.Array]:
     """Return each text's place among the different ones, and these, sorted.
 
     Not np.unique: an array of texts gives each of them the room of the longest one.
     """
     plain = texts if isinstance(texts, pd.Series) else [str(text) for text in texts]
     known = Texts.of(pa.chunked_array([pa.array(plain, pa.string())]))
-    return known.codes.astype(np.int64), known.names.to_pylist()
+    return known.codes.astype(np.int64), known.names
 
 
 def split_names(folds: np.ndarray, *, val: int, test: int) -> np.ndarray:

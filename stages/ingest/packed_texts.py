@@ -7,11 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cache.record_columns import all_differ
+
 PACKED = pd.ArrowDtype(pa.string())
+
+
+def pack(frame: pd.DataFrame, texts: tuple[str, ...], lists: list[str]) -> None:
+    """Pack a list's texts in place, and keep equal lists of classes once; what they were before is let go."""
+    for column in [name for name in frame if frame[name].dtype == object]:
+        # pandas keeps columns of objects in one array, which lives as long as any of them does: each gets its own
+        frame[column] = pd.Series(frame[column].to_numpy(copy=True), index=frame.index, dtype=object)
+    for column in lists:
+        frame[column] = _shared(frame[column])
+    pack_texts(frame, texts)
+
+
+def _shared(cells: pd.Series) -> pd.Series:
+    """Keep equal lists once."""
+    kept: dict[tuple[str, ...], Any] = {}
+    shared = cells.to_numpy(copy=True)
+    for row, cell in enumerate(shared):
+        if isinstance(cell, list | tuple | np.ndarray):
+            shared[row] = kept.setdefault(tuple(cell), cell)
+    return pd.Series(shared, index=cells.index, dtype=object)
 
 
 def pack_texts(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
@@ -40,10 +63,10 @@ def longest(column: pd.Series) -> int:
     return pc.max(pc.utf8_length(pa.array(column))).as_py() or 0
 
 
-def all_differ(column: pd.Series) -> bool:
+def all_named(column: pd.Series) -> bool:
     """Whether packed texts are all there and all different."""
     texts = pa.array(column)
-    return not texts.null_count and pc.count_distinct(texts).as_py() == len(texts)
+    return not texts.null_count and all_differ(texts)
 
 
 def named_patients(patients: pd.Series, records: pd.Series) -> pd.Series:

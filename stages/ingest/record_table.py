@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from cache.records import BASE_COLUMNS, SPLITS, Target, open_records
 from cache.storage.locations import Location
 from stages.cohorts import Entries, Published
 from stages.ingest.folds import N_FOLDS, assign_folds, split_names, strata_of
-from stages.ingest.packed_texts import all_differ, is_packed, longest, named_patients, pack_texts
+from stages.ingest.packed_texts import all_named, is_packed, longest, named_patients, pack, pack_texts
 from stages.readers.rows import QUALITY
 
 IDENTITY = ("record_id", "patient_id", "source", "path")
@@ -123,7 +122,7 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
     """Name every row and its patient."""
     if entries.published_of and limit is not None:
         raise UsageError(f"--limit {limit}: with several cohorts, give each a `limit` under cohorts in params.yaml")
-    pack_texts(entries.frame, TEXTS)
+    pack(entries.frame, TEXTS, [target.name for target in entries.targets if target.kind == "multilabel"])
     frame = entries.frame if limit is None else entries.frame.head(limit)
     frame = frame.reset_index(drop=True)
     if not entries.published_of:
@@ -151,22 +150,8 @@ def _listed(entries: Entries, source: str, limit: int | None) -> Rows:
         names = frame["record_id"].astype(object)
         frame["patient_id"] = frame["patient_id"].where(~unknown, "record:" + names).astype(str)
         pack_texts(frame, TEXTS)
-    _share_lists(frame, entries.targets)
     _as_codes(frame, entries.targets)
     return Rows(frame, list(entries.targets), notes, refused)
-
-
-def _share_lists(frame: pd.DataFrame, targets: list[Target]) -> None:
-    """Keep equal lists of classes once."""
-    for target in targets:
-        if target.kind == "multilabel":
-            kept: dict[tuple[str, ...], Any] = {}
-            cells = [cell if _no_list(cell) else kept.setdefault(tuple(cell), cell) for cell in frame[target.name]]
-            frame[target.name] = pd.Series(cells, index=frame.index, dtype=object)
-
-
-def _no_list(cell: Any) -> bool:
-    return not isinstance(cell, list | tuple | np.ndarray)
 
 
 def _as_codes(frame: pd.DataFrame, targets: list[Target]) -> None:
@@ -235,7 +220,7 @@ def _is_text(text: str) -> bool:
 
 def _make_unique(frame: pd.DataFrame) -> dict[int, str]:
     """Name every row; of rows with one name the first is read and the others are refused."""
-    if is_packed(frame["record_id"]) and all_differ(frame["record_id"]):
+    if is_packed(frame["record_id"]) and all_named(frame["record_id"]):
         return {}
     refused: dict[int, str] = {}
     names: list[str] = []

@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -63,23 +63,55 @@ class Task:
         return self.n_kept + len(self.paths)
 
 
+class PendingTasks(Sequence[Task]):
+    """Shards that are not complete; each is made of its rows of the list when it is asked for.
+
+    Parameters
+    ----------
+    made
+        Shard -> its task.
+    """
+
+    def __init__(self, shards: list[int], made: Callable[[int], Task]) -> None:
+        self._shards, self._made = shards, made
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, key: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> PendingTasks: ...
+
+    def __getitem__(self, key: int | slice) -> Task | PendingTasks:
+        if isinstance(key, slice):
+            return PendingTasks(self._shards[key], self._made)
+        return self._made(self._shards[key])
+
+
 def pending_tasks(
     cohort: Cohort, store: SignalStore, rows: Rows, work: Location, row_options: RowOptions, identity: str = ""
-) -> list[Task]:
+) -> PendingTasks:
     """Return the shards that are not complete."""
     left = {file.name for file in left_in(work)}  # asked once: of objects each look is a request
     options = json.dumps(cohort.options.model_dump(mode="json"), sort_keys=True)
-    paths, tasks = cohort.places(rows.frame), []
-    for shard in range(rows.n_kept // store.shard_records, store.n_shards):
+
+    def made(shard: int) -> Task:
         held = store.rows_of(shard)
         first = max(held.start, rows.n_kept)
+        refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
+        place = (cohort.name, str(cohort.folder), options, store.path, shard, first - held.start)
+        paths = tuple(cohort.places(rows.frame.iloc[first : held.stop]))
+        return Task(*place, paths=paths, refused=refused, row_options=row_options, identity=identity)
+
+    pending = []
+    for shard in range(rows.n_kept // store.shard_records, store.n_shards):
+        held = store.rows_of(shard)
         seen = _quality_file(work, shard).name in left and _done(store, work, shard)
-        if first < held.stop and not seen:
-            refused = {k - first: rows.refused[k] for k in range(first, held.stop) if k in rows.refused}
-            place = (cohort.name, str(cohort.folder), options, store.path, shard, first - held.start)
-            subset = tuple(paths[first : held.stop])
-            tasks.append(Task(*place, paths=subset, refused=refused, row_options=row_options, identity=identity))
-    return tasks
+        if max(held.start, rows.n_kept) < held.stop and not seen:
+            pending.append(shard)
+    return PendingTasks(pending, made)
 
 
 def _done(store: SignalStore, work: Location, shard: int) -> bool:
@@ -107,7 +139,7 @@ def quality_of_new(work: Location, store: SignalStore, n_kept: int) -> Iterator[
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def run(tasks: list[Task], work: Location, workers: int, n_records: int, progress: Progress | None) -> None:
+def run(tasks: Sequence[Task], work: Location, workers: int, n_records: int, progress: Progress | None) -> None:
     """Do the tasks, here or in `workers` processes; `progress` is called with (records done, records in all)."""
     report = _Report(progress, n_records, n_records - sum(len(t.paths) for t in tasks))
     if workers == 1 or len(tasks) <= 1:
@@ -186,7 +218,7 @@ class _Report:
 
 
 def _run_in_process(
-    tasks: list[Task], work: Location, report: Callable[[int], None], guard: Guard | None = None
+    tasks: Sequence[Task], work: Location, report: Callable[[int], None], guard: Guard | None = None
 ) -> None:
     """Read in this thread, while one packs the blocks before and one writes the shards before."""
     if not tasks:
@@ -212,7 +244,7 @@ def _silent(_: int) -> None:
     """Report nothing: a process of its own has nobody to report to."""
 
 
-def _in_flight(pool: ProcessPoolExecutor, tasks: list[Task], work: Location, n_ahead: int) -> Iterator[Task]:
+def _in_flight(pool: ProcessPoolExecutor, tasks: Sequence[Task], work: Location, n_ahead: int) -> Iterator[Task]:
     """Give each task when it is done; only `n_ahead` at a time are handed to the pool."""
     running: dict[Future[Any], Task] = {}
     waiting = iter(tasks)

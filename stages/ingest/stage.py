@@ -7,7 +7,7 @@ the same bytes as one. Not here: what a source is (stages/cohorts), how a record
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -70,13 +70,13 @@ def run(
     """
     n_processes = reading_processes(machine)
 
-    def read(tasks: list[Task], work: Location, n_records: int, progress: Progress | None) -> None:
+    def read(tasks: Sequence[Task], work: Location, n_records: int, progress: Progress | None) -> None:
         read_shards(tasks, work, n_processes, n_records, progress)
 
     return run_by(read, settings, paths, progress)
 
 
-ReadShards = Callable[[list[Task], Location, int, Progress | None], None]
+ReadShards = Callable[[Sequence[Task], Location, int, Progress | None], None]
 """Does tasks, whose files of quality go to a work folder, of so many records in all, and tells how far it is."""
 
 

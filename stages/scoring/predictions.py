@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cache.errors import InputError, MissingFileError, StoreError, UsageError
 from cache.files import replacing
 from cache.follow_up import status_at
-from cache.record_columns import Texts
+from cache.record_columns import Texts, all_differ
 from cache.records import SPLITS, Target
 from stages.scoring.blocks import PredictionBlock
 
@@ -139,7 +139,7 @@ def _check_rows(what: str, records: pa.Array, patients: pa.Array, predicted: np.
         raise InputError(
             f"{what}: {patients.null_count} records have no patient_id; name each one's patient, or itself"
         )
-    if len(records) > 1 and pc.count_distinct(records).as_py() != len(records):
+    if not all_differ(records):
         counts = records.value_counts()
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
         raise InputError(f"{what}: record '{twice}' occurs twice in one split and fold")

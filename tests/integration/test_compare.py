@@ -177,7 +177,9 @@ def test_the_preset_reloads_to_the_same_predictions_and_tests_no_trained_patient
     outputs, lead = read_outputs(_stores(study)), read_enecg_lead(study / "signals.zarr")
     assert set(outputs) == {"dlinear"}
     splits = make_splits(data, 3)
-    fresh = EnecgHeads().fit(outputs, embeddings, lead, data.targets, task_specs(data.tasks), splits, data.membership.patient.codes)
+    fresh = EnecgHeads().fit(
+        outputs, embeddings, lead, data.targets, task_specs(data.tasks), splits, data.membership.patient.codes
+    )
     saved = EnecgHeads.load(study / "heads" / "enecg")
     assert saved.experts_ == ("dlinear", "mine")
     assert saved.from_embedding_ == ("mine",)

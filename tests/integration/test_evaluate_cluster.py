@@ -7,12 +7,21 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from cache.records import open_records
-from pipeline.compute.evaluation import _on_cluster
+from cache.embeddings import Identity, Layout, Shard
+from cache.record_rows import RecordRows
+from cache.records import BASE_COLUMNS, Target, open_records, write_records
+from cache.upkeep.resume import create_embeddings
+from pipeline.compute.evaluation import _on_cluster, run_evaluate
+from stages import fit_heads
+from stages.evaluate import EvaluatePaths, EvaluateSettings
 from stages.evaluate.learning_curve import learning_curve
 from stages.external import ExternalFit, ExternalPaths, ExternalSettings
 from stages.external import stage as external
@@ -109,3 +118,69 @@ def test_workers_may_die_and_join(study):
         assert judged_by(study, resample, "cluster.json", n=2000) == whole
         assert not other.is_alive(), "the worker died while the others were at work"
         other.join()
+
+
+def write_fitted(folder: Path) -> Callable[[str], EvaluatePaths]:
+    """Write a study of vectors that are given, and its fit; gives where an evaluation of a name reads and writes."""
+    n, rng = 600, np.random.default_rng(0)
+    x = rng.normal(size=(n, 4)).astype(np.float16)
+    frame = pd.DataFrame({name: [None] * n for name in BASE_COLUMNS})
+    frame["record_id"], frame["patient_id"] = [f"r{k}" for k in range(n)], [f"p{k // 2}" for k in range(n)]
+    frame["source"], frame["status"], frame["fold"] = "one", "ok", np.arange(n) // 2 % 4
+    frame["split"] = np.select([frame["fold"] == 3, frame["fold"] == 2], ["test", "val"], "train")
+    frame["sex"] = (x[:, 0] + rng.normal(size=n) > 0).astype(int)
+    write_records(folder / "records.parquet", frame, [Target("sex", "binary", classes=("f", "m"))])
+    digest = RecordRows(folder / "records.parquet").digest()
+    store = create_embeddings(folder / "a.zarr", Layout(n, ("x",), (4,), 4), Identity({"expert": "a"}, "", digest))
+    store.write(0, Shard(x[:, None], x))
+    common = folder / "records.parquet", folder / "signals.zarr", {"a": store.path}, folder / "heads"
+    options = {"lora": False, "gate_epochs": 0, "share_tasks": False, "strengths": (1.0,)}
+    fit_heads.run(fit_heads.FitHeadsSettings(options=options), fit_heads.FitHeadsPaths(*common))
+
+    def paths(name: str) -> EvaluatePaths:
+        out = folder / name
+        out.mkdir()
+        files = ("predictions.parquet", "gate_weights.parquet", "metrics.json", "headline.json", "evaluation.json")
+        return EvaluatePaths(
+            *common, *(out / file for file in files), out / "finished", decisions=out / "decisions.json"
+        )
+
+    return paths
+
+
+@pytest.mark.slow
+def test_a_worker_may_die_while_it_resamples_a_learning_curve(tmp_path):
+    from distributed import LocalCluster
+
+    paths_of, settings = write_fitted(tmp_path), EvaluateSettings(bootstrap=20_000, fractions=(0.5, 1.0))
+    run_evaluate(settings, paths_of("here"), None)
+    killed, fitted = [], threading.Event()
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+
+        def kill_the_first_at_work():
+            fitted.wait()
+            while not killed:
+                for worker in list(cluster.scheduler.workers.values()):
+                    if any("resampled" in str(task.key) for task in list(worker.processing)):
+                        pid = next(
+                            nanny.pid for nanny in cluster.workers.values() if nanny.worker_address == worker.address
+                        )
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        break
+                time.sleep(0.01)
+
+        def told(name):
+            if name.startswith("gate on 50%"):
+                fitted.set()
+
+        other = threading.Thread(target=kill_the_first_at_work, daemon=True)
+        other.start()
+        run_evaluate(settings, paths_of("there"), cluster.scheduler_address, told)
+        assert killed, "no worker died"
+    files = sorted(path.name for path in (tmp_path / "here").iterdir() if path.is_file())
+    assert len(files) == 6
+    assert [(tmp_path / "there" / name).read_bytes() for name in files] == [
+        (tmp_path / "here" / name).read_bytes() for name in files
+    ]
+    assert len(json.loads((tmp_path / "here" / "evaluation.json").read_text())["learning_curve"]["sex"]) == 6
