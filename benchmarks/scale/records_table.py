@@ -21,9 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.scale.workers import SPAWN
+from cache.record_columns import Texts
 from cache.record_rows import RecordRows
-from cache.records import BASE_COLUMNS, READING_COLUMNS, ROW_GROUP_RECORDS, Target, open_records, target_array
+from cache.records import BASE_COLUMNS, ROW_GROUP_RECORDS, Target, open_records
+from stages.learning.data import RecordIds
 from stages.learning.membership import Membership
+from stages.report.stage import read_records
+from stages.scoring.record_parts import labelled_records
+from stages.scoring.subgroups import RecordGroups
 
 EXTRA = {
     "derived_leads": pa.list_(pa.string()),
@@ -98,20 +103,26 @@ def of_learner(path: Path) -> None:
 
 
 def of_judge(path: Path) -> None:
-    """Read what evaluate does beyond that."""
-    records = open_records(path, without=READING_COLUMNS)
-    for target in TARGETS[:2]:
-        target_array(records, target)
+    """Read what evaluate does beyond that: ids of a fifth, labels counted by split, groups of the tested tenth."""
+    rows = RecordRows(path)
+    split = rows.texts("split")
+    test = np.flatnonzero(split.equal("test"))
+    ids = RecordIds(rows, [test, np.flatnonzero(split.equal("val"))])
+    labelled_records(rows, {target.name: target for target in TARGETS[:2]}, ("train", "val"))
+    RecordGroups(rows).of(Texts.of(ids.of(test)))
 
 
 def of_report(path: Path) -> None:
     """Read what the report does."""
-    open_records(path, without=("path", "n_samples", "notes"))
+    read_records(path)
 
 
 def of_similar(path: Path) -> None:
     """Read what the search for neighbours does."""
-    open_records(path, columns=["record_id", "patient_id"])
+    rows = RecordRows(path, ("record_id", "patient_id"))
+    rows.digest()
+    row = rows.find(RecordRows(path).read(slice(0, 1))[0].record_id)
+    rows.equal("patient_id", rows.take(slice(row, row + 1))["patient_id"][0])
 
 
 def whole(path: Path) -> None:
@@ -151,8 +162,8 @@ def main() -> None:
             path = Path(folder) / "records.parquet"
             write_table(path, n_records)
             print(f"{n_records:,} rows, {path.stat().st_size / 1e6:.0f} MB", flush=True)
-            more = (of_judge, of_similar, of_report, whole) if n_records == options.whole else ()
-            for work in (of_worker, of_learner, *more):
+            more = (whole,) if n_records == options.whole else ()
+            for work in (of_worker, of_learner, of_judge, of_similar, of_report, *more):
                 seconds, peak = measured(work, path)
                 print(f"  {work.__name__:<12}{peak:8.0f} MB, {seconds:6.1f} s of CPU", flush=True)
 

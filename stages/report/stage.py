@@ -73,7 +73,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
         "left_out": {**evaluation.get("left_out", {}), **_unjudged(metrics)},
     }
     weights = open_gate_weights(paths.gate_weights, split="test") if paths.gate_weights else None
-    records = _records(paths.records)
+    records = read_records(paths.records)
     if settings.cases and paths.signals is not None and paths.signals.exists():
         store = open_signals(paths.signals)
         facts["cases"] = case_groups(metrics, predictions, RecordRows(paths.records), store, settings)
@@ -90,7 +90,7 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
     return ReportSummary(paths.report, tuple(plots), metrics)
 
 
-def _records(path: Location) -> pd.DataFrame:
+def read_records(path: Location) -> pd.DataFrame:
     """Read the table without paths and notes; of names only those of records that could not be read."""
     rows, records = RecordRows(path), open_records(path, without=("path", "notes", "record_id"))
     bad, names = np.flatnonzero(rows.equal("status", "bad")), np.full(len(rows), None, dtype=object)

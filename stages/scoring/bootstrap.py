@@ -21,6 +21,8 @@ SEED = 0
 LEVEL = 0.95
 KEPT_CELLS = 1 << 22
 """Patients x resamples that are kept: at most 8 MB each, 32 of them."""
+FLOAT32_RECORDS = 1 << 23
+"""Records up to which a resample, which may have more of them, is scored in float32."""
 _CHUNK_CELLS = 1 << 20
 """Records x resamples scored at once: bounds memory and stays in the processor's cache."""
 
@@ -120,7 +122,10 @@ def bootstrap(
     """
     plain = scorer(np.ones((len(patients), 1)))
     chunk = resamples_at_once(len(patients), _CHUNK_CELLS, n_resamples)
-    parts = [scorer(counts[patients]) for counts in resamples(n_patients, n_resamples, seed, chunk)]
+    # running sums of counts are whole numbers: float32 has all of them up to 2 ** 24
+    dtype = np.float32 if len(patients) <= FLOAT32_RECORDS else np.float64
+    drawn = resamples(n_patients, n_resamples, seed, chunk)
+    parts = [scorer(counts[patients].astype(dtype, copy=False)) for counts in drawn]
     return Bootstrap(
         values={name: float(value[0]) for name, value in plain.values.items()},
         replicates={name: np.concatenate([part.values[name] for part in parts]) for name in plain.values},

@@ -69,6 +69,19 @@ def test_a_paired_difference_is_narrower_than_the_intervals_of_its_sides():
     assert difference.high - difference.low < 0.1 * (alone.high - alone.low)
 
 
+def test_very_many_records_are_counted_in_double_precision(monkeypatch):
+    seen = []
+
+    def scorer(weights):
+        seen.append(weights.dtype)
+        return make_scorer(REGRESSION, block(np.zeros(30), np.arange(30.0)))(weights)
+
+    bootstrap(scorer, np.arange(30), 30, 5)
+    monkeypatch.setattr(bootstrap_module, "FLOAT32_RECORDS", 29)
+    bootstrap(scorer, np.arange(30), 30, 5)
+    assert [str(dtype) for dtype in seen] == ["float64", "float32", "float64", "float64"]
+
+
 def test_the_same_seed_gives_the_same_replicates():
     scorer = make_scorer(REGRESSION, block(np.zeros(30), np.arange(30.0)))
     first, again, other = (bootstrap(scorer, np.arange(30), 30, 50, seed).replicates["mae"] for seed in (0, 0, 1))
