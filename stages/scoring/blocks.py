@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from cache.record_columns import Texts
+from cache.record_columns import Texts, everything_named
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,18 @@ class PredictionBlock:
     def labelled(self) -> np.ndarray:
         """Mask [n] of the records with at least one known label."""
         return has_label(self.y_true)
+
+
+def rows_in_common(first: PredictionBlock, second: PredictionBlock) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the first block whose record and fold the second has too, and their rows there."""
+    names, width = (
+        everything_named([first.records, second.records]),
+        1 + int(max(block.fold.max(initial=0) for block in (first, second))),
+    )
+    keys = [block.records.within(names).astype(np.int64) * width + block.fold for block in (first, second)]
+    _, rows, places = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    order = np.argsort(rows)
+    return rows[order], places[order]
 
 
 def has_label(y_true: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cache.records import Target
-from stages.scoring.blocks import PredictionBlock
+from stages.scoring.blocks import PredictionBlock, rows_in_common
 
 
 class Cases(NamedTuple):
@@ -82,11 +82,9 @@ def _confidence(target: Target, block: PredictionBlock) -> tuple[np.ndarray, np.
 def _spread(block: PredictionBlock, experts: list[PredictionBlock]) -> np.ndarray:
     """Return the standard deviation over experts, [n]; -inf where fewer than two speak."""
     said = np.full((len(experts), len(block)), np.nan)
-    place = {key: k for k, key in enumerate(zip(block.record_ids.tolist(), block.fold.tolist(), strict=True))}
     for e, expert in enumerate(experts):
-        rows = [place.get(key, -1) for key in zip(expert.record_ids.tolist(), expert.fold.tolist(), strict=True)]
-        known = np.array(rows) >= 0
-        said[e, np.array(rows)[known]] = expert.y_pred[known]
+        own, place = rows_in_common(expert, block)
+        said[e, place] = expert.y_pred[own]
     enough = (~np.isnan(said)).sum(axis=0) >= 2
     found = np.full(len(block), -np.inf)
     found[enough] = np.nanstd(said[:, enough], axis=0)

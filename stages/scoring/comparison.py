@@ -16,7 +16,7 @@ import pyarrow as pa
 from cache.errors import InputError
 from cache.record_columns import everything_named
 from cache.records import Target
-from stages.scoring.blocks import PredictionBlock
+from stages.scoring.blocks import PredictionBlock, rows_in_common
 from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
 from stages.scoring.metrics import HEADLINE, METRICS, Answers, make_scorer
 from stages.scoring.predictions import Predictions
@@ -201,9 +201,8 @@ def _same_records(first: PredictionBlock, second: PredictionBlock) -> bool:
 
 
 def _common(target: Target, first: PredictionBlock, second: PredictionBlock) -> tuple[PredictionBlock, PredictionBlock]:
-    names, width = everything_named([first.records, second.records]), int(max(first.fold.max(), second.fold.max())) + 1
-    keys = [block.records.within(names).astype(np.int64) * width + block.fold for block in (first, second)]
-    pair = first.take(np.isin(keys[0], keys[1])), second.take(np.isin(keys[1], keys[0]))
+    own, theirs = rows_in_common(first, second)
+    pair = first.take(own), second.take(np.sort(theirs))
     if not len(pair[0]):
         raise InputError(f"task '{target.name}': two methods predict no record in common and cannot be compared")
     return pair
