@@ -18,7 +18,7 @@ from cache.record_columns import everything_named
 from cache.records import Target
 from stages.scoring.blocks import PredictionBlock, rows_in_common
 from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
-from stages.scoring.metrics import HEADLINE, METRICS, Answers, make_scorer
+from stages.scoring.metrics import HEADLINE, METRICS, JudgedAnswers, make_scorer
 from stages.scoring.predictions import Predictions
 
 MAIN_METHOD = "gate"
@@ -85,7 +85,7 @@ class Resampling:
     """
 
     target: Target
-    answers: Answers
+    answers: JudgedAnswers
     patients: np.ndarray
     n_patients: int
     draws: Draws
@@ -94,7 +94,7 @@ class Resampling:
     def of(cls, target: Target, block: PredictionBlock, everybody: pa.Array | None, draws: Draws) -> Self:
         """Ask for that of a block over the sorted patient names `everybody`; None: over its own patients."""
         names = everything_named([block.patients]) if everybody is None else everybody
-        answers = Answers(block.y_true, block.y_pred)
+        answers = JudgedAnswers(block.y_true, block.y_pred)
         return cls(target, answers, block.patients.within(names), len(names), draws)
 
     def __call__(self) -> Bootstrap:

@@ -117,7 +117,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class JudgedAnswers:
     """Truths and predictions of n records, as `PredictionBlock` has them."""
 
     y_true: np.ndarray
@@ -127,7 +127,7 @@ class Answers:
         return len(self.y_true)
 
 
-def make_scorer(target: Target, block: PredictionBlock | Answers) -> Scorer:
+def make_scorer(target: Target, block: PredictionBlock | JudgedAnswers) -> Scorer:
     """Return the scorer of a task's kind for one method's predictions; unlabelled records do not count."""
     if target.kind == "regression":
         return _RegressionScorer(block.y_true, block.y_pred)
