@@ -83,8 +83,8 @@ def _spread(block: PredictionBlock, experts: list[PredictionBlock]) -> np.ndarra
     """Return the standard deviation over experts, [n]; -inf where fewer than two speak."""
     said = np.full((len(experts), len(block)), np.nan)
     for e, expert in enumerate(experts):
-        own, place = rows_in_common(expert, block)
-        said[e, place] = expert.y_pred[own]
+        rows, place = rows_in_common(expert, block)
+        said[e, place] = expert.y_pred[rows]
     enough = (~np.isnan(said)).sum(axis=0) >= 2
     found = np.full(len(block), -np.inf)
     found[enough] = np.nanstd(said[:, enough], axis=0)

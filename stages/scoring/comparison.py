@@ -201,8 +201,8 @@ def _same_records(first: PredictionBlock, second: PredictionBlock) -> bool:
 
 
 def _common(target: Target, first: PredictionBlock, second: PredictionBlock) -> tuple[PredictionBlock, PredictionBlock]:
-    own, theirs = rows_in_common(first, second)
-    pair = first.take(own), second.take(np.sort(theirs))
+    rows, places = rows_in_common(first, second)
+    pair = first.take(rows), second.take(np.sort(places))
     if not len(pair[0]):
         raise InputError(f"task '{target.name}': two methods predict no record in common and cannot be compared")
     return pair
