@@ -10,11 +10,11 @@ from cache.upkeep.resume import create_embeddings, resume_or_create
 from tests.cache.test_resume import fill, identity, layout
 
 
-@pytest.fixture(params=["folder", "objects"])
+@pytest.fixture(params=["folder", "gs", "az", pytest.param("s3", marks=pytest.mark.slow)])
 def path(request, tmp_path):
     if request.param == "folder":
         return tmp_path / "toy.zarr"
-    return ObjectPath(f"{request.getfixturevalue('s3')}/study/embeddings/toy.zarr")
+    return ObjectPath(f"{request.getfixturevalue(request.param)}/study/embeddings/toy.zarr")
 
 
 def content(store):

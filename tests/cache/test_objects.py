@@ -17,6 +17,12 @@ from cache.storage.objects import ObjectPath, client_for
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.resume import create_embeddings, resume_or_create
 
+SLOW = pytest.mark.slow
+BY_AZURES = pytest.mark.parametrize(
+    "bucket", ["az", pytest.param("gs", marks=SLOW), pytest.param("s3", marks=SLOW)], indirect=True
+)
+"""For what sends no other requests than other tests do; moto takes five times as long as Azure's server of the tests."""
+
 
 def layout(n=10):
     return Layout(n, ("embed", "block_1"), (3, 4), 4, output_dim=2, shard_records=4)
@@ -169,6 +175,7 @@ def test_only_one_of_two_writers_gets_its_way(bucket):
     assert not path.exists()
 
 
+@BY_AZURES
 def test_signals_in_a_bucket_are_those_of_a_folder(bucket, tmp_path):
     made = create_signals(tmp_path / "signals.zarr", 20, shard_records=16)
     samples = np.random.default_rng(0).integers(-99, 99, (20, 12, 5000)).astype(np.int16)
@@ -192,11 +199,12 @@ def test_signals_in_a_bucket_are_those_of_a_folder(bucket, tmp_path):
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 
+@BY_AZURES
 @pytest.mark.parametrize(
     "name",
     [
         "layers/c/1/0/0",
-        *(pytest.param(f"{n}/c/1/0", marks=pytest.mark.slow) for n in ("embedding", "output")),
+        *(pytest.param(f"{n}/c/1/0", marks=SLOW) for n in ("embedding", "output")),
         "done/c/1",
     ],
 )
@@ -213,6 +221,7 @@ def test_a_flipped_bit_of_an_object_is_found_and_only_that_shard_dropped(url, lo
     assert bytes_of(url) == bytes_of(local.path)
 
 
+@BY_AZURES
 def test_damaged_metadata_are_put_right(url, local):
     fill(create_embeddings(url, layout(), identity()))
     (url / "layers/zarr.json").unlink()
@@ -225,6 +234,7 @@ def test_damaged_metadata_are_put_right(url, local):
     assert bytes_of(url) == bytes_of(local.path)
 
 
+@BY_AZURES
 def test_objects_that_are_cut_off_or_lost_never_read_as_data(url, local):
     fill(create_embeddings(url, layout(), identity()))
     whole = (url / "layers/c/0/0/0").read_bytes()
@@ -253,6 +263,7 @@ def test_a_storage_out_of_reach_is_no_damage(url, monkeypatch):
 # ---- making, replacing, growing --------------------------------------------------------------------------------------
 
 
+@BY_AZURES
 def test_a_store_that_a_killed_run_half_made_is_none(url, local):
     create_embeddings(url, layout(), identity(version="0"))
     (url / "zarr.json").unlink()
@@ -265,6 +276,7 @@ def test_a_store_that_a_killed_run_half_made_is_none(url, local):
     assert bytes_of(url) == bytes_of(local.path)
 
 
+@BY_AZURES
 def test_a_store_of_the_first_rows_grows_to_the_bytes_of_a_fresh_one(url, tmp_path):
     def prefix(n):
         return f"signals of {n}", f"rows of {n}"
@@ -279,9 +291,8 @@ def test_a_store_of_the_first_rows_grows_to_the_bytes_of_a_fresh_one(url, tmp_pa
     assert (url / "layers/c/0/0/0").read_tagged().written == first
 
 
-@pytest.mark.parametrize(
-    "n_written", [pytest.param(n, marks=[pytest.mark.slow] * (n in (2, 4, 5))) for n in range(1, 7)]
-)
+@BY_AZURES
+@pytest.mark.parametrize("n_written", [pytest.param(n, marks=[SLOW] * (n in (2, 4, 5))) for n in range(1, 7)])
 def test_a_growth_that_was_killed_is_gone_on_with(url, tmp_path, n_written):
     def prefix(n):
         return f"signals of {n}", f"rows of {n}"
@@ -306,6 +317,7 @@ def test_a_growth_that_was_killed_is_gone_on_with(url, tmp_path, n_written):
     assert bytes_of(url) == bytes_of(fresh.path)
 
 
+@BY_AZURES
 def test_removing_a_store_leaves_its_neighbours(url):
     create_embeddings(url, layout(), identity())
     create_embeddings(url.parent / "toy.zarr.zarr", layout(), identity())
