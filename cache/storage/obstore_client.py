@@ -26,7 +26,7 @@ OPTIONS = {"connect_timeout": "5 seconds", "timeout": "300 seconds", "allow_http
 MAX_RETRIES = 5
 BACKOFF = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=3), "base": 2}
 RETRIED_FOR = timedelta(seconds=10)
-"""A server out of reach is an error after 3 s where it refuses, after 16 s where it is silent (5 s a connection)."""
+"""A server out of reach is an error after some 3 s where it refuses, and after 10 s where it is silent."""
 IN_FLIGHT = 16
 """Copies that are asked for at a time."""
 READ_AND_PUT_AT_ONCE = 4

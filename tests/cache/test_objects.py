@@ -21,7 +21,7 @@ SLOW = pytest.mark.slow
 BY_AZURES = pytest.mark.parametrize(
     "bucket", ["az", pytest.param("gs", marks=SLOW), pytest.param("s3", marks=SLOW)], indirect=True
 )
-"""For what sends no other requests than other tests do; moto takes five times as long as Azure's server of the tests."""
+"""For what sends no other requests than other tests do: moto takes five times as long as that server."""
 
 
 def layout(n=10):

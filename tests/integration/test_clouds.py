@@ -84,7 +84,9 @@ def test_a_study_is_ingested_embedded_fitted_and_used_in_a_bucket(cloud, request
     for name in ("metrics.json", "predictions.parquet"):
         assert (remote / name).read_bytes() == (local / name).read_bytes()
     assert bytes_of(remote / "heads") == bytes_of(local / "heads")
-    assert f"PASS  {bucket}/study/embeddings answers" in ensemble("doctor", "--offline").stdout
+    said = ensemble("doctor", "--offline").stdout
+    for what in ("records.parquet", "signals.zarr", "embeddings"):
+        assert f"PASS  {bucket}/study/{what} answers" in said
 
 
 def started(folder: Path, *command: str) -> subprocess.Popen:
