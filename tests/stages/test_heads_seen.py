@@ -139,22 +139,34 @@ def test_a_saved_fit_predicts_the_same_and_says_who_was_held(fits, study, tmp_pa
     assert "(mean 0.33)" in note
 
 
-def test_strangers_move_the_share_of_an_expert_and_prefer_one_that_knows_them():
-    remembered = np.arange(N) < 200
+def with_strangers(n_seen: int, noise: float) -> Any:
+    """Fit beside `leak`, which says of strangers what it says of those it remembers, with so much noise on top."""
+    remembered = np.arange(N) < n_seen
     features, targets = make(N, 0, remembered)
-    found = {}
-    for name, noise in (("knows", 0.5), ("guesses", 8.0)):
-        rng = np.random.default_rng(3)
-        u = make(N, 0, np.ones(N, bool))[0]["leak"]
-        own = features | {"leak": (u + noise * rng.normal(size=u.shape) * ~remembered[:, None]).astype(np.float32)}
-        heads = EnsembleHeads(**FAST).fit(
-            own, {"sex": targets["sex"]}, TASKS[1:2], groups=ROWS, seen={"leak": remembered}
-        )
-        [[found[name]]] = heads.history_["gate"]["held"]["leak"]["share"]
-        [note] = seen_notes(heads.history_)
-        assert "corrected by the 40 records that it has not seen" in note
-    assert found["knows"] > 0.4
-    assert found["guesses"] < 0.25
+    u = make(N, 0, np.ones(N, bool))[0]["leak"]
+    guessed = noise * np.random.default_rng(3).normal(size=u.shape) * ~remembered[:, None]
+    features["leak"] = (u + guessed).astype(np.float32)
+    fit = EnsembleHeads(**FAST).fit(
+        features, {"sex": targets["sex"]}, TASKS[1:2], groups=ROWS, seen={"leak": remembered}
+    )
+    [note] = seen_notes(fit.history_)
+    assert f"corrected by the {N - n_seen} records that it has not seen" in note
+    return fit
+
+
+@pytest.mark.parametrize(("n_seen", "noise", "low", "high"), [(130, 0.5, 0.45, 0.9), (200, 8.0, 0.0, 0.25)])
+def test_strangers_move_the_share_of_an_expert_that_knows_or_guesses_them(n_seen, noise, low, high):
+    [[share]] = with_strangers(n_seen, noise).history_["gate"]["held"]["leak"]["share"]
+    assert low < share < high
+
+
+def test_strangers_that_show_no_gain_leave_an_equal_share_and_few_hardly_move_the_temperature():
+    few = with_strangers(200, 1.5)
+    assert few.history_["gate"]["held"]["leak"]["share"] == [[pytest.approx(1 / 3, abs=1e-5)]]
+    features, targets = make(N, 0, np.ones(N, bool))
+    nobody = EnsembleHeads(**FAST).fit(features, {"sex": targets["sex"]}, TASKS[1:2], groups=ROWS, seen={"leak": ROWS})
+    ratio = few.models_[0].temperature / nobody.models_[0].temperature
+    assert ratio[0] == pytest.approx(1, abs=0.05)
 
 
 def test_where_most_are_strangers_they_alone_choose_the_weights(study):

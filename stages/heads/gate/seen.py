@@ -8,9 +8,10 @@ out looks better than it will be for a stranger, and a gate that learns from tha
 
 - Where at least half of the judging records of every fold are strangers to an expert, the others judge nothing.
 - Else the expert is held: all others are weighed, read and calibrated as if it were not there, and it joins them with
-  a share that does not depend on the record. The share is equal (as in a plain mean), but for what strangers, however
-  few, say against the prior of `gate.training`. It is no surer than the others are together: its logits get their
-  mean and at most their spread, then a temperature by strangers.
+  a share that does not depend on the record. The share is equal (as in a plain mean), unless strangers that have not
+  chosen it are judged better by another, by more than one standard error; that one has a prior of ten records. It is
+  no surer than the others are together: its logits get their mean and at most their spread, then a temperature by
+  strangers, with a narrow prior around 1.
 - Thresholds, intervals and limits come from what the ensemble says of strangers, and of a record that a held expert has
   seen, from what it says without that expert.
 """
@@ -24,17 +25,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.heads.crossfit import Gain, Masks, paired_gain
 from stages.heads.expert_head import ExpertHead
 from stages.heads.gate.gated import Gated, GatedOptions, JudgingRecords, fit_gated, gate_data, gate_masks, n_coordinates
 from stages.heads.gate.places import Places, equal_gate, mixture_alone, renamed
 from stages.heads.gate.reader import FoldReader, ReaderFit, raised
 from stages.heads.gate.training import GateData, GateFit, fit_constant
 from stages.heads.gate.weights import FoldGate, kept_beside, mask_softmax, mix
-from stages.heads.targets.calibration import fit_temperatures, rate_shift
+from stages.heads.targets.calibration import CLASS_SD, PRIOR_SD, fit_temperatures, rate_shift
+from stages.heads.targets.losses import task_losses
 from stages.heads.targets.tasks import Block
 
 STRANGERS = 0.5
 """Share of every fold's judging records that an expert must not have seen to be weighed like the others."""
+HELD_RECORDS = 10.0
+"""Prior on a held expert's log-odds around an equal share, in records (`GateOptions.prior_strength`)."""
+HELD_SDS = 0.1, 0.05
+"""Of a task's log temperature by strangers around 0, and of a class's around its task's: the others' spread, which held
+experts have already, is known from all records, and strangers are few."""
 NO_ROOM = -30.0
 """Log-odds of held experts where `top_k` is too small for them."""
 
@@ -110,7 +118,7 @@ def fit_without_seen(
     names, others = list(heads), np.flatnonzero(~held)
     if options.head.calibrate:
         for e in np.flatnonzero(seen.any(0) & ~held):
-            heads[names[e]] = _cooled(heads[names[e]], judged, seen[:, e])
+            heads[names[e]] = _cooled(heads[names[e]], judged, seen[:, e], (PRIOR_SD, CLASS_SD))
     if not held.any():
         gated = fit_gated(heads, judged, options)
         return heads, gated, gated.mixed, seen_by_anyone.held(held, np.zeros((0, 0, len(held))))
@@ -161,12 +169,12 @@ def _divide(seen: np.ndarray, judge: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return held, unused
 
 
-def _cooled(head: ExpertHead, judged: JudgingRecords, seen: np.ndarray) -> ExpertHead:
+def _cooled(head: ExpertHead, judged: JudgingRecords, seen: np.ndarray, sds: tuple[float, float]) -> ExpertHead:
     """Give an expert's head the temperature that records which it has not seen ask for."""
     assert head.logits is not None
     strangers = torch.from_numpy(~seen)[:, None] & (judged.judge >= 0)[..., None]
     known = judged.targets.known * strangers
-    temperature = fit_temperatures(head.logits, judged.targets.y, known, judged.targets.blocks)
+    temperature = fit_temperatures(head.logits, judged.targets.y, known, judged.targets.blocks, *sds)
     temperature = torch.where((known > 0).any(1), temperature, 1.0)
     return _rescaled(head, 1 / temperature, torch.zeros_like(temperature))
 
@@ -199,11 +207,12 @@ class _Joining:
         self.blocks: tuple[Block, ...] = judged.targets.blocks
         self.masks = gate_masks(judged.judge, judged.groups, options.head.seed) if without is None else without.masks
         self.others = self.present[:, ~self.held].any(1)
+        self.sds = (PRIOR_SD, CLASS_SD) if without is None else HELD_SDS
         self.heads = dict(heads)
         for e in np.flatnonzero(held) if options.head.calibrate else ():
             name = list(heads)[e]
             head = heads[name] if without is None else self._matched(heads[name], int(e), without.plain.logits)
-            self.heads[name] = _cooled(head, judged, seen[:, e])
+            self.heads[name] = _cooled(head, judged, seen[:, e], self.sds)
         self.data = gate_data(self.heads, judged, options.sources)
         self.n_kept = self._kept()
 
@@ -243,7 +252,7 @@ class _Joining:
         joined = readers = self._readers(odds, plain)
         if self.options.head.calibrate:
             strangers = known * ~(self.seen & self.held).any(1)[:, None]
-            more = fit_temperatures(plain / temperature[:, None], targets.y, strangers, self.blocks)
+            more = fit_temperatures(plain / temperature[:, None], targets.y, strangers, self.blocks, *self.sds)
             temperature = temperature * torch.where((strangers > 0).any(1), more, 1.0)
             readers = raised(readers, rate_shift(targets.y, known, self.blocks) * temperature)
         gate = self._gate(odds)
@@ -271,7 +280,7 @@ class _Joining:
         return odds[:, 0], plain
 
     def _odds(self, outputs: Tensor, present: Tensor, n_copies: int) -> Tensor:
-        """Log-odds [F, M, T, held] by the records that somebody held has not seen, with a prior around 0."""
+        """Log-odds [F, M, T, held] by the records that somebody held has not seen; 0 where these do not show a gain."""
         strangers = present.clone()
         strangers[:, n_copies:] *= ~self.seen[:, self.held]
         rows = torch.nonzero(strangers[:, n_copies:].any(1) & (self.masks.judge >= 0).any(0)).ravel()
@@ -285,9 +294,26 @@ class _Joining:
         data = GateData(
             at[:, rows], strangers[rows], nothing, nothing[:, :, None], targets.y, targets.weight, self.blocks
         )
-        found = fit_constant(data, self.masks.take(rows), self.options.gate, self.options.head.seed)
+        gate = self.options.gate
+        options = replace(gate, prior_strength=max(gate.prior_strength, HELD_RECORDS))
+        masks = self.masks.take(rows)
+        found = fit_constant(data, masks, options, self.options.head.seed)
         middle = found[..., :n_copies].mean(-1, keepdim=True) if n_copies else found.mean(-1, keepdim=True)
-        return found[..., n_copies:] - middle
+        odds = (found - middle)[..., n_copies:]
+        evident = self._gain(data, masks, odds).accepted
+        return torch.where(evident[:, None, :, None], odds, 0.0)
+
+    def _gain(self, data: GateData, masks: Masks, odds: Tensor) -> Gain:
+        """Compare log-odds [F, M, T, held] with equal shares, on strangers that have not chosen them."""
+        n_copies = data.outputs.shape[2] - odds.shape[-1]
+        weight, losses = data.weight * masks.judged[..., None], []
+        for each in (torch.zeros_like(odds), odds):
+            scores = torch.cat([each.new_zeros(*each.shape[:-1], n_copies), each], -1)
+            weights = mask_softmax(scores[:, :, None], data.present[:, None])
+            mixed = masks.out_of_sample(mix(weights, data.outputs[:, None], data.blocks))
+            losses.append(task_losses(mixed, data.y, weight, data.blocks, huber=self.options.gate.huber))
+        (equal, row), (moved, _) = losses
+        return paired_gain(equal, moved, row)
 
     def _share(self, odds: Tensor) -> Tensor:
         """Share [F, T, E] of each held expert where all are present; 0 for the others."""

@@ -22,13 +22,22 @@ LABELS_PER_RECORD = 150
 """Labels for which one record more of either class is counted in a base rate, from one to two."""
 
 
-def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+def fit_temperatures(
+    logits: Tensor,
+    y: Tensor,
+    known: Tensor,
+    blocks: tuple[Block, ...],
+    prior_sd: float = PRIOR_SD,
+    class_sd: float = CLASS_SD,
+) -> Tensor:
     """Temperatures T that logits are divided by, the most probable on a grid (Guo et al. 2017, with a prior on log T).
 
     Parameters
     ----------
     logits, y, known
         [F, n, C], out of sample; `known` 0 leaves a label out.
+    prior_sd, class_sd
+        Standard deviation of a task's log T around 0, and of a class's around its task's.
 
     Returns
     -------
@@ -44,10 +53,10 @@ def fit_temperatures(logits: Tensor, y: Tensor, known: Tensor, blocks: tuple[Blo
             loss = column_losses(logits * torch.exp(-log_t), y, block, weight=known) * known[..., block.columns]
             totals.append(loss.sum(1))
         total = torch.stack(totals)
-        prior = 0.5 * (LOG_TEMPERATURES / PRIOR_SD) ** 2
+        prior = 0.5 * (LOG_TEMPERATURES / prior_sd) ** 2
         of_task = LOG_TEMPERATURES[(total.sum(-1) + prior[:, None]).argmin(0)][:, None].expand(total.shape[1:])
         if block.task.kind == "multilabel":
-            away = 0.5 * ((LOG_TEMPERATURES[:, None, None] - of_task) / CLASS_SD) ** 2
+            away = 0.5 * ((LOG_TEMPERATURES[:, None, None] - of_task) / class_sd) ** 2
             of_task = LOG_TEMPERATURES[(total + away).argmin(0)]
             # a class without positives says its base rate of every record, which no temperature improves
             positive = ((y[..., block.columns] > 0) * known[..., block.columns]).any(1)
