@@ -31,7 +31,8 @@ def digests_by_record(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
 
 def patient_digests(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
     """Return one digest a patient, uint64 ascending, keyed where a key is given; names of patients are not kept."""
-    return np.unique(digests_by_record(records, key))
+    people = records[["source", "patient_id"]].drop_duplicates()
+    return np.unique(digests_by_record(people, key))
 
 
 def training_entry(sources: Sequence[str], digests: np.ndarray | None = None, key: bytes = b"") -> dict[str, Any]:

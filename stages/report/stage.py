@@ -91,8 +91,11 @@ def run(settings: ReportSettings, paths: ReportPaths, progress: Progress | None 
 
 
 def read_records(path: Location) -> pd.DataFrame:
-    """Read the table without paths and notes; of names only those of records that could not be read."""
-    rows, records = RecordRows(path), open_records(path, without=("path", "notes", "record_id"))
+    """Read what the report counts: patients as numbers, and the names of those records alone that could not be read."""
+    rows = RecordRows(path)
+    patient = rows.texts("patient_id").codes
+    records = open_records(path, without=("path", "notes", "record_id", "patient_id"))
+    records.insert(0, "patient_id", pd.arrays.IntegerArray(patient, patient < 0))
     bad, names = np.flatnonzero(rows.equal("status", "bad")), np.full(len(rows), None, dtype=object)
     names[bad] = rows.picked("record_id", bad).to_pylist()
     records.insert(0, "record_id", names)
