@@ -14,11 +14,13 @@ from cache.storage.locations import location_of
 from cache.storage.objects import client_for
 from cache.upkeep.resume import create_embeddings
 from tests.cache.test_objects import bytes_of, content, fill, identity, layout
+from tests.clouds import ON_EVERY_CLOUD
 from tests.s3_server import LEASE_S
 
-SLEEPS = pytest.mark.parametrize(
-    "bucket", ["s3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gs", "az"))], indirect=True
-)
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_nobody_owns_a_store_that_others_work_in(two):
     assert not first.try_acquire()
 
 
-@SLEEPS
+@ON_EVERY_CLOUD
 def test_leases_are_kept_as_long_as_their_process_is_at_work(two):
     first, second = two
     first.share(), second.share()
@@ -68,7 +70,7 @@ def test_leases_are_kept_as_long_as_their_process_is_at_work(two):
         first.confirm()
 
 
-@SLEEPS
+@ON_EVERY_CLOUD
 def test_claims_of_a_dead_process_pass_on_and_nothing_is_left(two, url):
     first, second = two
     first.share(), second.share()
@@ -82,7 +84,7 @@ def test_claims_of_a_dead_process_pass_on_and_nothing_is_left(two, url):
     assert (url.parent / ".claims").files() == {}
 
 
-@SLEEPS
+@ON_EVERY_CLOUD
 def test_what_was_put_by_mistake_of_another_store_never_counts(two, url, tmp_path):
     """A process whose lease ran out writes on, between its last check and a put, into a store that was replaced."""
     slow, fast = two

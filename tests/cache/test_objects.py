@@ -16,12 +16,7 @@ from cache.storage.locations import location_of, remove, stores_in
 from cache.storage.objects import ObjectPath, client_for
 from cache.upkeep.checks import embedding_faults, repair_embeddings, repair_signals, signal_faults
 from cache.upkeep.resume import create_embeddings, resume_or_create
-
-SLOW = pytest.mark.slow
-BY_AZURES = pytest.mark.parametrize(
-    "bucket", ["az", pytest.param("gs", marks=SLOW), pytest.param("s3", marks=SLOW)], indirect=True
-)
-"""For what sends no other requests than other tests do: moto takes five times as long as that server."""
+from tests.clouds import BY_AZURES, SLOW
 
 
 def layout(n=10):
@@ -49,6 +44,11 @@ def bytes_of(store):
     if isinstance(store, ObjectPath):
         return {name: (store / name).read_bytes() for name in store.files()}
     return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def bucket(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

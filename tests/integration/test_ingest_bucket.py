@@ -24,6 +24,7 @@ from stages.ingest import IngestPaths, IngestSettings, run
 from stages.ingest.shards import do_task
 from stages.ingest.stage import run_by
 from stages.settings import Machine
+from tests.clouds import ON_EVERY_CLOUD
 from tests.integration.faults import bytes_of, wait_until
 
 N_RECORDS, N_FIRST, N_SHARDS = 1200, 900, 3
@@ -66,11 +67,12 @@ def n_read(study) -> int:
     return sum(name.endswith(".json") for name in (location_of(study) / ".signals.zarr.ingest").files())
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, s3, tmp_path):
-    summary = ingest(cohort, f"{s3}/study")
+@ON_EVERY_CLOUD
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, bucket, tmp_path):
+    summary = ingest(cohort, f"{bucket}/study")
     assert (summary.n_records, summary.n_bad) == (N_RECORDS, 1)
-    assert objects_of(f"{s3}/study") == whole, "neither claims nor quality is left"
-    signals, records = open_signals(f"{s3}/study/signals.zarr"), location_of(f"{s3}/study/records.parquet")
+    assert objects_of(f"{bucket}/study") == whole, "neither claims nor quality is left"
+    signals, records = open_signals(f"{bucket}/study/signals.zarr"), location_of(f"{bucket}/study/records.parquet")
     assert len(signals.content_digest()) == 64
     assert open_records(records)["age"].tolist()[:3] == [0.0, 1.0, 2.0]
     write_ingested(SimpleNamespace(records=records, signals=signals.path, folder=tmp_path))
@@ -83,28 +85,30 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(cohort, whole, s3, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_store_in_a_bucket_grows_by_what_is_new(cohort, s3, tmp_path):
+@ON_EVERY_CLOUD
+def test_a_store_in_a_bucket_grows_by_what_is_new(cohort, bucket, tmp_path):
     """The last shard is not full: its rows stay; a record longer than the others lengthens the time axis."""
-    for place in (tmp_path, f"{s3}/study"):
+    for place in (tmp_path, f"{bucket}/study"):
         ingest(cohort, place, limit=N_FIRST)
-    before = open_signals(f"{s3}/study/signals.zarr").content_digest()
-    for place in (tmp_path, f"{s3}/study"):
+    before = open_signals(f"{bucket}/study/signals.zarr").content_digest()
+    for place in (tmp_path, f"{bucket}/study"):
         assert ingest(cohort, place, append=True).n_new == N_RECORDS - N_FIRST
-    assert objects_of(f"{s3}/study") == bytes_of(tmp_path)
-    assert open_signals(f"{s3}/study/signals.zarr").content_digest(N_FIRST) == before
+    assert objects_of(f"{bucket}/study") == bytes_of(tmp_path)
+    assert open_signals(f"{bucket}/study/signals.zarr").content_digest(N_FIRST) == before
 
 
-def test_long_records_lengthen_the_time_axis_in_a_bucket(s3, tmp_path):
+@ON_EVERY_CLOUD
+def test_long_records_lengthen_the_time_axis_in_a_bucket(bucket, tmp_path):
     folder = tmp_path / "long"
     folder.mkdir()
     np.save(folder / "ecgs.npy", np.random.default_rng(1).normal(0, 0.3, (20, 12, 6100)).astype(np.float32))
     asked = IngestSettings(
         source="arrays", path=str(folder), options={"file": "ecgs.npy", "rate_hz": 500}, seconds="all"
     )
-    for place in (tmp_path / "study", location_of(f"{s3}/study")):
+    for place in (tmp_path / "study", location_of(f"{bucket}/study")):
         run(asked, IngestPaths(place / "records.parquet", place / "signals.zarr"), machine=Machine(workers=1))
-    assert objects_of(f"{s3}/study") == bytes_of(tmp_path / "study")
-    assert open_signals(f"{s3}/study/signals.zarr").n_samples == 10_000
+    assert objects_of(f"{bucket}/study") == bytes_of(tmp_path / "study")
+    assert open_signals(f"{bucket}/study/signals.zarr").n_samples == 10_000
 
 
 RUN = f"""
@@ -129,8 +133,9 @@ def started(cohort: Path, study: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_killed_ingest_goes_on_where_it_stopped_and_a_rival_is_refused(cohort, whole, s3):
-    study = f"{s3}/study"
+@ON_EVERY_CLOUD
+def test_a_killed_ingest_goes_on_where_it_stopped_and_a_rival_is_refused(cohort, whole, bucket):
+    study = f"{bucket}/study"
     with started(cohort, study) as first:
         wait_until(lambda: n_read(study) >= 1 or first.poll() is not None)
         with pytest.raises(StoreError, match="another `ensemble ingest` is writing it"):
@@ -155,8 +160,9 @@ def ingested_by_now(cohort: Path, study: str) -> bool:
 
 
 @pytest.mark.slow
-def test_an_ingest_that_was_paused_and_overtaken_mixes_nothing(cohort, whole, s3):
-    study = f"{s3}/study"
+@ON_EVERY_CLOUD
+def test_an_ingest_that_was_paused_and_overtaken_mixes_nothing(cohort, whole, bucket):
+    study = f"{bucket}/study"
     with started(cohort, study) as first:
         wait_until(lambda: n_read(study) >= 1 or first.poll() is not None)
         os.kill(first.pid, signal.SIGSTOP)
@@ -168,9 +174,10 @@ def test_an_ingest_that_was_paused_and_overtaken_mixes_nothing(cohort, whole, s3
     assert {name: raw for name, raw in objects_of(study).items() if not name.startswith(".claims")} == whole
 
 
-def test_workers_do_tasks_by_the_url_alone_and_a_late_one_leaves_nothing(cohort, whole, s3):
+@ON_EVERY_CLOUD
+def test_workers_do_tasks_by_the_url_alone_and_a_late_one_leaves_nothing(cohort, whole, bucket):
     """As on a cluster: shards are done by others, one of them twice, and once when the run is over."""
-    study, late = location_of(f"{s3}/study"), []
+    study, late = location_of(f"{bucket}/study"), []
 
     def read(tasks, work, n_records, progress):
         threads = [threading.Thread(target=do_task, args=(task, work)) for task in tasks]
@@ -189,12 +196,13 @@ def test_workers_do_tasks_by_the_url_alone_and_a_late_one_leaves_nothing(cohort,
 
 
 @pytest.mark.slow
-def test_dask_workers_may_die_and_join(cohort, whole, s3):
+@ON_EVERY_CLOUD
+def test_dask_workers_may_die_and_join(cohort, whole, bucket):
     from distributed import LocalCluster
 
     from pipeline.compute.ingestion import ingest_on_cluster
 
-    study = location_of(f"{s3}/study")
+    study = location_of(f"{bucket}/study")
     asked = IngestSettings(source="arrays", path=str(cohort), options=OPTIONS)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
 
@@ -212,20 +220,20 @@ def test_dask_workers_may_die_and_join(cohort, whole, s3):
     assert {name: raw for name, raw in objects_of(study).items() if not name.startswith(".claims")} == whole
 
 
-def test_a_study_is_ingested_embedded_and_fitted_in_a_bucket(ensemble, s3, tmp_path, monkeypatch):
+def test_a_study_is_ingested_embedded_and_fitted_in_a_bucket(ensemble, bucket, tmp_path, monkeypatch):
     """By the commands alone; the folder keeps no store."""
     ecgs = np.random.default_rng(2).normal(0, 0.3, (60, 12, 1000)).astype(np.float32)
     np.save(tmp_path / "ecgs.npy", ecgs)
     (tmp_path / "labels.csv").write_text("\n".join(["patient_id,age", *(f"p{k},{20 + k}" for k in range(60))]) + "\n")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(PARAMS.format(s3=s3))
+    (tmp_path / "params.yaml").write_text(PARAMS.format(s3=bucket))
     for command in (("ingest",), ("embed", "--expert", "rocket"), ("fit-heads",), ("evaluate",)):
         done = ensemble(*command)
         assert done.returncode == 0, (command, done.stderr)
     assert not (tmp_path / "records.parquet").exists()
     assert not (tmp_path / "signals.zarr").exists()
     assert set(pd.read_parquet(tmp_path / "predictions.parquet")["record_id"]) <= set(
-        open_records(f"{s3}/study/records.parquet")["record_id"]
+        open_records(f"{bucket}/study/records.parquet")["record_id"]
     )
 
 

@@ -16,6 +16,8 @@ from fsspec.registry import _registry
 
 from cache.storage.locations import location_of
 from cache.storage.objects import client_for
+from tests.cloud_servers import azure_environment, google_environment
+from tests.clouds import ON_EVERY_CLOUD
 from tests.integration.faults import FULL, Forks, bytes_of, wait_until
 from tests.s3_server import LEASE_S, environment
 
@@ -42,12 +44,13 @@ def made(tmp_path_factory, make_cohort, tiny_ecgfm):
 
 
 @pytest.fixture(scope="module")
-def program(s3_server):
+def program(s3_server, google_server, azure_server):
     """The process that `embed` processes are forked from."""
-    start = "import runpy, s3fs, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    start = "import obstore, runpy, s3fs, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
     command = [sys.executable, "-c", start, Path(__file__).with_name("embed_forks.py")]
-    told = {**os.environ, **environment(s3_server), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told) as running:
+    clouds = {**google_environment(google_server.address), **azure_environment(azure_server.address)}
+    env = {**os.environ, **environment(s3_server), **clouds, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as running:
         yield running
         running.stdin.close()
 
@@ -64,18 +67,18 @@ def local(made, program, tmp_path_factory):
 
 
 @pytest.fixture
-def study(made, s3, tmp_path, monkeypatch):
+def study(made, bucket, tmp_path, monkeypatch):
     """The study with its embeddings in a bucket, as the current folder."""
     folder = tmp_path / "study"
     shutil.copytree(made, folder)
-    change(folder, embeddings=f"{s3}/study/embeddings")
+    change(folder, embeddings=f"{bucket}/study/embeddings")
     monkeypatch.chdir(folder)
     return folder
 
 
 @pytest.fixture
-def store(s3):
-    return location_of(f"{s3}/study/embeddings/ecgfm.zarr")
+def store(bucket):
+    return location_of(f"{bucket}/study/embeddings/ecgfm.zarr")
 
 
 @pytest.fixture
@@ -101,10 +104,10 @@ def n_computed(forks):
     return sum(forks.count(pid, "computed") for pid in forks.logs)
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(study, store, local, s3, ensemble):
-    change(study, signals=f"{s3}/study/signals.zarr")
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(study, store, local, bucket, ensemble):
+    change(study, signals=f"{bucket}/study/signals.zarr")
     for name, raw in bytes_of(study / "signals.zarr").items():
-        (location_of(f"{s3}/study/signals.zarr") / name).create(raw)
+        (location_of(f"{bucket}/study/signals.zarr") / name).create(raw)
     shutil.rmtree(study / "signals.zarr")
     done = ensemble("embed", "--expert", "ecgfm")
     assert done.returncode == 0, done.stderr
@@ -152,6 +155,7 @@ def test_vectors_of_another_tool_are_imported_into_a_bucket(study, store, ensemb
     assert store.parent.files() == {}
 
 
+@ON_EVERY_CLOUD
 def test_a_killed_worker_costs_its_shard_and_leaves_nothing(forks, store, local):
     pid = forks.start()
     wait_until(lambda: n_done(store) >= 3)
@@ -166,6 +170,7 @@ def test_a_killed_worker_costs_its_shard_and_leaves_nothing(forks, store, local)
 
 
 @pytest.mark.skipif(not FULL, reason="takes minutes; ENSEMBLE_FAULTS=full runs it")
+@ON_EVERY_CLOUD
 def test_random_kills_lose_nothing(forks, store, local):
     rng, kills, n_runs = random.Random(7), 0, 0
     while kills < 20:
@@ -188,6 +193,7 @@ def test_random_kills_lose_nothing(forks, store, local):
     print(f"{kills} kills in {n_runs} runs: {repeated} of {n_computed(forks)} records computed twice")
 
 
+@ON_EVERY_CLOUD
 def test_two_runs_at_once_share_the_work(forks, store, local):
     forks.start(), forks.start()
     forks.wait_all()
@@ -196,6 +202,7 @@ def test_two_runs_at_once_share_the_work(forks, store, local):
 
 
 @pytest.mark.slow
+@ON_EVERY_CLOUD
 def test_a_run_paused_past_its_lease_is_overtaken_and_goes_on(forks, store, local):
     slow = forks.start()
     wait_until(lambda: n_done(store) >= 2)
@@ -208,6 +215,7 @@ def test_a_run_paused_past_its_lease_is_overtaken_and_goes_on(forks, store, loca
 
 
 @pytest.mark.slow
+@ON_EVERY_CLOUD
 def test_a_run_paused_past_its_lease_never_mixes_with_a_store_that_replaced_its_own(forks, store, ensemble):
     slow = forks.start()
     wait_until(lambda: n_done(store) >= 2)
