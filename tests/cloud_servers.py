@@ -27,6 +27,7 @@ class Stored(NamedTuple):
     content: bytes
     generation: int
     written: float
+    md5: str
 
 
 def heeded(condition: str, there: bool) -> bool:
@@ -49,6 +50,7 @@ class Storage:
 
     def put(self, bucket: str, key: str, content: bytes, condition: tuple[str, str] | None) -> Stored | None:
         """Put an object; None where the condition does not hold."""
+        md5 = hashlib.md5(content).hexdigest()
         with self.lock:
             objects = self.buckets[bucket]
             old = objects.get(key)
@@ -58,7 +60,7 @@ class Storage:
                 if not holds:
                     return None
             self.generation += 1
-            objects[key] = Stored(content, self.generation, time.time())
+            objects[key] = Stored(content, self.generation, time.time(), md5)
             return objects[key]
 
     def names(self, bucket: str, prefix: str, delimiter: str, after: str) -> tuple[list[str], list[str], str]:
@@ -154,7 +156,7 @@ class Google(Handler):
     no_bucket, no_object, forbidden = "NoSuchBucket", "NoSuchKey", "AccessDenied"
 
     def _facts(self, stored: Stored) -> dict[str, str]:
-        return {"ETag": f'"{hashlib.md5(stored.content).hexdigest()}"', "x-goog-generation": str(stored.generation)}
+        return {"ETag": f'"{stored.md5}"', "x-goog-generation": str(stored.generation)}
 
     def _put(self, bucket: str, key: str, query: dict[str, str], body: bytes) -> None:
         del query

@@ -1,9 +1,10 @@
 """Writing and reading embeddings on object storage, beside the same on this machine's disk.
 
-    python benchmarks/scale/object_store.py [--shards N] [--rounds N]
+    python benchmarks/scale/object_store.py [--storage s3|gs|az] [--shards N] [--rounds N]
 
-The server is moto's, in a process of its own on loopback. It is written in Python, so that its own work is most of what
-is timed; the requests, which decide on a real storage, are counted. Both sides take turns in one run.
+The server is moto's, or that of the tests for Google's and Azure's storage, in a process of its own on loopback. It is
+written in Python, so that its own work is most of what is timed; the requests, which decide on a real storage, are
+counted. Both sides take turns in one run.
 """
 
 from __future__ import annotations
@@ -33,25 +34,41 @@ from cache.storage.fsspec_client import S3Client
 from cache.storage.locations import Location, location_of
 from cache.storage.objects import client_for
 from cache.upkeep.resume import create_embeddings
+from tests import cloud_servers
+from tests.cloud_servers import Azure, Google, azure_environment, google_environment
 from tests.s3_server import environment, serving
 
 SHARD, LAYERS, WIDTH = 1024, 13, 768
 
 
-def _serve(told: Connection) -> None:
-    with serving() as address:
-        told.send(address)
-        told.recv()
+CLOUDS = {"gs": (Google, google_environment), "az": (Azure, azure_environment)}
+
+
+def _serve(storage: str, answers: Connection) -> None:
+    """Serve, and answer how many requests of which kind there have been since it was last asked."""
+    if storage == "s3":
+        with serving() as address:
+            answers.send(environment(address))
+            answers.recv()
+        return
+    handler, environment_of = CLOUDS[storage]
+    with cloud_servers.serving(handler) as server:
+        server.begin("bench")
+        answers.send(environment_of(server.address))
+        while answers.recv() != "end":
+            answers.send(Counter(method for method, _ in server.storage.requests))
+            server.storage.requests.clear()
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """Run the server in a process of its own."""
+def server(storage: str) -> Iterator[Connection]:
+    """Run the server in a process of its own; its way stands in the environment from now on."""
     ours, its = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(its,))
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(storage, its))
     process.start()
+    os.environ.update(ours.recv())
     try:
-        yield ours.recv()
+        yield ours
     finally:
         ours.send("end")
         process.join()
@@ -80,8 +97,20 @@ def write(store: Location, content: Shard, n_shards: int, state: Path) -> None:
                 made.write(shard, content, claims.confirm)
 
 
-def counted(work: Callable[[], object]) -> Counter[str]:
+def counted(work: Callable[[], object], storage: str, server: Connection) -> Counter[str]:
     """Return the requests that something sends, by kind."""
+    if storage == "s3":
+        return counted_by_s3fs(work)
+    server.send("count")
+    server.recv()
+    work()
+    server.send("count")
+    answer: Counter[str] = server.recv()
+    return answer
+
+
+def counted_by_s3fs(work: Callable[[], object]) -> Counter[str]:
+    """Return the requests that something sends to S3, by kind."""
     sent: Counter[str] = Counter()
     client = s3_files()
     inner, outer = client._call_s3, client.call_s3  # noqa: SLF001
@@ -115,6 +144,7 @@ def reading(store: Location) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", choices=["s3", *CLOUDS], default="s3")
     parser.add_argument("--shards", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -129,17 +159,19 @@ def main() -> None:
         "read the embedding": content.embedding.nbytes,
     }
     took: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    with tempfile.TemporaryDirectory() as name, server() as address:
-        os.environ.update(environment(address))
-        s3_files().call_s3("create_bucket", Bucket="bench")
-        places = {"disk": Path(name) / "toy.zarr", "bucket": location_of("s3://bench/study/toy.zarr")}
+    with tempfile.TemporaryDirectory() as name, server(options.storage) as answers:
+        if options.storage == "s3":
+            s3_files().call_s3("create_bucket", Bucket="bench")
+        bucket = location_of(f"{options.storage}://bench/study/toy.zarr")
+        places = {"disk": Path(name) / "toy.zarr", "bucket": bucket}
         for _, (kind, store) in itertools.product(range(options.rounds), places.items()):
             rounds = took.setdefault(kind, defaultdict(list))
             rounds["write"].append(seconds(partial(write, store, content, options.shards, Path(name))))
             for what, work in reading(store).items():
                 rounds[what].append(seconds(work))
-        requests = {what: counted(work) for what, work in reading(places["bucket"]).items()}
-        requests["write"] = counted(lambda: write(places["bucket"], content, options.shards, Path(name)))
+        count = partial(counted, storage=options.storage, server=answers)
+        requests = {what: count(work) for what, work in reading(bucket).items()}
+        requests["write"] = count(lambda: write(bucket, content, options.shards, Path(name)))
     for what in took["disk"]:
         rates = {}
         for kind in took:
