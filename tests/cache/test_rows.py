@@ -63,3 +63,12 @@ def test_columns_are_read_alone_and_a_record_is_found_by_its_id(tmp_path, make_c
         "pace_spikes": [None, None],
     }
     assert set(RecordRows(path, ("record_id",), every_target=True).take(slice(0, 1))) == {"record_id", "sex", "age"}
+
+
+def test_some_rows_are_a_frame_of_their_own(table):
+    whole, rows = open_records(table), np.array([0, 6, 7, 22, 39])
+    found = open_records(table, columns=["record_id", "age"], rows=rows)
+    assert found["record_id"].tolist() == whole["record_id"][rows].tolist()
+    assert found["age"].tolist() == whole["age"][rows].tolist()
+    assert found.attrs == {**whole.attrs, "targets": {"age": whole.attrs["targets"]["age"]}}
+    assert len(open_records(table, rows=np.array([], int))) == 0

@@ -137,3 +137,36 @@ def test_gate_weights_come_back_and_must_sum_to_one(tmp_path):
     wide = open_gate_weights(path).pivot(index="record_id", columns="expert", values="weight")
     assert wide.loc["b"].tolist() == [0.25, 0.75]
     assert wide.loc["a", "x"] == 1
+
+
+def test_one_split_of_the_gates_weights_is_read_alone(tmp_path):
+    weights = np.full((3, 2), 0.5, np.float32)
+    with writing_gate_weights(tmp_path / "w.parquet") as table:
+        for split in ("val", "test"):
+            table.add("age", split, 0, record_ids=IDS, experts=("a", "b"), weights=weights)
+    whole, tested = (open_gate_weights(tmp_path / "w.parquet", split) for split in (None, "test"))
+    assert (len(whole), len(tested)) == (12, 6)
+    assert set(tested["split"]) == {"test"}
+    assert tested["record_id"].tolist() == [*IDS, *IDS]
+
+
+def test_records_without_a_patient_are_refused(tmp_path):
+    ages = {"y_true": np.ones(3), "y_pred": np.ones(3)}
+    refusal = r"task 'age', method 'gate': 2 records have no patient_id; name each one's patient, or itself"
+    with pytest.raises(InputError, match=refusal), writing_predictions(tmp_path / "p.parquet", TARGETS) as table:
+        table.add("age", "gate", "test", 0, record_ids=IDS, patient_ids=["a", None, None], **ages)
+
+
+def test_whether_a_method_has_labels_is_asked_of_the_labels_alone(tmp_path):
+    unknown = {"age": np.full(3, np.nan), "report_label": np.full(3, -1)}
+    p = {"age": np.ones(3), "report_label": np.full((3, 4), 0.25)}
+    with writing_predictions(tmp_path / "p.parquet", TARGETS) as table:
+        for task, y in unknown.items():
+            for split, truth in (("test", y), ("val", np.ones(3, y.dtype))):
+                given = {"record_ids": IDS, "patient_ids": PATIENTS, "y_true": truth, "y_pred": p[task]}
+                table.add(task, "gate", split, 0, **given)
+    read = open_predictions(tmp_path / "p.parquet")
+    for task in unknown:
+        labelled = [read.is_labelled(task, "gate", split) for split in ("test", "val", "train")]
+        assert labelled == [False, True, False]
+        assert labelled == [bool(read.read(task, "gate", split).labelled.any()) for split in ("test", "val", "train")]
