@@ -58,7 +58,11 @@ def test_metrics_json_says_who_was_compared_with_whom(metrics):
 def test_a_table_on_disk_is_read_by_the_row_group_and_says_the_same(study, metrics, tmp_path):
     whole = pq.read_table(study / "records.parquet")
     pq.write_table(whole, tmp_path / "records.parquet", row_group_size=70)
-    found = summarise(open_predictions(study / "predictions.parquet"), RecordRows(tmp_path / "records.parquet"), 60)
+    said = pq.read_table(study / "predictions.parquet")
+    pq.write_table(said, tmp_path / "predictions.parquet", row_group_size=64)
+    predictions = open_predictions(tmp_path / "predictions.parquet")
+    assert predictions.methods("age") == open_predictions(study / "predictions.parquet").methods("age")
+    found = summarise(predictions, RecordRows(tmp_path / "records.parquet"), 60)
     write_metrics(tmp_path / "metrics.json", found, study / "predictions.parquet")
     assert (tmp_path / "metrics.json").read_bytes() == (study / "metrics.json").read_bytes()
 
