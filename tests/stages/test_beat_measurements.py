@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.signal
 
 from stages.experts.models.signal_features.morphology import measure
 from stages.experts.signals.beat_shape import measure_shape
 from stages.experts.signals.beats import remove_spikes
+from stages.experts.signals.same_bits import Sosfiltfilt, median_first_axis, median_of_all, quantile_and_median
 from stages.experts.signals.vectorcardiogram import INDEPENDENT, KORS, measure_vectors
 from stages.experts.signals.waves import Waves
 from tests.stages.test_morphology import RATE_HZ, beat_train
@@ -127,6 +129,31 @@ def test_early_beats_are_counted_by_their_shape():
 
 
 def test_the_running_median_is_that_of_scipy():
-    signal = np.random.default_rng(0).normal(size=(3, 300))
+    noise_mv = np.array([[1.0], [0.05], [0.0]])  # everywhere steep, here and there, nowhere
+    signal = np.random.default_rng(0).normal(size=(3, 300)) * noise_mv
+    signal[1:, [0, 100, 101, 299]] += 1
     median = scipy.ndimage.median_filter(signal, size=(1, 7), mode="nearest")
     np.testing.assert_array_equal(remove_spikes(signal), np.where(np.abs(signal - median) > 0.2, median, signal))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+def test_medians_are_numpys_to_the_bit(n):
+    x = np.random.default_rng(n).normal(size=(n, 3, 41))
+    np.testing.assert_array_equal(median_first_axis(x), np.median(x, axis=0))
+    assert median_of_all(x) == np.median(x)
+
+
+@pytest.mark.parametrize("n", [500, 501, 1000, 5000, 5001])
+def test_quantile_and_median_are_numpys_to_the_bit(n):
+    x = np.random.default_rng(n).normal(size=(3, n))
+    for share in (0.25, 0.98):
+        quantile, median = quantile_and_median(x, share)
+        np.testing.assert_array_equal(quantile, np.quantile(x, share, axis=-1))
+        np.testing.assert_array_equal(median, np.median(x, axis=-1))
+
+
+@pytest.mark.parametrize(("kind", "hz"), [("bandpass", [5, 25]), ("bandpass", [0.5, 40]), ("lowpass", 20)])
+def test_filters_are_scipys_to_the_bit(kind, hz):
+    sections = scipy.signal.butter(2, hz, kind, fs=RATE_HZ, output="sos")
+    x = np.random.default_rng(0).normal(size=(3, 520)).cumsum(-1)
+    np.testing.assert_array_equal(Sosfiltfilt(sections)(x), scipy.signal.sosfiltfilt(sections, x, axis=-1))

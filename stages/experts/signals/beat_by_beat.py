@@ -10,6 +10,7 @@ import numpy as np
 import scipy.signal
 
 from stages.experts.signals.beats import AFTER, BEFORE, RATE_HZ, SAME_CLASS, SAMPLE_MS, Beats
+from stages.experts.signals.same_bits import median_first_axis
 from stages.experts.signals.waves import Waves
 
 STEP = 4
@@ -62,11 +63,12 @@ def measure_beats(beats: Beats, waves: Waves) -> dict[str, float]:
 
 def _rhythm(rr_ms: np.ndarray) -> dict[str, float]:
     relative = rr_ms / np.median(rr_ms)
+    low, high = np.quantile(relative, (0.1, 0.9))
     values = {
         "early_share": (relative < EARLY).mean(),
         "late_share": (relative > LATE).mean(),
-        "rr_low_share": np.quantile(relative, 0.1),
-        "rr_high_share": np.quantile(relative, 0.9),
+        "rr_low_share": low,
+        "rr_high_share": high,
         "log_rr": np.log(rr_ms.mean()),
         "log_rr_sd": np.log(rr_ms.std() + 3),
         "rr_typical_deviation": np.median(np.abs(relative - 1)),
@@ -110,7 +112,7 @@ def _p_waves(signal: np.ndarray, centres: np.ndarray, onset: int) -> dict[str, f
         return {}
     windows = signal[:, whole[:, None] + np.arange(first, last)].swapaxes(0, 1)
     windows = windows - windows.mean(-1, keepdims=True)
-    typical = np.median(windows, axis=0)
+    typical = median_first_axis(windows)
     present = np.isfinite(typical).all(-1)
     single, common = windows[:, present], typical[present]
     energy = np.sqrt((single**2).sum((1, 2)) * (common**2).sum() + 1e-9)
@@ -128,11 +130,15 @@ def _p_waves(signal: np.ndarray, centres: np.ndarray, onset: int) -> dict[str, f
 
 def _between(signal: np.ndarray, centres: np.ndarray, template: np.ndarray) -> dict[str, float]:
     """Spectrum of leads II and V1 without their median beats: fibrillation, flutter, P waves that go alone."""
+    present = {name: lead for name, lead in FIBRILLATION_LEADS.items() if np.isfinite(signal[lead]).all()}
+    if not present:
+        return {}
+    rest = np.stack([_without_beats(signal[lead], centres, template[lead]) for lead in present.values()])
+    rate_hz = RATE_HZ / STEP
+    at_hz, power = scipy.signal.welch(rest, rate_hz, nperseg=int(_SEGMENT_SECONDS * rate_hz))
     values: dict[str, float] = {}
-    for name, lead in FIBRILLATION_LEADS.items():
-        if np.isfinite(signal[lead]).all():
-            rest = _without_beats(signal[lead], centres, template[lead])
-            values |= {f"between_{name}_{key}": value for key, value in _spectrum(rest).items()}
+    for name, of_lead in zip(present, np.maximum(power, 1e-9), strict=True):
+        values |= {f"between_{name}_{key}": value for key, value in _spectrum(at_hz, of_lead).items()}
     return values
 
 
@@ -146,11 +152,7 @@ def _without_beats(signal: np.ndarray, centres: np.ndarray, template: np.ndarray
     return rest
 
 
-def _spectrum(rest: np.ndarray) -> dict[str, float]:
-    rate_hz = RATE_HZ / STEP
-    at_hz, power = scipy.signal.welch(rest, rate_hz, nperseg=int(_SEGMENT_SECONDS * rate_hz))
-    power = np.maximum(power, 1e-9)
-
+def _spectrum(at_hz: np.ndarray, power: np.ndarray) -> dict[str, float]:
     def band(low: float, high: float) -> np.ndarray:
         return np.asarray(power[(at_hz >= low) & (at_hz < high)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 import scipy.signal
 
 from stages.experts.signals.beats import SAMPLE_MS
@@ -26,6 +27,7 @@ COURSE_EDGES = (*range(-110, 0, 20), *range(0, 81, 6), *range(100, 281, 20))
 ACTIVATION_LEADS = (_I, _AVL, _V1, _V2, _V5, _V6)
 _Q_MV, _PATHOLOGICAL_Q_MV, _PATHOLOGICAL_Q_MS, _NO_R_MV = 0.02, 0.1, 30, 0.05
 _ST_SAMPLE, _ST_HIGH_MV, _ST_LOW_MV, _INVERTED_MV = 20, 0.1, -0.05, -0.05
+_SAVITZKY_GOLAY = scipy.signal.savgol_coeffs(7, 2)
 
 _PER_LEAD = ("r_share", "q_duration_ms", "log_qrs_range", "terminal_mv", "initial_mv", "qrs_turns")
 _T_PER_LEAD = ("t_over_qrs", "t_lowest_mv", "t_highest_mv")
@@ -147,7 +149,7 @@ def _leads(qrs: _Qrs) -> dict[str, float]:
 
 def _turns(course: np.ndarray) -> np.ndarray:
     """Count how often each lead turns within the QRS complex, [12]: notches and fragmentation."""
-    smooth = scipy.signal.savgol_filter(course, 7, 2, axis=-1, mode="nearest") if course.shape[1] >= 9 else course
+    smooth = scipy.ndimage.convolve1d(course, _SAVITZKY_GOLAY, mode="nearest") if course.shape[1] >= 9 else course
     up = np.diff(smooth, axis=-1) > 0
     return np.where(np.isnan(course[:, 0]), np.nan, np.diff(up, axis=-1).sum(-1))
 

@@ -14,6 +14,7 @@ import scipy.ndimage
 import scipy.signal
 
 from stages.experts.signals.dsp import fill_gaps
+from stages.experts.signals.same_bits import Sosfiltfilt, median_first_axis, median_of_all, quantile_and_median
 
 RATE_HZ = 500
 SAMPLE_MS = 1000 / RATE_HZ
@@ -23,6 +24,8 @@ FLAT_MV = 0.01
 """A lead that stays within this range is flat."""
 MIN_QRS_MV = 0.01
 """A lead whose 5-25 Hz content stays below this has no say in where the beats are."""
+_QRS_SHARE = 0.98
+"""Quantile of a lead's 5-25 Hz content that tells the height of its QRS complexes."""
 MIN_FINITE_SHARE = 0.5
 """A lead with a smaller share of finite samples is missing."""
 SAME_CLASS = 0.8
@@ -34,8 +37,8 @@ SOME_LIKENESS = 0.6
 WHOLE_BEAT_MS = (250, 400)
 """What a beat needs before and after its R peak to count as whole."""
 
-_QRS_BAND = scipy.signal.butter(2, [5, 25], "bandpass", fs=RATE_HZ, output="sos")
-_DIAGNOSTIC_BAND = scipy.signal.butter(2, [0.5, 40], "bandpass", fs=RATE_HZ, output="sos")
+_qrs_band = Sosfiltfilt(scipy.signal.butter(2, [5, 25], "bandpass", fs=RATE_HZ, output="sos"))
+_diagnostic_band = Sosfiltfilt(scipy.signal.butter(2, [0.5, 40], "bandpass", fs=RATE_HZ, output="sos"))
 _SPIKE_SAMPLES, _SPIKE_MV = 7, 0.2
 # Pairs to put in order, one after the other, until the fourth of seven is the median (Devillard, "Fast median search").
 _EXCHANGES = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4))
@@ -90,49 +93,66 @@ def find_beats(signals: np.ndarray) -> Beats | None:
     if not present.any():
         return None
     clean = remove_spikes(fill_gaps(signals[None])[0])
-    narrow = scipy.signal.sosfiltfilt(_QRS_BAND, clean, axis=-1)
+    narrow = _qrs_band(clean)
     present &= np.ptp(clean, axis=-1) > FLAT_MV
-    beating = present & (np.percentile(np.abs(narrow), 98, axis=-1) > MIN_QRS_MV)
+    energy = np.abs(narrow)
+    height, floor = quantile_and_median(energy, _QRS_SHARE)
+    beating = present & (height > MIN_QRS_MV)
     if not beating.any():
         return None
-    peaks = _whole(detect_qrs(narrow[beating]), signals.shape[-1])
+    peaks = _whole(detect_qrs(energy[beating], height[beating], floor[beating]), signals.shape[-1])
     if peaks.size == 0:
         return None
     aligned, similarity = _align(narrow[beating], peaks)
-    broad = scipy.signal.sosfiltfilt(_DIAGNOSTIC_BAND, clean, axis=-1)
+    broad = _diagnostic_band(clean)
     broad[~present] = np.nan
     centres, template, noise_mv = _median_beat(broad, aligned, similarity)
     return Beats(centres, _rr_ms(centres, finite[present].any(0)), similarity, template, noise_mv, broad)
 
 
 def remove_spikes(signals: np.ndarray) -> np.ndarray:
-    """Replace deflections shorter than 8 ms and higher than 0.2 mV (pacemaker spikes) by the running median."""
-    median = _median_of_seven(signals)
-    return np.where(np.abs(signals - median) > _SPIKE_MV, median, signals)
+    """Replace deflections shorter than 8 ms and higher than 0.2 mV (pacemaker spikes) by the running median.
 
-
-def _median_of_seven(signals: np.ndarray) -> np.ndarray:
-    """Take the running median over seven samples of [lead, time], the ends held, by a network of exchanges.
-
-    It gives the values of `scipy.ndimage.median_filter` in less than half of its time.
+    The median over seven samples, the ends held, is taken where those seven spread by more than 0.2 mV: nowhere else
+    can it lie so far from the sample in their middle.
     """
     half = _SPIKE_SAMPLES // 2
     padded = np.pad(signals, ((0, 0), (half, half)), mode="edge")
-    at = [padded[:, i : i + signals.shape[1]] for i in range(_SPIKE_SAMPLES)]
+    steep = _reach(padded, np.maximum) - _reach(padded, np.minimum) > _SPIKE_MV
+    lead, time = np.nonzero(steep)
+    median = _median_of_seven([padded[lead, time + i] for i in range(_SPIKE_SAMPLES)])
+    samples = signals[lead, time]
+    cleaned = signals.copy()
+    cleaned[lead, time] = np.where(np.abs(samples - median) > _SPIKE_MV, median, samples)
+    return cleaned
+
+
+def _reach(padded: np.ndarray, extreme: np.ufunc) -> np.ndarray:
+    """Largest or smallest of every seven neighbouring samples, [..., time] -> [..., time - 6]: of 2, of 4, of 7."""
+    of_two = extreme(padded[..., 1:], padded[..., :-1])
+    of_four = extreme(of_two[..., 2:], of_two[..., :-2])
+    return np.asarray(extreme(of_four[..., 3:], of_four[..., :-3]))
+
+
+def _median_of_seven(at: list[np.ndarray]) -> np.ndarray:
+    """Take the median of seven arrays, place by place, by a network of exchanges."""
     for low, high in _EXCHANGES:
         at[low], at[high] = np.minimum(at[low], at[high]), np.maximum(at[low], at[high])
-    return at[half]
+    return at[_SPIKE_SAMPLES // 2]
 
 
-def detect_qrs(narrow: np.ndarray) -> np.ndarray:
-    """Find QRS complexes in 5-25 Hz signals [lead, time]; gives samples, to some 20 ms.
+def detect_qrs(energy: np.ndarray, height: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Find QRS complexes in the size of 5-25 Hz signals [lead, time]; gives samples, to some 20 ms.
 
     The leads are joined to one energy trace, each scaled to its own QRS height and weighted by how far that stands out
     of the rest of the lead, so that neither low voltage nor one noisy lead decides. NeuroKit's gradient method
     (Makowski et al., Behavior Research Methods 2021) then finds the complexes in it.
+
+    Parameters
+    ----------
+    height, floor
+        [lead]: the `_QRS_SHARE` quantile and the median of `energy` over time.
     """
-    energy = np.abs(narrow)
-    height, floor = np.percentile(energy, 98, axis=-1), np.median(energy, axis=-1)
     weight = np.maximum(height / np.maximum(floor, 1e-6) - 1, 1e-3)
     scaled = np.minimum(energy / height[:, None], 3)
     trace = scipy.ndimage.uniform_filter1d(weight @ scaled / weight.sum(), 25)
@@ -169,25 +189,31 @@ def _align(narrow: np.ndarray, peaks: np.ndarray) -> tuple[np.ndarray, np.ndarra
     first = _unit(_windows(narrow, peaks, half, half))
     pattern = first[np.einsum("alt,blt->ab", first, first).mean(0).argmax()]
     searched = np.lib.stride_tricks.sliding_window_view(_windows(narrow, peaks, reach, reach), 2 * half, axis=-1)
+    energy = _energies(searched)
     for _ in range(2):
-        fit = _fits(searched, pattern)
+        fit = _fits(searched, pattern, energy)
         best = fit.argmax(1)
         score = fit[np.arange(len(peaks)), best]
         alike = score >= SAME_CLASS
         chosen = searched[np.arange(len(peaks)), :, best][alike if alike.any() else score == score.max()]
-        pattern = _unit(np.median(chosen, axis=0))
-    fit = _fits(searched, pattern)
+        pattern = _unit(median_first_axis(chosen))
+    fit = _fits(searched, pattern, energy)
     best = fit.argmax(1)
     moved, score = _vertex(fit, best) - _MAX_LAG, fit.max(1)
     typical = np.median(moved[score >= min(SAME_CLASS, score.max())])
     return peaks + np.where(score >= SOME_LIKENESS, moved, typical), score
 
 
-def _fits(searched: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-    """Correlate every lag of every beat, [beat, lead, lag, time], with a unit pattern [lead, time]."""
+def _energies(searched: np.ndarray) -> np.ndarray:
+    """Root of the energy of every lag of every beat, [beat, lead, lag, time] -> [beat, lag], means left out."""
     mean = searched.mean(-1, keepdims=True)
     energy = np.einsum("blst,blst->bs", searched, searched) - searched.shape[-1] * (mean[..., 0] ** 2).sum(1)
-    return np.einsum("blst,lt->bs", searched, pattern) / np.sqrt(np.maximum(energy, 1e-12))
+    return np.asarray(np.sqrt(np.maximum(energy, 1e-12)))
+
+
+def _fits(searched: np.ndarray, pattern: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Correlate every lag of every beat, [beat, lead, lag, time], with a unit pattern [lead, time]."""
+    return np.asarray(np.einsum("blst,lt->bs", searched, pattern) / energy)
 
 
 def _vertex(fit: np.ndarray, best: np.ndarray) -> np.ndarray:
@@ -207,12 +233,13 @@ def _median_beat(
     chosen = aligned[alike & whole] if (alike & whole).any() else aligned[alike]
     present = np.isfinite(broad).all(-1)
     centres = np.rint(chosen).astype(np.int64)
-    qrs = np.median(_windows(broad[present], centres, _QRS_HALF, _QRS_HALF), axis=0)
+    seen = broad[present]
+    qrs = median_first_axis(_windows(seen, centres, _QRS_HALF, _QRS_HALF))
     shift = int(np.square(qrs - np.median(qrs, axis=-1, keepdims=True)).sum(0).argmax()) - _QRS_HALF
-    beats = _windows(broad[present], centres + shift, BEFORE, AFTER)
+    beats = _windows(seen, centres + shift, BEFORE, AFTER)
     template = np.full((broad.shape[0], BEFORE + AFTER), np.nan)
-    template[present] = np.median(beats, axis=0)
-    return aligned + shift, template, float(np.median(np.abs(beats - template[present])))
+    template[present] = typical = median_first_axis(beats)
+    return aligned + shift, template, median_of_all(np.abs(beats - typical))
 
 
 def _rr_ms(peaks: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ import scipy.ndimage
 import scipy.signal
 
 from stages.experts.signals.beats import BEFORE, RATE_HZ, SAMPLE_MS
+from stages.experts.signals.same_bits import Sosfiltfilt
 
-_WAVE_BAND = scipy.signal.butter(2, 20, "lowpass", fs=RATE_HZ, output="sos")
+_wave_band = Sosfiltfilt(scipy.signal.butter(2, 20, "lowpass", fs=RATE_HZ, output="sos"))
 QRS_SPEED_SHARES = (0.03, 0.06, 0.12)
 """Share of the peak speed, above the rest of the beat, at which the QRS begins and ends; the first that finds both."""
 QRS_QUIET_MS = 12
@@ -62,7 +63,7 @@ def delineate(template: np.ndarray, rr_ms: float, residual_mv: float) -> Waves:
     qrs_on, qrs_off = _qrs_bounds(template)
     if not np.isfinite(qrs_on + qrs_off):
         return Waves()
-    smooth = scipy.signal.sosfiltfilt(_WAVE_BAND, _without_qrs(template, int(qrs_on), int(qrs_off)), axis=-1)
+    smooth = _wave_band(_without_qrs(template, int(qrs_on), int(qrs_off)))
     t_on, t_peak, t_off = _t_wave(smooth, int(qrs_on), int(qrs_off), rr, residual_mv)
     last_t = (t_off if np.isfinite(t_off) else qrs_off + 0.3 * rr) - rr
     p_on, p_peak, p_off = _p_wave(smooth, int(qrs_on), last_t, residual_mv)
