@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.errors import InputError, TooManyBadRecordsError, UsageError
-from cache.storage.locations import store_exists
+from cache.errors import EnsembleError, InputError, TooManyBadRecordsError, UsageError
+from cache.storage.locations import file_exists, store_exists
 from pipeline.compute.allocator import share_one_heap
 from pipeline.compute.embedding import embed_settings, is_imported
 from pipeline.study.folder import Study
@@ -114,7 +114,7 @@ def _study_of(records: list[str], experts: list[str]) -> StudyStores | None:
     """Return the stores of the ingested study that is named; None where ECGs are."""
     from stages.predict import StudyStores
 
-    studies = [Study(Path(name)) for name in records if name and (Path(name) / "records.parquet").is_file()]
+    studies = [Study(Path(name)) for name in records if name and _is_ingested(Path(name))]
     whole = [study for study in studies if store_exists(study.signals) or store_exists(study.embeddings)]
     if not whole:
         return None
@@ -122,6 +122,19 @@ def _study_of(records: list[str], experts: list[str]) -> StudyStores | None:
         raise UsageError(f"{whole[0].folder} is a study; predict it by itself, with an --out of its own")
     [study] = whole
     return StudyStores(study.records, study.signals, {name: study.embedding(name) for name in experts})
+
+
+def _is_ingested(folder: Path) -> bool:
+    """Whether a folder holds records.parquet, or a params.yaml that names one elsewhere."""
+    if (folder / "records.parquet").is_file():
+        return True
+    if not (folder / "params.yaml").is_file():
+        return False
+    try:
+        records = Study(folder).records
+    except EnsembleError:
+        return False  # the file of another program, beside its ECGs
+    return file_exists(records)
 
 
 def _print_all(work: PredictWork, as_json: bool, max_bad: int) -> None:

@@ -36,6 +36,7 @@ PARAMS = {
     "evaluate": {"bootstrap": 100},
 }
 COMMANDS = [["ingest"], ["embed", "--expert", "rocket"], ["fit-heads"], ["evaluate"], ["cache", "verify"]]
+PREDICT = ["predict", ".", "--out", "new.parquet", "--workers", "1"]
 CLOUDS = ["gs", "az"]
 
 
@@ -76,12 +77,12 @@ def test_a_study_is_ingested_embedded_fitted_and_used_in_a_bucket(cloud, request
     (remote / "params.yaml").write_text(yaml.safe_dump({**PARAMS, **elsewhere(bucket)}))
     for folder in (local, remote):
         monkeypatch.chdir(folder)
-        for command in COMMANDS:
+        for command in [*COMMANDS, PREDICT]:
             done = ensemble(*command)
             assert done.returncode == 0, (command, done.stderr)
     assert objects_of(f"{bucket}/study") == stores_of(local)
     assert not (remote / "signals.zarr").exists()
-    for name in ("metrics.json", "predictions.parquet"):
+    for name in ("metrics.json", "predictions.parquet", "new.parquet", "new.warnings.parquet"):
         assert (remote / name).read_bytes() == (local / name).read_bytes()
     assert bytes_of(remote / "heads") == bytes_of(local / "heads")
     said = ensemble("doctor", "--offline").stdout
