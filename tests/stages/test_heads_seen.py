@@ -150,7 +150,7 @@ def with_strangers(n_seen: int, noise: float) -> Any:
         features, {"sex": targets["sex"]}, TASKS[1:2], groups=ROWS, seen={"leak": remembered}
     )
     [note] = seen_notes(fit.history_)
-    assert f"corrected by the {N - n_seen} records that it has not seen" in note
+    assert f"a clear gain on the {N - n_seen} records that it has not seen changes" in note
     return fit
 
 
