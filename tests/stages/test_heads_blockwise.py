@@ -80,6 +80,7 @@ def test_the_optimum_is_that_of_the_fit_in_memory(
     monkeypatch: pytest.MonkeyPatch, strengths: tuple[float, ...], inner: int
 ) -> None:
     x, y, folds = _study()
+    monkeypatch.setattr("stages.heads.in_memory.expert.find_telling", lambda *_: None)  # blocks have none
     options: dict[str, Any] = {"lora": False, "gate_epochs": 0, "inner_folds": inner, "strengths": strengths}
     inside = EnsembleHeads(**options).fit(x, y, TASKS, splits=folds)
     monkeypatch.setattr(fitting, "LARGE_RECORDS", 100)

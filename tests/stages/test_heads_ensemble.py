@@ -191,8 +191,8 @@ def test_the_same_seed_gives_the_same_fit() -> None:
 
 
 def test_folds_at_once_give_what_each_gives_alone() -> None:
-    features, targets = study(160)
-    splits = [split(160, seed) for seed in range(2)]
+    features, targets = study(480)
+    splits = [split(480, seed) for seed in range(2)]
     options = {"lora": False, "gate_epochs": 0, "inner_folds": 0}
     both = EnsembleHeads(**options).fit(features, targets, TASKS, splits=splits)
     for fold, one in enumerate(splits):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from cache.errors import InputError
-from stages.heads.crossfit import Masks
+from stages.heads.crossfit import Gain, Masks, paired_gain
 from stages.heads.expert_head import GATE_WIDTH, ExpertHead, FoldHead, HeadOptions, half_whitened
 from stages.heads.in_memory.lora import LoraFit, fit_lora
 from stages.heads.in_memory.probe import FoldSolver, Problem, Rotation, probe_logits
+from stages.heads.in_memory.telling import Telling, find_telling
 from stages.heads.inputs.scaler import RobustScaler
 from stages.heads.targets.calibration import fit_temperatures
 from stages.heads.targets.losses import task_losses
@@ -118,8 +119,11 @@ def _fit_fold(
     z = torch.from_numpy(rotation.transform(standard))[None]
     problem = Problem(z, targets[0][:, used], targets[1][:, used], masks.train[:, :, used], blocks)
     masks = masks.take(used)
-    weights, chosen = choose_strength(problem, masks, options)
+    x = standard - rotation.mean
+    weights, chosen, telling = choose_with_telling(problem, masks, options, x)
     base = probe_logits(problem.z, weights)
+    if telling is not None:
+        base += telling.logits(x)
     fit = _low_rank(problem, base, masks, options)
     known = (problem.weight > 0).float() * masks.judged[..., None]
     temperature = torch.ones(1, base.shape[-1])
@@ -127,7 +131,7 @@ def _fit_fold(
         temperature = fit_temperatures(fit.logits, problem.y, known, blocks)
     coordinates, scales = _gate_coordinates(problem)
     scaling = options.lora.scaling if options.lora else 1.0
-    head = _fold_head(scaler, rotation, weights, fit, temperature, scales, scaling, options.lora is not None)
+    head = _fold_head(scaler, rotation, (weights, telling), fit, temperature, scales, scaling, options.lora is not None)
     # a record that judges in another fold alone has neither here
     kept = (position[rows] >= 0).float()[:, None]
     at = position[rows].clamp_min(0)
@@ -148,36 +152,79 @@ def choose_strength(problem: Problem, masks: Masks, options: HeadOptions) -> tup
     -------
     weights [F, M, r + 1, C], strengths [F, T].
     """
-    n_folds = len(problem.train)
     strengths = torch.tensor(sorted(options.strengths, reverse=True))
-    large = problem.z.shape[1] > 2 * PATH_RECORDS
-    rows = _subset(masks, options.seed) if large else torch.arange(problem.z.shape[1])
-    subset, subset_masks = (problem.take(rows), masks.take(rows)) if large else (problem, masks)
-    sizes = torch.tensor([b.stop - b.start for b in problem.blocks])
+    rows = _searched_rows(problem, masks, options.seed)
+    subset, subset_masks = (problem, masks) if rows is None else (problem.take(rows), masks.take(rows))
     weights, chosen = [], []
-    for f in range(n_folds):
+    for f in range(len(problem.train)):
         best, start = _Search(subset, subset_masks, f, strengths).run()
         solver = FoldSolver(problem, f, tolerance=FINAL_TOLERANCE)
-        weights.append(solver.solve(strengths[best].repeat_interleave(sizes), start))
+        weights.append(solver.solve(strengths[best].repeat_interleave(_widths(problem.blocks)), start))
         chosen.append(strengths[best])
     return torch.stack(weights), torch.stack(chosen)
+
+
+def choose_with_telling(
+    problem: Problem, masks: Masks, options: HeadOptions, x: np.ndarray
+) -> tuple[Tensor, Tensor, Telling | None]:
+    """Fit one fold's probes as `choose_strength` does, after telling columns where these lower the out-of-sample loss.
+
+    A task's telling columns are kept where the mean improvement exceeds one standard error.
+
+    Parameters
+    ----------
+    x
+        [n, d] centred standardised features, of which `problem.z` are the principal coordinates.
+
+    Returns
+    -------
+    weights [1, M, r + 1, C], strengths [1, T], and the telling columns whose logits are to be added.
+    """
+    telling = find_telling(x, problem)
+    if telling is None:
+        return *choose_strength(problem, masks, options), None
+    strengths = torch.tensor(sorted(options.strengths, reverse=True))
+    rows = _searched_rows(problem, masks, options.seed)
+    subset, subset_masks = (problem, masks) if rows is None else (problem.take(rows), masks.take(rows))
+    offset = telling.logits(x if rows is None else x[rows.numpy()])
+    without, after = (_Search(subset, subset_masks, 0, strengths, o) for o in (None, offset))
+    best, start = without.run()
+    best_after, start_after = after.run(telling.tasks)
+    accepted = without.gain_of(after, best, best_after).accepted[0]
+    tasks = [t for t in telling.tasks if accepted[t]]
+    for t in tasks:
+        columns = problem.blocks[t].columns
+        best[t], start[..., columns] = best_after[t], start_after[..., columns]
+    kept = telling.only(tasks, problem.blocks)
+    solver = FoldSolver(problem, 0, offset=kept.logits(x) if kept else None, tolerance=FINAL_TOLERANCE)
+    weights = solver.solve(strengths[best].repeat_interleave(_widths(problem.blocks)), start)
+    return weights[None], strengths[best][None], kept
+
+
+def _widths(blocks: tuple[Block, ...]) -> Tensor:
+    return torch.tensor([b.stop - b.start for b in blocks])
 
 
 class _Search:
     """Looks for the best strength of every task of one fold, from the middle of a descending list outwards."""
 
-    def __init__(self, problem: Problem, masks: Masks, f: int, strengths: Tensor) -> None:
-        self.solver, self.strengths = FoldSolver(problem, f, tolerance=PATH_TOLERANCE), strengths
+    def __init__(self, problem: Problem, masks: Masks, f: int, strengths: Tensor, offset: Tensor | None = None) -> None:
+        self.solver = FoldSolver(problem, f, offset=offset, tolerance=PATH_TOLERANCE)
+        self.strengths, self.offset = strengths, offset
         self.judge, self.blocks = masks.judge[f], problem.blocks
         self.z, self.y, self.weight = problem.z[f], problem.y[f], problem.weight[f]
         self.models = _judging_models(self.judge, _events(problem, f))
         self.losses = torch.full((len(strengths), len(self.blocks)), torch.inf)
+        self.record_losses: dict[int, Tensor] = {}
         self.solutions: dict[int, Tensor] = {}
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Return the best strength's number per task [T], and weights [M, r + 1, C] near each task's solution."""
+    def run(self, tasks: list[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the best strength's number per task [T], and weights [M, r + 1, C] near each task's solution.
+
+        Of tasks that are not asked for, the middle strength and the weights without features.
+        """
         middle = (len(self.strengths) - 1) // 2
-        everything = list(range(len(self.blocks)))
+        everything = list(range(len(self.blocks))) if tasks is None else tasks
         self._try(middle, self.solver.intercepts, everything)
         for direction in (1, -1):
             tasks, s = everything, middle + direction
@@ -185,10 +232,12 @@ class _Search:
                 self._try(s, self.solutions[s - direction], tasks)
                 tasks = [t for t in tasks if self.losses[s, t] < self.losses[s - direction, t] + LOSS_RESOLUTION]
                 s += direction
-        best = self.losses.argmin(0)
+        best = torch.full((len(self.blocks),), middle)
+        best[everything] = self.losses[:, everything].argmin(0)
         start = self.solver.intercepts.clone()
-        for t, block in enumerate(self.blocks):
-            start[..., block.columns] = self.solutions[int(best[t])][..., block.columns]
+        for t in everything:
+            columns = self.blocks[t].columns
+            start[..., columns] = self.solutions[int(best[t])][..., columns]
         # the models that did not judge start from the whole fold's solution or, without that, from a judging one's
         source = start[self.models[0]]
         for m in range(len(start)):
@@ -204,10 +253,21 @@ class _Search:
             judged = self.judge == m
             w = self.solutions[s][m]
             logits[judged] = torch.addmm(w[-1], self.z[judged], w[:-1])
+            if self.offset is not None:
+                logits[judged] += self.offset[m, judged]
             rows[judged] = 1.0
-        loss, weight = task_losses(logits, self.y, self.weight * rows, self.blocks)
-        mean = (loss * weight).sum(0) / weight.sum(0).clamp_min(1e-9)
-        self.losses[s, tasks] = mean[tasks]
+        loss, self.record_weight = task_losses(logits, self.y, self.weight * rows, self.blocks)
+        mean = (loss * self.record_weight).sum(0) / self.record_weight.sum(0).clamp_min(1e-9)
+        self.losses[s, tasks], self.record_losses[s] = mean[tasks], loss
+
+    def gain_of(self, other: _Search, best: Tensor, others_best: Tensor) -> Gain:
+        """Compare another search of the same records with this one, each at its best strengths [T]."""
+        incumbent, candidate = self._at(best), other._at(others_best)
+        return paired_gain(incumbent, candidate, self.record_weight[None])
+
+    def _at(self, best: Tensor) -> Tensor:
+        """Losses of the records at each task's strength, [1, n, T]."""
+        return torch.stack([self.record_losses[int(s)][:, t] for t, s in enumerate(best)], 1)[None]
 
 
 def _judging_models(judge: Tensor, events: Tensor) -> list[int]:
@@ -235,8 +295,10 @@ def _events(problem: Problem, f: int) -> Tensor:
     return (problem.y[f][:, columns] > 0) & (problem.weight[f][:, columns] > 0)
 
 
-def _subset(masks: Masks, seed: int) -> Tensor:
-    """Up to `PATH_RECORDS` training and as many judged records of any fold, in order."""
+def _searched_rows(problem: Problem, masks: Masks, seed: int) -> Tensor | None:
+    """Up to `PATH_RECORDS` training and as many judged records of any fold, in order; None: all, they are few."""
+    if problem.z.shape[1] <= 2 * PATH_RECORDS:
+        return None
     order = torch.randperm(masks.judge.shape[1], generator=torch.Generator().manual_seed(seed))
     train = order[masks.train[:, 0].amax(0)[order] > 0][:PATH_RECORDS]
     judged = order[masks.judged.amax(0)[order] > 0][:PATH_RECORDS]
@@ -299,7 +361,7 @@ def _gate_coordinates(problem: Problem) -> tuple[Tensor, Tensor]:
 def _fold_head(
     scaler: RobustScaler,
     rotation: Rotation,
-    weights: Tensor,
+    probe: tuple[Tensor, Telling | None],
     fit: LoraFit,
     temperature: Tensor,
     scales: Tensor,
@@ -309,7 +371,10 @@ def _fold_head(
     """Carry one fold from principal coordinates back to standardised features."""
     axes = torch.from_numpy(rotation.axes)
     rank = axes.shape[1]
-    w = weights[0, 0]
+    w = probe[0][0, 0]
+    weight = (axes @ w[:rank]).T.contiguous().numpy()
+    if probe[1] is not None:
+        weight[:, probe[1].columns] += probe[1].weight[0].T.numpy()
     empty = np.zeros((0, 1, len(axes)), np.float32)
     a = torch.einsum("dr,rtk->tkd", axes, fit.a[0, :rank]).contiguous().numpy() if with_lora else empty
     width = min(rank, scales.shape[1])
@@ -318,7 +383,7 @@ def _fold_head(
     return FoldHead(
         scaler=scaler,
         centre=rotation.mean,
-        weight=np.ascontiguousarray((axes @ w[:rank]).T.numpy()),
+        weight=weight,
         bias=w[-1].numpy().copy(),
         lora_a=a,
         lora_b=np.ascontiguousarray(fit.b[0].T.numpy()),

@@ -191,13 +191,26 @@ def fit_path(
 class FoldSolver:
     """The convex problems of one fold on its own training rows.
 
+    Parameters
+    ----------
+    offset
+        [M, n, C] logits that every model starts from, beside what is learnt.
+
     Attributes
     ----------
     intercepts
         [M, r + 1, C]: the solution without features.
     """
 
-    def __init__(self, problem: Problem, f: int, *, tolerance: float = 1e-3, max_passes: int = 60) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        f: int,
+        *,
+        offset: Tensor | None = None,
+        tolerance: float = 1e-3,
+        max_passes: int = 60,
+    ) -> None:
         part = slice(f, f + 1)
         one = Problem(problem.z[part], problem.y[part], problem.weight[part], problem.train[part], problem.blocks)
         self.frozen, prior = frozen_columns(one)[0], prior_logits(one)[0]
@@ -205,6 +218,7 @@ class FoldSolver:
         self.z, self.y, self.weight = one.z[0, rows], one.y[0, rows], one.weight[0, rows]
         self.train = one.train[0][:, rows].T.contiguous()
         self.blocks = problem.blocks
+        self.offset = None if offset is None else offset[:, rows].transpose(0, 1).contiguous()
         self.intercepts = torch.cat([torch.zeros(*prior.shape[:1], self.z.shape[1], prior.shape[1]), prior[:, None]], 1)
         self.square = torch.cat([self.z**2, torch.ones(len(self.z), 1)], 1)
         self.limit, self.max_passes = tolerance * max(1.0, problem.z.shape[1] / 1000), max_passes
@@ -228,8 +242,9 @@ class FoldSolver:
         columns = torch.cat([torch.arange(b.start, b.stop) for b in chosen])
         work = _FoldLoss(self, columns, layout([b.task for b in chosen]), models)
         penalty = strengths[columns].repeat(len(models))
-        curvature = self._curvature(start[models[0]][:, columns], columns, work.blocks)
-        bound = curvature.repeat(1, len(models)) + penalty * _but_last(self.square.shape[1])
+        curvature = self._curvature(start[models[0]][:, columns], columns, work.blocks, models[0])
+        bound = curvature.repeat(1, len(models))
+        bound[:-1] += penalty
         scaling = _Diagonal(bound.clamp_min(1e-9).rsqrt()[None])
         at = start[models][:, :, columns].permute(1, 0, 2).flatten(1)[None]
         still = self.frozen[models][:, columns].float() @ work.member > 0
@@ -241,17 +256,14 @@ class FoldSolver:
         out[torch.tensor(models)[:, None, None], torch.arange(self.square.shape[1])[:, None], columns] = found
         return out
 
-    def _curvature(self, start: Tensor, columns: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    def _curvature(self, start: Tensor, columns: Tensor, blocks: tuple[Block, ...], model: int) -> Tensor:
         """Second derivatives of the summed losses along every coordinate, at weights `start` [r + 1, C]."""
         weight = self.weight[:, columns] * self.train[:, :1]
-        _, curve = slopes(torch.addmm(start[-1], self.z, start[:-1]), self.y[:, columns], blocks, weight)
+        logits = torch.addmm(start[-1], self.z, start[:-1])
+        if self.offset is not None:
+            logits += self.offset[:, model, columns]
+        _, curve = slopes(logits, self.y[:, columns], blocks, weight)
         return self.square.T @ (curve.clamp_min(CURVATURE_FLOOR) * weight)
-
-
-def _but_last(n: int) -> Tensor:
-    out = torch.ones(n, 1)
-    out[-1] = 0
-    return out
 
 
 @dataclass(frozen=True)
@@ -270,11 +282,14 @@ class _FoldLoss:
     def __init__(self, fold: FoldSolver, columns: Tensor, blocks: tuple[Block, ...], models: list[int]) -> None:
         self.z, self.blocks, self.y = fold.z, blocks, fold.y[:, None, columns]
         self.weight = fold.weight[:, None, columns] * fold.train[:, models, None]
+        self.offset = None if fold.offset is None else fold.offset[:, models][..., columns]
         self.groups = problem_groups(blocks)
         self.member = torch.nn.functional.one_hot(self.groups).float()
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.addmm(bias, self.z, weight[0]).view(self.weight.shape)
+        if self.offset is not None:
+            logits += self.offset
         residuals_(logits, self.y, self.blocks, self.weight, axis=0)
         flat = logits.mul_(self.weight).flatten(1)
         return (self.z.T @ flat)[None], flat.sum(0)[None]
