@@ -72,8 +72,8 @@ def test_the_head_gains_by_a_telling_column_and_keeps_the_probe_without_one(monk
         head = fit_expert("a", [x], np.ones(N, bool), (values, torch.ones_like(values)), masks, judged, blocks, options)
         assert head.logits is not None
         got, _ = head.folds[0](x, blocks)
-        own = (masks.judge[0] == 0).numpy()[judged.numpy()]  # validation rows, judged by the model that is kept
-        np.testing.assert_allclose(head.logits[0][own], got[180:220], atol=1e-4)
+        validated = (masks.judge[0] == 0).numpy()[judged.numpy()]  # validation rows, judged by the model that is kept
+        np.testing.assert_allclose(head.logits[0][validated], got[180:220], atol=1e-4)
         return got[220:, 0]
 
     with_columns = predicted()

@@ -108,8 +108,8 @@ def _of_target(x: Tensor, y: Tensor, train: Tensor) -> list[tuple[list[int], Ten
     out: list[tuple[list[int], Tensor]] = []
     for m in range(len(train)):
         telling = bool(share[m].max() >= least_share(int(n[m]), x.shape[1]))
-        own = torch.nonzero(train[m]).ravel()
-        out.append(_forward(x[own], y[own], int(share[m].argmax())) if telling else ([], torch.zeros(0)))
+        training = torch.nonzero(train[m]).ravel()
+        out.append(_forward(x[training], y[training], int(share[m].argmax())) if telling else ([], torch.zeros(0)))
     return out
 
 
