@@ -122,7 +122,7 @@ def all_differ(texts: pa.Array) -> bool:
     return not pc.any(pc.equal(ordered[1:], ordered[:-1])).as_py()
 
 
-def everything_named(columns: Iterable[Texts]) -> pa.Array:
+def names_of(columns: Iterable[Texts]) -> pa.Array:
     """Return the texts that rows of any of these columns have, ascending."""
     held: dict[int, tuple[pa.Array, np.ndarray]] = {}
     for column in columns:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cache.errors import InputError
 from cache.files import replacing, write_text
-from cache.record_columns import everything_named
+from cache.record_columns import names_of
 from cache.record_rows import RecordRows
 from cache.records import open_records
 from cache.signals import open_signals
@@ -84,7 +84,7 @@ def _tested(records: RecordRows, paths: MapPaths) -> np.ndarray:
         for method in predictions.methods(task)[:1]
     ]
     tested = np.zeros(len(records), bool)
-    tested[rows_by_id(records, everything_named(judged))] = True
+    tested[rows_by_id(records, names_of(judged))] = True
     return tested
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cache.errors import FingerprintError, InputError, MissingFileError
 from cache.files import staged
-from cache.record_columns import everything_named
+from cache.record_columns import names_of
 from cache.record_rows import RecordRows
 from cache.storage.locations import file_exists, store_exists
 from stages.external.calibration import calibration
@@ -123,8 +123,8 @@ def _shared_patients(data: Data, paths: ExternalPaths) -> list[str]:
     if not file_exists(paths.their_records):
         return []
     theirs, ours = RecordRows(paths.their_records), data.membership
-    same_source = theirs.texts("source").within(everything_named([ours.source])) >= 0
-    known = everything_named([theirs.texts("patient_id").take(same_source)])
+    same_source = theirs.texts("source").within(names_of([ours.source])) >= 0
+    known = names_of([theirs.texts("patient_id").take(same_source)])
     n, shared = ours.patient.n_used, replace(ours.patient, codes=ours.patient.within(known), names=known).n_used
     if not shared:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cache.record_columns import everything_named
+from cache.record_columns import names_of
 from cache.records import Target
 from cache.signals import SignalStore
 from stages.plots.scale import SignalScale, scale_of
@@ -38,7 +38,7 @@ def case_groups(
 ) -> dict[str, list[Json]]:
     """Return task -> groups {"title", "cases": [(caption, SVG)]}, groups without a record left out."""
     chosen = {task: _chosen(metrics, predictions, task, settings.cases) for task in metrics["tasks"]}
-    names = everything_named(block.records for block, _ in chosen.values())
+    names = names_of(block.records for block, _ in chosen.values())
     drawer = _Drawer(store, rows_by_name(records, names), settings.hide_ids, signal_scale(records))
     found = {}
     for task, (block, kinds) in chosen.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.record_columns import everything_named
+from cache.record_columns import names_of
 from cache.records import Target
 from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, estimate, paired_difference
@@ -36,7 +36,7 @@ class ConditionJudge:
 
     def __post_init__(self) -> None:
         self.metric = HEADLINE[self.target.kind][0]
-        self._everybody = everything_named([self.undisturbed.patients])
+        self._everybody = names_of([self.undisturbed.patients])
         self._known = answered(self.undisturbed.y_pred)
         self._whole = self._sample(self.undisturbed, self._known)
 

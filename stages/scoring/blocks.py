@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from cache.record_columns import Texts, everything_named
+from cache.record_columns import Texts, names_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PredictionBlock:
 def rows_in_common(first: PredictionBlock, second: PredictionBlock) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the first block whose record and fold the second has too, and their rows there."""
     names, width = (
-        everything_named([first.records, second.records]),
+        names_of([first.records, second.records]),
         1 + int(max(block.fold.max(initial=0) for block in (first, second))),
     )
     keys = [block.records.within(names).astype(np.int64) * width + block.fold for block in (first, second)]

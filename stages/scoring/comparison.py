@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache.errors import InputError
-from cache.record_columns import everything_named
+from cache.record_columns import names_of
 from cache.records import Target
 from stages.scoring.blocks import PredictionBlock, rows_in_common
 from stages.scoring.bootstrap import RESAMPLES, SEED, Bootstrap, Estimate, bootstrap, paired_difference
@@ -93,7 +93,7 @@ class Resampling:
     @classmethod
     def of(cls, target: Target, block: PredictionBlock, everybody: pa.Array | None, draws: Draws) -> Self:
         """Ask for that of a block over the sorted patient names `everybody`; None: over its own patients."""
-        names = everything_named([block.patients]) if everybody is None else everybody
+        names = names_of([block.patients]) if everybody is None else everybody
         answers = JudgedAnswers(block.y_true, block.y_pred)
         return cls(target, answers, block.patients.within(names), len(names), draws)
 
@@ -174,7 +174,7 @@ def compare(
     """
     blocks = _blocks(predictions, target.name, names)
     _check_truths(target, blocks)
-    everybody = everything_named(block.patients for block in blocks.values())
+    everybody = names_of(block.patients for block in blocks.values())
     samples, scored = {}, resample([Resampling.of(target, block, everybody, draws) for block in blocks.values()])
     for name in blocks:
         on_method(name)

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cache.record_columns import Texts, everything_named
+from cache.record_columns import Texts, names_of
 from cache.records import Target
 from stages.scoring.blocks import PredictionBlock
 from stages.scoring.bootstrap import Bootstrap, estimate
@@ -78,7 +78,7 @@ class RecordGroups:
         """Return the groups of records with these ids, masks [n]; an id that the table lacks is in none."""
         if self._ids is None or (ids.within(self._ids) < 0).any():
             known = [] if self._ids is None else [Texts(np.arange(len(self._ids), dtype=np.int32), self._ids)]
-            self._ids = everything_named([ids, *known])
+            self._ids = names_of([ids, *known])
             self._found = groupings(self._records, self._ids)
         place = ids.within(self._ids)
         return {

@@ -10,7 +10,7 @@ import pytest
 
 import cache.records
 from cache.errors import InputError
-from cache.record_columns import Texts, everything_named
+from cache.record_columns import Texts, names_of
 from cache.record_rows import RecordRows
 from cache.records import BASE_COLUMNS, Target, open_records, target_array, write_records
 from stages.learning.membership import Membership
@@ -104,8 +104,8 @@ def test_numbered_texts_are_taken_counted_and_compared():
     assert subset.same_as(Texts.of(["c", None, "c"]))
     assert not subset.same_as(Texts.of(["c", None, "a"]))
     assert not subset.same_as(whole)
-    assert everything_named([subset, Texts.of(["d", "a"])]).to_pylist() == ["a", "c", "d"]
-    assert everything_named([whole, subset]) is whole.names
+    assert names_of([subset, Texts.of(["d", "a"])]).to_pylist() == ["a", "c", "d"]
+    assert names_of([whole, subset]) is whole.names
 
 
 def test_rows_of_a_column_are_picked_across_row_groups(tmp_path):
