@@ -75,11 +75,9 @@ class PredictionBlock:
 
 def rows_in_common(first: PredictionBlock, second: PredictionBlock) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the first block whose record and fold the second has too, and their rows there."""
-    names, width = (
-        names_of([first.records, second.records]),
-        1 + int(max(block.fold.max(initial=0) for block in (first, second))),
-    )
-    keys = [block.records.within(names).astype(np.int64) * width + block.fold for block in (first, second)]
+    names = names_of([first.records, second.records])
+    n_folds = 1 + int(max(block.fold.max(initial=0) for block in (first, second)))
+    keys = [block.records.within(names).astype(np.int64) * n_folds + block.fold for block in (first, second)]
     _, rows, places = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
     order = np.argsort(rows)
     return rows[order], places[order]
