@@ -197,9 +197,15 @@ def test_folds_at_once_give_what_each_gives_alone() -> None:
     both = EnsembleHeads(**options).fit(features, targets, TASKS, splits=splits)
     for fold, one in enumerate(splits):
         alone = EnsembleHeads(**options).fit(features, targets, TASKS, splits=[one])
+        together = both.expert_predictions(features, fold=fold)
+        for expert, of_tasks in alone.expert_predictions(features).items():
+            for name, p in of_tasks.items():
+                scale = 100 if name == "rr" else 1
+                assert np.abs(p - together[expert][name]).max() < 0.003 * scale
         for name, p in alone.predict_proba(features).items():
-            scale = 100 if name == "rr" else 1
-            assert np.abs(p - both.predict_proba(features, fold=fold)[name]).max() < 0.003 * scale
+            # 40 records cannot tell small penalties of what is read of RR apart: rounding decides which one it is
+            limit = 0.1 * targets["rr"].std() if name == "rr" else 0.003
+            assert np.abs(p - both.predict_proba(features, fold=fold)[name]).max() < limit
 
 
 def test_top_k_keeps_that_many_experts() -> None:
