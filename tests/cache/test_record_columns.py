@@ -58,7 +58,9 @@ def test_labels_are_those_of_the_whole_table(table, target):
 
 @pytest.mark.parametrize("column", ["record_id", "patient_id", "source", "split", "reason"])
 def test_texts_are_those_of_the_whole_table_in_the_order_of_their_names(table, column):
-    found, expected = RecordRows(table).texts(column), open_records(table)[column].tolist()
+    whole = open_records(table)[column].astype(object)
+    # a text that is missing is NaN in pandas 3
+    found, expected = RecordRows(table).texts(column), whole.where(whole.notna(), None).tolist()
     assert found.spelt(found.codes) == expected
     if column != "reason":
         names, codes = np.unique(np.array(expected, dtype=object), return_inverse=True)
