@@ -8,18 +8,59 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
 from cache.errors import StoreError
+from cache.record_columns import Texts
 
 LABELLED_TRAINING = "labelled_training"
 """Attribute of a store whose expert has learnt labels: a list of entries as `training_entry` makes them."""
 HASHED = "h-"
 """How ids begin that ingest has hashed; whose they are, a list of plain patients cannot tell."""
+
+PEOPLE_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class People:
+    """Whom each record [n] is of: a patient's name means one person within a source only.
+
+    Examples
+    --------
+    >>> people = People(Texts.of(["a", "a", "b"]), Texts.of(["1", "1", "1"]))
+    >>> [part.shape for part in people.different()[0].frames()]
+    [(2, 2)]
+    """
+
+    source: Texts
+    patient: Texts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return those of some records, given by an index or a mask."""
+        return type(self)(self.source.take(rows), self.patient.take(rows))
+
+    def different(self) -> tuple[Self, np.ndarray]:
+        """Return each person once, and each record's place [n] among them."""
+        n_names = len(self.patient.names) + 1
+        keys = (self.source.codes + np.int64(1)) * n_names + (self.patient.codes + 1)
+        keys, place = np.unique(keys, return_inverse=True)
+        source, patient = (keys // n_names - 1).astype(np.int32), (keys % n_names - 1).astype(np.int32)
+        return type(self)(Texts(source, self.source.names), Texts(patient, self.patient.names)), place
+
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """Spell the names, some rows at a time, in the columns that records.parquet has."""
+        for start in range(0, len(self), PEOPLE_AT_ONCE):
+            part = self.take(np.arange(start, min(start + PEOPLE_AT_ONCE, len(self))))
+            source, patient = (column.spelt(column.codes) for column in (part.source, part.patient))
+            yield pd.DataFrame({"source": source, "patient_id": patient})
 
 
 def digests_by_record(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
@@ -29,10 +70,12 @@ def digests_by_record(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
     return np.frombuffer(b"".join(known[name] for name in names), dtype="<u8")
 
 
-def patient_digests(records: pd.DataFrame, key: bytes = b"") -> np.ndarray:
+def patient_digests(records: pd.DataFrame | People, key: bytes = b"") -> np.ndarray:
     """Return one digest a patient, uint64 ascending, keyed where a key is given; names of patients are not kept."""
-    people = records[["source", "patient_id"]].drop_duplicates()
-    return np.unique(digests_by_record(people, key))
+    if isinstance(records, pd.DataFrame):
+        return np.unique(digests_by_record(records[["source", "patient_id"]].drop_duplicates(), key))
+    found = [digests_by_record(part, key) for part in records.different()[0].frames()]
+    return np.unique(np.concatenate([np.zeros(0, "<u8"), *found]))
 
 
 def training_entry(sources: Sequence[str], digests: np.ndarray | None = None, key: bytes = b"") -> dict[str, Any]:

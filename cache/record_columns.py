@@ -157,6 +157,11 @@ def label_array(column: pa.ChunkedArray, target: Target) -> np.ndarray:
     return values.astype(np.float32) if target.kind == "binary" else values
 
 
+def as_target_array(labels: np.ndarray, target: Target) -> np.ndarray:
+    """Return labels as `label_array` gives them in the types of `cache.target_array`."""
+    return labels.astype(np.int64 if target.kind == "multiclass" else np.float64)
+
+
 def empty_labels(n_records: int, target: Target) -> np.ndarray:
     """Return room for the labels of so many records, as `label_array` gives them."""
     if target.kind == "multilabel":

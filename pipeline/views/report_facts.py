@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from cache.embeddings import open_embeddings
 from cache.errors import UsageError
+from cache.patients import People
+from cache.record_members import RecordMembers
 from cache.record_rows import RecordRows
-from cache.records import open_records
 from pipeline.study.folder import Study
 from stages.cohorts import shared_collections
 from stages.report import ExpertFacts, ReportPaths, ReportSettings, TrainingFacts
@@ -149,7 +148,7 @@ def _of_source(study: Study, expert: ExpertFacts, source: str, seen: list[str]) 
     if spec is None or source not in seen or study.params.cohort.hash_patients:
         return [overlap_warning(expert.name, source, seen)]
     judged = _judged(study)
-    judged = judged[judged["source"] == source]
+    judged = judged.take(judged.source.equal(source))
     if not (n_seen := packaged_patients_seen(spec, judged)):
         return []
     n_judged = len(patient_digests(judged))
@@ -222,10 +221,10 @@ def _fitted_folds(study: Study) -> Any:
     return config["provenance"]["folds"]
 
 
-def _judged(study: Study) -> pd.DataFrame:
-    """Return the records that the fit is judged on: the test split, or with folds all."""
-    records = open_records(study.records, columns=["source", "patient_id", "split"])
-    return records[records["split"] == "test"] if _fitted_folds(study) == "split" else records
+def _judged(study: Study) -> People:
+    """Return whose records the fit is judged on: those of the test split, or with folds all of every split."""
+    records = RecordMembers.read(study.records)
+    return records.people.take(records.split.equal("test")) if _fitted_folds(study) == "split" else records.people
 
 
 def _seen_warnings(study: Study, trainings: Sequence[TrainingFacts]) -> list[str]:

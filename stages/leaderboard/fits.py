@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from torch import nn
 
 from cache.errors import InputError, StoreError
 from cache.files import replacing
 from cache.fingerprint import fingerprint
-from cache.records import SPLITS, Target, target_array
+from cache.record_columns import Texts, as_target_array
+from cache.record_members import RecordMembers
+from cache.records import ROW_GROUP_RECORDS, SPLITS, Target
 from stages.heads.targets.tasks import TaskSpec, encode, unusable
 from stages.leaderboard.inputs import TokenInputs, VectorInputs
 from stages.leaderboard.protocol import FrozenHead, Judge, TaskLabels, predict, train
@@ -36,11 +38,13 @@ class TaskRows:
 
     Attributes
     ----------
+    values
+        Labels of all records as `RecordRows.labels` gives them.
     centre, scale
         Of a regression's training labels; 0 and 1 otherwise.
     """
 
-    records: pd.DataFrame
+    records: RecordMembers
     target: Target
     values: np.ndarray
     labels: TaskLabels
@@ -51,7 +55,7 @@ class TaskRows:
     scale: float
 
     @classmethod
-    def read(cls, records: pd.DataFrame, target: Target) -> TaskRows:
+    def read(cls, records: RecordMembers, target: Target) -> TaskRows:
         """Read one task.
 
         Raises
@@ -62,10 +66,10 @@ class TaskRows:
         if target.kind == "survival":
             raise InputError("the protocol has no loss for a time to an event; `ensemble evaluate` judges this task")
         task = TaskSpec(target.name, target.kind, target.classes, target.unit)
-        values = target_array(records, target)
+        values = records.labels(target)
         y, known = encode(task, values, len(records))
-        split, usable = records["split"].to_numpy(), has_label(values) & (records["status"] == "ok").to_numpy()
-        train_rows, val_rows, test_rows = (np.flatnonzero(usable & (split == name)) for name in SPLITS)
+        usable = has_label(values) & records.readable
+        train_rows, val_rows, test_rows = (np.flatnonzero(usable & records.split.equal(name)) for name in SPLITS)
         if reason := unusable(task, y[train_rows], known[train_rows]):
             raise InputError(reason)
         centre, scale = 0.0, 1.0
@@ -79,9 +83,15 @@ class TaskRows:
     def digest(self) -> str:
         """Digest of the labels and of who is in which split."""
         found = hashlib.sha256()
-        for part in (self.values, self.train, self.val, self.test):
+        for start in range(0, len(self.values), ROW_GROUP_RECORDS):
+            found.update(self.truth(slice(start, start + ROW_GROUP_RECORDS)).tobytes())
+        for part in (self.train, self.val, self.test):
             found.update(np.ascontiguousarray(part).tobytes())
         return found.hexdigest()
+
+    def truth(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Return the labels of some records as `cache.target_array` does."""
+        return as_target_array(self.values[rows], self.target)
 
     def answers(self, predicted: np.ndarray) -> np.ndarray:
         """Turn what a head says [n, columns] into the layout of predictions.parquet, in the task's unit."""
@@ -92,14 +102,12 @@ class TaskRows:
         """Return what scores predictions of `rows` by the headline metric, higher is better."""
         metric = HEADLINE[self.target.kind][0]
         sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-        frame = self.records.iloc[rows]
-        ids, patients = frame["record_id"].to_numpy(), frame["patient_id"].to_numpy()
+        records, truth = self.records, self.truth(rows)
+        ids, fold = Texts.of(pa.chunked_array([records.ids(rows)])), np.zeros(len(rows), np.int64)
+        patients, splits = records.people.patient.take(rows), records.split.take(rows)
 
         def judged(predicted: np.ndarray) -> float:
-            block = PredictionBlock.of(
-                ids, patients, frame["split"].to_numpy(), np.zeros(len(rows), np.int64), self.values[rows],
-                self.answers(predicted),
-            )  # fmt: skip
+            block = PredictionBlock(ids, patients, splits, fold, truth, self.answers(predicted))
             return sign * float(score(self.target, block).values[metric][0])
 
         return judged

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
-
-import pandas as pd
 
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.files import staged, write_text
 from cache.fingerprint import fingerprint
-from cache.record_rows import RecordRows
-from cache.records import MEMBER_COLUMNS, Target, open_records, records_digest
+from cache.record_members import RecordMembers
+from cache.records import Target
 from cache.signals import open_signals
 from stages.leaderboard.board import BoardRow, as_csv, costs_of, make_board
 from stages.leaderboard.crops import CROP_S, LONG_CROP_S, RATE_HZ, crop_facts, embed_crops
@@ -79,7 +78,7 @@ class _Work:
 
     settings: LeaderboardSettings
     paths: LeaderboardPaths
-    records: pd.DataFrame
+    records: RecordMembers
     tasks: list[TaskRows]
     left_out: dict[str, str]
     tell: Progress
@@ -89,8 +88,8 @@ class _Work:
     def open(cls, settings: LeaderboardSettings, paths: LeaderboardPaths, tell: Progress) -> _Work:
         if not paths.experts:
             raise UsageError("no experts: name at least one under `experts` in params.yaml")
-        chosen = list(_targets(RecordRows(paths.records).targets, settings.tasks))
-        records = open_records(paths.records, columns=[*MEMBER_COLUMNS, *(target.name for target in chosen)])
+        records = RecordMembers.read(paths.records)
+        chosen = list(_targets(records.table.targets, settings.tasks))
         tasks, left_out = [], {}
         for target in chosen:
             try:
@@ -102,11 +101,16 @@ class _Work:
             raise InputError(f"{paths.records}: no task can be judged: {reasons or 'there is no target column'}")
         return cls(settings, paths, records, tasks, left_out, tell)
 
+    @cached_property
+    def digest(self) -> str:
+        """That of the records, which a store must be of."""
+        return self.records.table.digest()
+
     def judge_expert(self, name: str, table: PredictionWriter) -> None:
         """Fit, predict and note one expert in every way that it allows."""
         expert = self.paths.experts[name]
         store = open_embeddings(expert.store)
-        store.require_records(records_digest(self.records["record_id"].tolist()))
+        store.require_records(self.digest)
         store.require_complete()
         for source in self.settings.inputs:
             inputs = self._inputs(name, expert, store, source)
@@ -180,11 +184,11 @@ def _targets(known: Mapping[str, Target], names: tuple[str, ...] | None) -> Iter
 
 def _note(row: BoardRow, task: TaskRows, fit: FinishedFit, table: PredictionWriter) -> None:
     """Write a fit's test predictions, and its facts on the row."""
-    name, frame = task.target.name, task.records.iloc[fit.rows]
+    name = task.target.name
     row.trained_parameters[name], row.kept_epochs[name] = fit.parameters, fit.epoch
     row.validation[name] = fit.validation
     table.add(
         name, row.method, "test", 0,
-        record_ids=frame["record_id"].to_numpy(), patient_ids=frame["patient_id"].to_numpy(),
-        y_true=task.values[fit.rows], y_pred=fit.predictions,
+        record_ids=task.records.ids(fit.rows), patient_ids=task.records.patients(fit.rows),
+        y_true=task.truth(fit.rows), y_pred=fit.predictions,
     )  # fmt: skip

@@ -5,18 +5,15 @@ Not here: dealing folds (`stages.ingest.folds`), choosing rows by them (`folds`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 
-from cache.patients import LABELLED_TRAINING, records_seen
+from cache.patients import LABELLED_TRAINING, People, records_seen
 from cache.record_columns import Texts
 from cache.record_rows import RecordRows
-
-PEOPLE_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -52,16 +49,6 @@ class Membership:
         """
         if not attributes.get(LABELLED_TRAINING):
             return np.zeros(len(self), bool)
-        n_patients = len(self.patient.names) + 1
-        people, person = np.unique(
-            self.source.codes.astype(np.int64) * n_patients + self.patient.codes, return_inverse=True
-        )
-        seen = [records_seen(attributes, part) for part in self._people(people // n_patients, people % n_patients)]
+        people, person = People(self.source, self.patient).different()
+        seen = [records_seen(attributes, part) for part in people.frames()]
         return np.concatenate(seen)[person] if seen else np.zeros(len(self), bool)
-
-    def _people(self, source: np.ndarray, patient: np.ndarray) -> Iterator[pd.DataFrame]:
-        """Spell the names of people, some at a time."""
-        for start in range(0, len(source), PEOPLE_AT_ONCE):
-            part = slice(start, start + PEOPLE_AT_ONCE)
-            names = {"source": self.source.spelt(source[part]), "patient_id": self.patient.spelt(patient[part])}
-            yield pd.DataFrame(names)

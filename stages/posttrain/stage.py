@@ -304,7 +304,7 @@ def _write(s: PosttrainSettings, data: LabelledCohort, tuned: Tuned, run: _Run, 
         config={**(version.config if version else {}), **s.config},
         preprocessing=expert.preprocessing,
         state=_stored(expert, s.store),
-        seen=data.records.iloc[seen],
+        seen=data.records.people.take(seen),
         facts=facts,
         fill=lambda folder: _save_head(tuned, folder / "head.safetensors"),
     )

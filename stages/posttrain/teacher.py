@@ -44,12 +44,12 @@ def taught(data: LabelledCohort, path: Path, share: float) -> torch.Tensor:
         A file without out-of-fold predictions of one of the tasks for these records.
     """
     given = open_predictions(path)
-    position = {name: k for k, name in enumerate(data.records["record_id"].to_numpy()[data.rows])}
+    ids = data.records.ids(data.rows)
     found = np.full(tuple(data.y.shape), np.nan)
     for block in data.blocks:
         task = block.task.name
         said = given.read(task, METHOD, "test") if METHOD in given.methods(task) else None
-        at = np.array([position.get(name, -1) for name in (said.record_ids if said else ())], int)
+        at = said.records.within(ids) if said is not None else np.empty(0, int)
         if said is None or not (at >= 0).any():
             raise InputError(
                 f"teacher {path}: has no out-of-fold {METHOD} predictions of task '{task}' for these records"

@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from cache.fingerprint import fingerprint
-from cache.records import MEMBER_COLUMNS, open_records
+from cache.record_members import RecordMembers
 from cache.signals import open_signals
 from stages.experts import expert_class
 from stages.pretrain.objectives import Objective, make_objective
 from stages.pretrain.settings import PretrainPaths, PretrainSettings, PretrainSummary
 from stages.training.distributed import Group, training_group
-from stages.training.inputs import prepared_inputs, training_rows
+from stages.training.inputs import prepared_inputs
 from stages.training.loop import Training
 from stages.training.memory import checkpoint_blocks, in_batches
 from stages.training.settings import History, settings_of_result
@@ -74,11 +73,11 @@ def _training(
     group: Group,
     progress: Callable[[int, int, float], None] | None,
 ) -> Training:
-    records, signals = open_records(paths.records, columns=MEMBER_COLUMNS), open_signals(paths.signals)
+    records, signals = RecordMembers.read(paths.records), open_signals(paths.signals)
     parts = {}
     for split in ("train", "val"):
-        if split == "train" or (records["split"] == split).any():
-            rows = training_rows(records, split)[: None if split == "train" else MAX_VALIDATION]
+        if split == "train" or records.split.equal(split).any():
+            rows = records.training_rows(split)[: None if split == "train" else MAX_VALIDATION]
             folder = paths.state / "inputs"
             with group.leader_first():
                 parts[split] = prepared_inputs(folder, objective.identity, objective.prepare, signals, rows).x
@@ -95,10 +94,10 @@ def _training(
 
 
 def _identity(
-    s: PretrainSettings, objective: Objective, signals_digest: str, shape: tuple[int, ...], records: Any
+    s: PretrainSettings, objective: Objective, signals_digest: str, shape: tuple[int, ...], records: RecordMembers
 ) -> str:
     loop = settings_of_result(s.loop)
-    split = cohort_facts(records, training_rows(records), signals_digest)
+    split = cohort_facts(records, records.training_rows(), signals_digest)
     asked = {**asdict(s), "loop": loop, "gradient_checkpointing": None}
     return fingerprint({"asked": asked, "inputs": objective.identity, "cohort": split, "shape": list(shape)})
 
@@ -128,8 +127,8 @@ def _validation(objective: Objective, inputs: np.ndarray, batch: int) -> Callabl
 def _write(
     s: PretrainSettings, paths: PretrainPaths, objective: Objective, trained: nn.Module, history: History
 ) -> Path:
-    records, signals = open_records(paths.records, columns=MEMBER_COLUMNS), open_signals(paths.signals)
-    rows = training_rows(records)
+    records, signals = RecordMembers.read(paths.records), open_signals(paths.signals)
+    rows = records.training_rows()
     cls, variant = expert_class(s.expert)
     state = objective.state(trained)
     spec = cls.build(objective.config, state, variant=variant, preprocessing=objective.preprocessing).spec
@@ -157,6 +156,6 @@ def _write(
         config=objective.config,
         preprocessing=objective.preprocessing,
         state=state,
-        seen=records.iloc[rows],
+        seen=records.people.take(rows),
         facts=facts,
     )

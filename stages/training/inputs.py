@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from cache.errors import InputError, StoreError
@@ -30,20 +29,6 @@ _LOG = logging.getLogger(__name__)
 Prepare = Callable[[np.ndarray, float], Tensor]
 BLOCK = 64
 """Records prepared at once, a multiple of the signals' chunks."""
-
-
-def training_rows(records: pd.DataFrame, split: str = "train") -> np.ndarray:
-    """Return the rows of a split whose signals could be read.
-
-    Raises
-    ------
-    InputError
-        None of them.
-    """
-    rows = np.flatnonzero((records["split"] == split) & (records["status"] == "ok"))
-    if not len(rows):
-        raise InputError(f"no readable record has split '{split}'; run `ensemble ingest` with more records")
-    return rows
 
 
 def input_identity(expert: Expert) -> dict[str, object]:

@@ -18,8 +18,9 @@ import pandas as pd
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cache.fingerprint import canonical_json, file_digest, text_digest
-from cache.patients import patient_digests
+from cache.fingerprint import canonical_json, file_digest
+from cache.patients import People, patient_digests
+from cache.record_members import RecordMembers
 from stages.experts.checkpoint_files import PACKAGE_FOLDER
 from stages.experts.contract import ExpertSpec, patients_key
 from stages.experts.versions import (
@@ -34,25 +35,19 @@ from stages.experts.versions import (
 )
 
 
-def cohort_facts(records: pd.DataFrame, rows: np.ndarray, signals_digest: str) -> dict[str, Any]:
+def cohort_facts(records: RecordMembers, rows: np.ndarray, signals_digest: str) -> dict[str, Any]:
     """Say which records made a version: cohorts, counts, and digests of the signals and of the split."""
-    chosen = records.iloc[rows]
-    pairs = zip(records["record_id"], records["split"], strict=True)
-    return {
-        "sources": sorted(set(chosen["source"].astype(str))),
-        "n_records": len(chosen),
-        "n_patients": int(chosen["patient_id"].nunique()),
-        "signals_digest": signals_digest,
-        "split_digest": text_digest([f"{name}\t{split}" for name, split in pairs]),
-    }
+    facts = records.facts(rows)
+    split = {"split_digest": facts.pop("split_digest")}
+    return {**facts, "signals_digest": signals_digest, **split}
 
 
-def patients_seen(name: str, records: pd.DataFrame) -> int:
+def patients_seen(name: str, records: pd.DataFrame | People) -> int:
     """Count the patients of `records` that version `name`, or a version it came from, was trained or selected on."""
     return int(np.isin(patient_digests(records), _seen_by(name)).sum())
 
 
-def packaged_patients_seen(spec: ExpertSpec, records: pd.DataFrame) -> int | None:
+def packaged_patients_seen(spec: ExpertSpec, records: pd.DataFrame | People) -> int | None:
     """Count the patients of `records` that packaged weights were trained on; None where no list came with them.
 
     The list knows patients by source and number: those of a study whose numbers are hashed are not found.
@@ -79,7 +74,7 @@ def write_version(
     config: Mapping[str, Any],
     preprocessing: str | None,
     state: Mapping[str, Tensor],
-    seen: pd.DataFrame,
+    seen: People,
     facts: Mapping[str, Any],
     fill: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -92,7 +87,7 @@ def write_version(
     state
         Under the official keys.
     seen
-        The records that it was trained or selected on.
+        Whose records it was trained or selected on.
     facts
         What else version.json tells: made_by, cohort, parameters, losses, licence, pretrained_on ...
     fill
