@@ -214,10 +214,6 @@ READING_COLUMNS = (
 """What reading each file showed: most of the table's memory, and nothing that a learner or a judge needs."""
 
 
-MEMBER_COLUMNS = ("record_id", "patient_id", "source", "split", "status")
-"""Which record of whom it is, and where it belongs: what training and judging read besides their targets."""
-
-
 def open_records(
     path: str | Location = "records.parquet",
     *,

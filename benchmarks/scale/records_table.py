@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.scale.workers import SPAWN
+from cache.patients import patient_digests
 from cache.record_columns import Texts
+from cache.record_members import RecordMembers
 from cache.record_rows import RecordRows
 from cache.records import BASE_COLUMNS, ROW_GROUP_RECORDS, Target, open_records
 from stages.learning.data import RecordIds
@@ -112,6 +114,16 @@ def of_judge(path: Path) -> None:
     RecordGroups(rows).of(Texts.of(ids.of(test)))
 
 
+def of_trainer(path: Path) -> None:
+    """Read what pretrain, posttrain and leaderboard do: members, two targets, digests, names of the tested tenth."""
+    records = RecordMembers.read(path)
+    labels = [records.labels(target) for target in TARGETS[:2]]
+    train, test = records.training_rows(), records.training_rows("test")
+    records.facts(train)
+    patient_digests(records.people.take(train))
+    assert len(records.ids(test)) == len(records.patients(test)) == len(labels[0][test])
+
+
 def of_report(path: Path) -> None:
     """Read what the report does."""
     read_records(path)
@@ -163,7 +175,7 @@ def main() -> None:
             write_table(path, n_records)
             print(f"{n_records:,} rows, {path.stat().st_size / 1e6:.0f} MB", flush=True)
             more = (whole,) if n_records == options.whole else ()
-            for work in (of_worker, of_learner, of_judge, of_similar, of_report, *more):
+            for work in (of_worker, of_learner, of_trainer, of_judge, of_similar, of_report, *more):
                 seconds, peak = measured(work, path)
                 print(f"  {work.__name__:<12}{peak:8.0f} MB, {seconds:6.1f} s of CPU", flush=True)
 

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cache.patients import patient_digests
+from cache.patients import People, patient_digests
+from cache.record_columns import Texts
+from cache.records import open_records
 from pipeline.views import report_facts
 from pipeline.views.report_facts import overlap_warning
 from stages.cohorts import list_cohorts, shared_collections
@@ -79,7 +81,7 @@ def test_patients_that_packaged_weights_have_seen_are_counted(patients, hashed, 
     seen = pd.DataFrame({"source": "ptbxl", "patient_id": ["1", "2", "3"]})
     np.save(tmp_path / spec.weights.patients, patient_digests(seen, b"seed 2"))
     monkeypatch.setattr("stages.training.versions.PACKAGE_FOLDER", tmp_path)
-    judged = pd.DataFrame({"source": "ptbxl", "patient_id": patients})
+    judged = People(Texts.of(["ptbxl"] * len(patients)), Texts.of(patients))
     monkeypatch.setattr(report_facts, "_judged", lambda _: judged)
     monkeypatch.setattr(report_facts, "_sources", lambda _: ["ludb", "ptbxl"])
     cohort = SimpleNamespace(hash_patients=hashed)
@@ -99,4 +101,7 @@ def test_without_a_fit_the_test_split_is_judged(toy_study, monkeypatch):
     from pipeline.views.report_facts import _judged
 
     monkeypatch.chdir(toy_study)
-    assert set(_judged(Study())["split"]) == {"test"}
+    records = open_records(Study().records, columns=["patient_id", "split"])
+    tested = records["patient_id"][records["split"] == "test"]
+    found = _judged(Study()).patient
+    assert found.spelt(found.codes) == tested.tolist()

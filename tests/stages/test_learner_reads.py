@@ -1,15 +1,19 @@
 """What learns and judges reads single columns of records.parquet, and the names of those records that it asks for."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from cache.embeddings import Identity, Layout, Shard
+from cache.record_members import RecordMembers
 from cache.record_rows import RecordRows
 from cache.records import BASE_COLUMNS, Target, open_records, target_array, write_records
 from cache.upkeep.resume import create_embeddings
 from stages.fit_heads import FitHeadsPaths, FitHeadsSettings, run
 from stages.heads import EnsembleHeads
+from stages.leaderboard.fits import TaskRows
 from stages.learning import data as learning
 
 N = 120
@@ -53,3 +57,20 @@ def test_a_fit_is_that_of_the_names(study):
     )
     fitted = EnsembleHeads.load(paths.heads)
     np.testing.assert_array_equal(fitted.predict_proba(data.features)["sex"], plain.predict_proba(data.features)["sex"])
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
+def test_a_board_names_its_fits_as_a_frame_would(study, kind):
+    records = open_records(study / "records.parquet", without=())
+    classes = () if kind == "regression" else ("f", "m")
+    records["age"] = [["m"], ["f", "m"], []] * (N // 3) if kind == "multilabel" else np.arange(N) % 2
+    records["age"] = records["age"].astype(object).where(np.arange(N) % 7 != 0, None)
+    if kind != "multilabel":
+        records["age"] = records["age"].astype(float if kind == "regression" else "Int16")
+    write_records(study / "more.parquet", records, [Target("age", kind, classes=classes)])
+    records = open_records(study / "more.parquet", without=())
+    task = TaskRows.read(RecordMembers.read(study / "more.parquet"), records.attrs["targets"]["age"])
+    values, usable = target_array(records, task.target), (np.arange(N) % 7 != 0)
+    split = [np.flatnonzero(usable & (records["split"] == name)) for name in ("train", "val", "test")]
+    assert task.digest == hashlib.sha256(b"".join(part.tobytes() for part in (values, *split))).hexdigest()
+    np.testing.assert_array_equal(task.truth(split[0]), values[split[0]])
