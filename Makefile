@@ -68,9 +68,9 @@ structure: ## count rooms, arrows between them, names with two meanings
 
 seed: $(INSTALLED) ## train the weights of expert `seed` again (docs/seed.md); DATA: where PTB-XL lies unpacked as ptbxl-all
 	@test -n "$(DATA)" || { echo "say where the records are: make seed DATA=FOLDER"; exit 1; }
-	PATH="$(BIN):$$PATH" $(BIN)/python -m weights.seed_expert build/seed encoders --data $(DATA) --folds 0,1,2
+	PATH="$(BIN):$$PATH" $(BIN)/python -m weights.seed_expert build/seed encoders --data $(DATA) --folds all --members 3
 	PATH="$(BIN):$$PATH" $(BIN)/python -m weights.pack_seed \
-	  $(foreach k,0 1 2,build/seed/encoders/$(k)/weights/versions/seed+ptbxl) --records build/seed/ptbxl/records.parquet
+	  $(foreach k,all all-1 all-2,build/seed/encoders/$(k)/weights/versions/seed+ptbxl) --records build/seed/encoders/all/records.parquet
 
 clean: ## remove what the demo made, and the environment
 	rm -rf $(VENV) .ensemble data embeddings heads plots tables maps robustness leaderboard signals.zarr

@@ -1,16 +1,20 @@
 """Put trained versions into the package: `python -m weights.pack_seed [--expert seed-ssl] VERSION ... --records FILE`.
 
-Each VERSION is a folder such as build/seed/encoders/0/weights/versions/seed+ptbxl; they stand side by side. Writes
-the weights (float16) and the keyed hashes of the patients that they have seen beside the experts' code, and prints what
-the expert's `Release` has to say of them.
+Each VERSION is a folder such as build/seed/encoders/all/weights/versions/seed+ptbxl; they stand side by side. Of a
+version that labels taught, the trained head becomes the network's readout, so that it says what it was trained to say.
+Writes the weights (float16) and the keyed hashes of the patients that they have seen beside the experts' code, and
+prints what the expert's `Release` has to say of them.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import BatchNorm1d
 
 from cache.fingerprint import canonical_json, file_digest
 from cache.patients import patient_digests
@@ -30,10 +34,12 @@ def main() -> None:
     release = expert_class(options.expert)[0].release
     tensors, facts = {}, []
     for member, folder in enumerate(options.versions):
-        for key, value in load_file(folder / "model.safetensors").items():
-            tensors[key.replace("members.0.", f"members.{member}.", 1)] = (
-                value.half() if value.is_floating_point() else value
-            )
+        network = load_file(folder / "model.safetensors")
+        if release.options.logits:
+            network |= readout(load_file(folder / "head.safetensors"))
+        for key, value in network.items():
+            name = key.replace("s.0.", f"s.{member}.", 1)  # members.0., readouts.0.
+            tensors[name] = value.half() if value.is_floating_point() else value
         facts.append(json.loads((folder / "version.json").read_text()))
     joined = {**facts[0], "curves": [each["curve"] for each in facts], "members": len(facts)}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -45,6 +51,22 @@ def main() -> None:
     np.save(options.out / release.patients_file, seen, allow_pickle=False)
     learnt = sum(v.numel() for k, v in tensors.items() if not k.endswith(("running_mean", "running_var", "tracked")))
     print(f'sha256="{file_digest(path)}"\nparameters={learnt:_}\nmembers: {len(facts)}; {len(seen)} patients')
+
+
+def readout(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make one linear map of a trained `JointHead` of one network, whose batch normalisation stands still.
+
+    Returns
+    -------
+    Weight [logits, width] and bias [logits] under the names of `SeedNet`.
+    """
+    weight, bias = (head[f"linears.0.{name}"].double() for name in ("weight", "bias"))
+    mean, variance, gain, offset = (
+        head[f"norm.{name}"].double() for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    slope = gain / (variance + BatchNorm1d(1).eps).sqrt()
+    found = {"weight": weight * slope, "bias": bias + weight @ (offset - mean * slope)}
+    return {f"readouts.0.{name}": value.float() for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Train encoders that have not seen the patients that judge them: five, each without a fifth of PTB-XL's patients.
+"""Train encoders of all patients, for the package, and five that have each not seen a fifth of them, which judge.
 
-    python -m weights.seed_expert FOLDER encoders --data DATA [--folds 0,1,2,3,4] [--members 3]     of `seed`
-    python -m weights.seed_expert FOLDER signals --data DATA [--folds 0,1,2,3,4]                    of `seed-ssl`
+    python -m weights.seed_expert FOLDER encoders --data DATA [--folds all,0,1,2,3,4] [--members 3]     of `seed`
+    python -m weights.seed_expert FOLDER signals --data DATA [--folds all,0,1,2,3,4]                    of `seed-ssl`
 
 DATA/ptbxl-all is PTB-XL in its own layout, or a part of it. Patients are rotated as in benchmarks/verdict. Encoder k
 learns from PTB-XL's folds 1 to 8 but for the patients of rotation k, by the recipe weights/seed.yaml, and so does its
-teacher: what it says of rotation j comes from a fit that has seen neither k nor j. `seed-ssl` learns from signals
+teacher: what it says of rotation j comes from a fit that has seen neither k nor j. Encoder `all` learns from all
+patients of these folds; its teacher has not seen the rotation that it speaks of. `seed-ssl` learns from signals
 alone, by weights/seed_ssl.yaml. Each network is a folder, FOLDER/encoders/K (or K-MEMBER) or FOLDER/signals/K; a run
 that was killed goes on.
 
@@ -47,6 +48,8 @@ VERSIONS = {"seed": "seed+ptbxl", "seed-ssl": "seed+signals"}
 RECIPES = {"seed": RECIPE, "seed-ssl": RECIPE.with_name("seed_ssl.yaml")}
 DEFAULT = ("rocket", "morphology")
 N_FOLDS, LEARNT_FOLDS = 5, range(8)
+ALL = -1
+"""The rotation that nobody is in: `all` on the command line and in names of files."""
 BATCH = 64
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -94,7 +97,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=tuple(EXPERTS))
     parser.add_argument("--data", type=Path, help="folder of the unpacked collections; needed the first time")
-    parser.add_argument("--folds", default="0,1,2,3,4")
+    parser.add_argument("--folds", default="0,1,2,3,4", help="rotations that the encoders have not seen; all: none")
     parser.add_argument("--members", type=int, default=1, help="networks side by side in each encoder")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,7 +106,7 @@ def main() -> None:
         ingest("ptbxl", COHORTS["ptbxl"], options)
         for name in DEFAULT:
             embed(study.folder, name)
-    folds = [int(k) for k in options.folds.split(",")]
+    folds = [ALL if k == _name(ALL) else int(k) for k in options.folds.split(",")]
     for member, k in itertools.product(range(options.members), folds):
         train(options.folder, study, k, member, EXPERTS[options.what])
 
@@ -129,7 +132,7 @@ def train(folder: Path, study: Study, k: int, member: int, expert: str) -> None:
 
 def with_labels(home: Path, study: Study, k: int, recipe: dict[str, Any]) -> None:
     """Write the records, of which rotation k does not teach, and what their teacher says."""
-    if not (teacher := home.parents[1] / "teachers" / f"{k}.parquet").is_file():
+    if not (teacher := home.parents[1] / "teachers" / f"{_name(k)}.parquet").is_file():
         teach(teacher.parent, study)
     shutil.copy(teacher, home / recipe["posttrain"][VERSIONS["seed"]]["teacher"])
     if not (home / "records.parquet").is_file():
@@ -149,7 +152,7 @@ def with_components(home: Path, study: Study, k: int, recipe: dict[str, Any]) ->
 
 def embedded(study: Study, weights: Path) -> np.ndarray:
     """Embed all records by one network."""
-    expert, signals = load_expert("seed", weights, {"members": 1}), open_signals(study.folder / "signals.zarr")
+    expert, signals = load_expert("seed", weights, {"members": 1, "logits": 0}), open_signals(study.folder / "signals.zarr")
     starts = range(0, len(signals), BATCH)
     parts = (signals.read_mv(slice(start, min(start + BATCH, len(signals)))) for start in starts)
     return np.concatenate([run_expert(expert, expert.prepare(part, 500)).embedding for part in parts])
@@ -157,7 +160,12 @@ def embedded(study: Study, weights: Path) -> np.ndarray:
 
 def home_of(folder: Path, expert: str, k: int, member: int) -> Path:
     """Return the folder of one network."""
-    return folder / ("encoders" if expert == "seed" else "signals") / (f"{k}-{member}" if member else str(k))
+    name = f"{_name(k)}-{member}" if member else _name(k)
+    return folder / ("encoders" if expert == "seed" else "signals") / name
+
+
+def _name(k: int) -> str:
+    return "all" if k == ALL else str(k)
 
 
 def vectors(folder: Path, expert: str, k: int, members: int, logits: int = 0) -> np.ndarray:
@@ -188,13 +196,14 @@ def logits_of(embedding: torch.Tensor, head: Mapping[str, torch.Tensor]) -> torc
 
 
 def teach(folder: Path, study: Study) -> None:
-    """Write FOLDER/teachers/K.parquet: what default ensembles that have seen neither K nor a patient say of him."""
+    """Write FOLDER/teachers/K.parquet: what default ensembles that have seen neither K nor a patient say of them."""
     records, names = open_records(study.folder / "records.parquet"), yaml.safe_load(RECIPE.read_text())["tasks"]
     targets = {name: records.attrs["targets"][name] for name in names}
     values = {name: target_array(records, target) for name, target in targets.items()}
     tasks = tuple(TaskSpec(t.name, t.kind, t.classes, t.unit) for t in targets.values())
-    allowed, pairs = np.isin(records["fold"], LEARNT_FOLDS), list(itertools.combinations(range(N_FOLDS), 2))
-    parts = [np.isin(study.fold, pair) for pair in pairs]
+    allowed = np.isin(records["fold"], LEARNT_FOLDS)
+    left_out = [pair for count in (2, 1) for pair in itertools.combinations(range(N_FOLDS), count)]
+    parts = [np.isin(study.fold, rotations) for rotations in left_out]
     splits = [
         split_rows(np.flatnonzero(allowed & ~out), np.flatnonzero(allowed & out), study.patients) for out in parts
     ]
@@ -202,16 +211,23 @@ def teach(folder: Path, study: Study) -> None:
     features = {name: {"embedding": x} for name, x in study.features.items()}
     heads.fit(features, values, tasks, splits=splits, groups=study.patients)
     folder.mkdir(parents=True, exist_ok=True)
-    for k in range(N_FOLDS):
-        with writing_predictions(folder / f"{k}.parquet", targets) as writer:
-            for f, pair in enumerate(pairs):
-                rows = splits[f][2][study.fold[splits[f][2]] != k] if k in pair else np.empty(0, np.int64)
+    for k in (*range(N_FOLDS), ALL):
+        with writing_predictions(folder / f"{_name(k)}.parquet", targets) as writer:
+            for f, rotations in enumerate(left_out):
+                test = splits[f][2]
+                rows = test[study.fold[test] == judged_rotation(rotations, k)]
                 if len(rows):
                     held = {name: {"embedding": x[rows]} for name, x in study.features.items()}
                     for task, said in heads.predict_proba(held, fold=f).items():
                         frame = records.iloc[rows]
                         ids = {name: frame[name[:-1]].to_numpy() for name in ("record_ids", "patient_ids")}
                         writer.add(task, "gate", "test", f, **ids, y_true=values[task][rows], y_pred=np.asarray(said))
+
+
+def judged_rotation(left_out: tuple[int, ...], k: int) -> int | None:
+    """Return the rotation of which a fit without `left_out` teaches encoder k, or None where it does not."""
+    others = set(left_out) - {k}
+    return others.pop() if len(others) == 1 and (k in left_out or k == ALL) else None
 
 
 def split_rows(known: np.ndarray, test: np.ndarray, patients: np.ndarray) -> Rows:

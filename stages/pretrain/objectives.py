@@ -171,8 +171,9 @@ def _masked(
 
 
 def _inpaint(expert: str, config: Mapping[str, Any]) -> Objective:
-    """Build what tells hidden samples around a convolutional network."""
+    """Build what tells hidden samples around a convolutional network, which no label teaches to say anything."""
     cls, size = expert_class(expert)
+    config = {**config, "logits": 0}
     built = cls.build(config, None, variant=size)
     net: Any = built.module
     return Objective(

@@ -49,8 +49,8 @@ def root(tmp_path):
         shutil.copy(ROOT / name, copy)
     recipe = copy / "weights" / "seed.yaml"
     text = recipe.read_text()
-    assert "    epochs: 24\n" in text
-    recipe.write_text(text.replace("    epochs: 24\n", "    epochs: 2\n    checkpoint_seconds: 0\n"))
+    assert "    epochs: 96\n" in text
+    recipe.write_text(text.replace("    epochs: 96\n", "    epochs: 2\n    checkpoint_seconds: 0\n"))
     return copy
 
 
@@ -92,12 +92,12 @@ def test_a_killed_run_goes_on_and_packs_the_weights_of_an_unbroken_one(root, dat
     train, pack = commands(root, data)
     encoders, packed = root / "build/seed/encoders", root / "stages/experts/weights"
     shipped = [(packed / name).read_bytes() for name in FILES]
-    kill_when(start(root, train), lambda: list(encoders.glob("0/.ensemble/training/*.pt")))
-    assert not (encoders / "0/seed.npz").exists()
-    kill_when(start(root, train), (encoders / "1/weights").exists)
-    first = (encoders / "0/weights/versions/seed+ptbxl/model.safetensors").stat().st_mtime_ns
+    kill_when(start(root, train), lambda: list(encoders.glob("all/.ensemble/training/*.pt")))
+    assert not (encoders / "all/seed.npz").exists()
+    kill_when(start(root, train), (encoders / "all-1/weights").exists)
+    first = (encoders / "all/weights/versions/seed+ptbxl/model.safetensors").stat().st_mtime_ns
     finish(start(root, train))
-    assert (encoders / "0/weights/versions/seed+ptbxl/model.safetensors").stat().st_mtime_ns == first
+    assert (encoders / "all/weights/versions/seed+ptbxl/model.safetensors").stat().st_mtime_ns == first
     finish(start(root, pack))
     resumed = [(packed / name).read_bytes() for name in FILES]
     assert resumed[0] != shipped[0]

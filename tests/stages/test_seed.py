@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 
@@ -188,7 +189,8 @@ def test_a_version_of_ones_own_is_pretrained_and_loaded(toy_study, monkeypatch):
     assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
     own = load_expert("seed+own")
     assert own.spec.embedding_dim == 2 * (3 * 16 + 8)
-    assert {*own.module.state_dict()} == {*load_expert("seed", config=SMALL, random_weights=True).module.state_dict()}
+    silent = load_expert("seed", config={**SMALL, "logits": 0}, random_weights=True)
+    assert {*own.module.state_dict()} == {*silent.module.state_dict()}
     assert Path("weights/versions/seed+own/model.safetensors").stat().st_size < 2.5 * own.spec.parameters + 20_000
 
 
@@ -206,6 +208,34 @@ def test_hidden_samples_are_zero_and_alone_are_judged():
     changed = torch.where(hidden > 0, x, x + 1)
     assert model(x, hidden) != model(changed, hidden)  # what is shown tells
     assert model(x, torch.zeros_like(hidden)) == 0
+
+
+def test_what_each_network_says_stands_behind_what_it_sees():
+    config = {**SMALL, "logits": 4}
+    torch.manual_seed(0)
+    expert = load_expert("seed", config=config, random_weights=True)
+    x = expert.prepare(_records(5)[0], 500.0)
+    embedding = run_expert(expert, x).embedding
+    silent = load_expert("seed", config={**SMALL, "logits": 0}, random_weights=True)
+    state = expert.module.state_dict()
+    silent.module.load_state_dict({key: value for key, value in state.items() if not key.startswith("readouts")})
+    width = 3 * 16 + 8
+    seen = run_expert(silent, x).embedding.reshape(5, 2, width)
+    assert expert.spec.embedding_dim == 2 * (width + 4) == embedding.shape[1]
+    assert np.array_equal(embedding.reshape(5, 2, width + 4)[..., :width], seen)
+    for member in range(2):
+        weight, bias = (state[f"readouts.{member}.{name}"].numpy() for name in ("weight", "bias"))
+        says = embedding.reshape(5, 2, width + 4)[:, member, width:]
+        np.testing.assert_allclose(says, seen[:, member] @ weight.T + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("logits", [0, 4])
+def test_weights_know_how_many_logits_they_have(logits, tmp_path):
+    made = load_expert("seed", config={**SMALL, "logits": logits}, random_weights=True)
+    save_file(made.module.state_dict(), tmp_path / "own.safetensors")
+    loaded = load_expert("seed", tmp_path / "own.safetensors", config=SMALL)
+    assert loaded.module.options.logits == logits
+    assert loaded.spec.embedding_dim == made.spec.embedding_dim
 
 
 def test_what_cannot_be_changed_is_refused():

@@ -1,5 +1,6 @@
 """The programs that make and judge the packaged encoders: whom they learn from, what is compared with what."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,8 @@ from safetensors.torch import save_file
 from stages.heads import TaskSpec
 from stages.heads.targets.tasks import layout
 from stages.posttrain.joint import JointHead
-from weights import judge_seed, signal_targets
-from weights.seed_expert import home_of, logits_of, split_rows, vectors
+from weights import judge_seed, pack_seed, signal_targets
+from weights.seed_expert import ALL, N_FOLDS, Study, home_of, judged_rotation, logits_of, split_rows, vectors
 
 
 def test_components_tell_what_the_vectors_tell_and_use_the_learnt_rows_alone():
@@ -44,6 +45,26 @@ def test_a_patient_is_in_one_part_and_a_fifth_of_them_validates():
     assert len(np.unique(patients[val])) == 8
 
 
+@pytest.mark.parametrize("k", [*range(N_FOLDS), ALL])
+def test_a_teacher_has_seen_neither_the_encoder_s_rotation_nor_the_one_that_it_speaks_of(k):
+    fits = [pair for count in (2, 1) for pair in itertools.combinations(range(N_FOLDS), count)]
+    spoken = {left_out: judged_rotation(left_out, k) for left_out in fits}
+    assert sorted(j for j in spoken.values() if j is not None) == [j for j in range(N_FOLDS) if j != k]
+    for left_out, j in spoken.items():
+        assert j is None or set(left_out) == {j} | ({k} - {ALL})
+
+
+def test_an_encoder_learns_from_folds_1_to_8_but_for_the_patients_of_its_rotation(tmp_path, make_cohort):
+    make_cohort(tmp_path, 60)
+    study = Study(tmp_path)
+    everybody = study.learnt(ALL)
+    assert set(everybody // 2 % 10) == set(range(8))  # two records a patient, ten folds of patients in turn
+    parts = [np.setdiff1d(everybody, study.learnt(k)) for k in range(N_FOLDS)]
+    assert sorted(np.concatenate(parts)) == everybody.tolist()
+    assert all((study.fold[part] == k).all() for k, part in enumerate(parts))
+    assert [home_of(tmp_path, "seed", ALL, m).name for m in range(2)] == ["all", "all-1"]
+
+
 def test_a_network_s_own_logits_follow_its_embedding_as_often_as_asked(tmp_path):
     torch.manual_seed(0)
     blocks = layout((TaskSpec("sex", "binary"), TaskSpec("finding", "multilabel", ("a", "b"))))
@@ -64,6 +85,18 @@ def test_a_network_s_own_logits_follow_its_embedding_as_often_as_asked(tmp_path)
     assert np.array_equal(vectors(tmp_path, "seed", 0, 2), np.concatenate([first, second], 1))
     expected = np.concatenate([first, said, said, second, also, also], 1)
     np.testing.assert_allclose(vectors(tmp_path, "seed", 0, 2, logits=2), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_head_becomes_one_linear_map():
+    torch.manual_seed(0)
+    head = JointHead(6, layout((TaskSpec("sex", "binary"), TaskSpec("finding", "multilabel", ("a", "b")))))
+    torch.nn.init.normal_(head.norm.weight)
+    torch.nn.init.normal_(head.norm.bias)
+    for _ in range(3):
+        head(5 * torch.randn(8, 6) + 1)
+    embedding, made = torch.randn(20, 6), pack_seed.readout(head.state_dict())
+    said = torch.nn.functional.linear(embedding, made["readouts.0.weight"], made["readouts.0.bias"])
+    torch.testing.assert_close(said, head.eval()(embedding), rtol=1e-5, atol=1e-5)
 
 
 def test_groups_part_the_records_by_sex_and_age():

@@ -20,7 +20,7 @@ from cache.errors import InputError, UsageError
 from stages.experts.checkpoints import load_strict
 from stages.experts.chunks import encode_in_chunks
 from stages.experts.contract import STANDARD_LEADS, Encoding, Expert, ExpertSpec, WeightsSource
-from stages.experts.networks.parts.seed_net import SeedNet, SeedOptions, pooled
+from stages.experts.networks.parts.seed_net import SeedNet, SeedOptions
 from stages.experts.options import architecture_overrides
 from stages.experts.pretraining import PretrainingRecipe
 from stages.experts.registry import register
@@ -34,7 +34,7 @@ SHORTEST_S = 2.5
 WINDOWS_PER_PASS = 4
 """What stays in a CPU's cache."""
 OPTIONS = SeedOptions()
-FREE = ("members", "stem", "widths", "blocks", "kernel")
+FREE = ("members", "stem", "widths", "blocks", "kernel", "logits")
 """Options that a version of one's own may change; the input's geometry stays."""
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
 
@@ -105,7 +105,7 @@ class Seed(Expert):
     @classmethod
     def small_config(cls, variant: str | None = None) -> Mapping[str, Any]:
         """Return the architecture made narrow and shallow, see `Expert.small_config`."""
-        return {"members": 2, "stem": 8, "widths": (8, 16, 16), "blocks": (1, 1, 1)}
+        return {"members": 2, "stem": 8, "widths": (8, 16, 16), "blocks": (1, 1, 1), "logits": 3}
 
     @classmethod
     def build(
@@ -116,8 +116,14 @@ class Seed(Expert):
         variant: str | None = None,
         preprocessing: str | None = None,
     ) -> Seed:
-        """Construct from overrides of `FREE` and the network's state dict, float16 or float32."""
+        """Construct from overrides of `FREE` and the network's state dict, float16 or float32.
+
+        How many logits there are the state dict knows, where the overrides do not say it.
+        """
         expert = cls(preprocessing=preprocessing)
+        if state is not None and "logits" not in (config or {}):
+            readout = state.get("readouts.0.bias")
+            config = {**(config or {}), "logits": 0 if readout is None else len(readout)}
         expert.module = SeedNet(seed_options(config, cls.release))
         if state is not None:
             state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -159,7 +165,7 @@ class Seed(Expert):
         members = self.module(x)
         layers = [torch.cat([m[k].float().mean(-1) for m in members], dim=1) for k in range(len(members[0]))]
         tokens = torch.cat([m[-1] for m in members], dim=1).float().transpose(1, 2)
-        return Encoding(layers, torch.cat([pooled(m) for m in members], dim=1), tokens=tokens)
+        return Encoding(layers, self.module.embedding(members), tokens=tokens)
 
 
 def seed_options(config: Mapping[str, Any] | None, release: Release) -> SeedOptions:

@@ -2,8 +2,8 @@
 
 Of the family that leads the supervised comparison on PTB-XL (xresnet1d; Strodthoff et al. 2021, arXiv 2004.13701), made
 small: 100 Hz, twelve leads, stages that halve the rate, each block scaled by gates of its channels (Hu et al. 2018,
-arXiv 1709.01507). Several such members see the same record and differ in their weights alone. Lives here: the network.
-Not here: its input (`models.ecg.seed`).
+arXiv 1709.01507). Several such members see the same record and differ in their weights alone; each may say what it
+was trained to say beside what it sees. Lives here: the network. Not here: its input (`models.ecg.seed`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,6 +31,9 @@ class SeedOptions:
         Samples a kernel of the stages spans, odd.
     unit_mv
         The network sees asinh(mV / unit_mv): nearly linear below, logarithmic above.
+    logits
+        How many numbers each member says of a record, by a linear map of what it has pooled: logits of the classes that
+        it was trained on (of a regression the standardised value). 0: none.
     """
 
     members: int = 3
@@ -39,6 +43,7 @@ class SeedOptions:
     kernel: int = 5
     n_leads: int = 12
     unit_mv: float = 0.2
+    logits: int = 0
 
     @property
     def stride(self) -> int:
@@ -46,9 +51,14 @@ class SeedOptions:
         return int(2 ** (1 + len(self.widths)))
 
     @property
-    def member_dim(self) -> int:
-        """Width of one member's embedding: see `pooled`."""
+    def pooled_dim(self) -> int:
+        """Width of what one member sees: see `pooled`."""
         return 3 * self.widths[-1] + self.widths[-2]
+
+    @property
+    def member_dim(self) -> int:
+        """Width of one member's embedding: what it sees, then what it says."""
+        return self.pooled_dim + self.logits
 
 
 class SqueezeExcitation(nn.Module):
@@ -127,6 +137,8 @@ class SeedNet(nn.Module):
         super().__init__()
         self.options = options
         self.members = nn.ModuleList(Member(options) for _ in range(options.members))
+        n_readouts = options.members if options.logits else 0
+        self.readouts = nn.ModuleList(nn.Linear(options.pooled_dim, options.logits) for _ in range(n_readouts))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         """Compute each member's outputs.
@@ -144,13 +156,33 @@ class SeedNet(nn.Module):
         x = torch.asinh(x / self.options.unit_mv)
         return [member(x) for member in self.members]
 
+    def embedding(self, outputs: list[list[Tensor]]) -> Tensor:
+        """Put what each member sees, and says, side by side.
+
+        Parameters
+        ----------
+        outputs
+            As `forward` gives them.
+
+        Returns
+        -------
+        float32 [batch, members * `SeedOptions.member_dim`].
+        """
+        parts = []
+        for member, output in enumerate(outputs):
+            parts.append(seen := pooled(output))
+            if self.readouts:
+                weight, bias = self.readouts[member].parameters()
+                parts.append(F.linear(seen, weight.float(), bias.float()))  # like `pooled` float32 in any precision
+        return torch.cat(parts, dim=1)
+
 
 def pooled(outputs: list[Tensor]) -> Tensor:
     """Pool one member's outputs: mean, deviation and largest value of the last stage, mean of the one before it.
 
     Returns
     -------
-    float32 [batch, `SeedOptions.member_dim`].
+    float32 [batch, `SeedOptions.pooled_dim`].
     """
     last = outputs[-1].float()
     parts = (last.mean(-1), last.std(-1, correction=0), last.amax(-1), outputs[-2].float().mean(-1))
