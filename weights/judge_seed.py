@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--folds", default="0,1,2,3,4")
     parser.add_argument("--members", type=int, default=1, help="networks side by side in each encoder")
     parser.add_argument("--unlabelled", action="store_true", help="of seed-ssl: the packaged weights in every rotation")
-    parser.add_argument("--logits", type=int, default=1, help="how often seed's own logits follow what it sees (nested)")
+    parser.add_argument("--logits", type=int, default=1, help="how often seed's logits follow what it sees (nested)")
     parser.add_argument("--sizes", default="all", help="of patients that heads learn from: all,300,100,50")
     parser.add_argument("--subgroups", action="store_true", help="compare by sex and age, too")
     parser.add_argument("--resamples", type=int, default=1000)

@@ -152,7 +152,8 @@ def with_components(home: Path, study: Study, k: int, recipe: dict[str, Any]) ->
 
 def embedded(study: Study, weights: Path) -> np.ndarray:
     """Embed all records by one network."""
-    expert, signals = load_expert("seed", weights, {"members": 1, "logits": 0}), open_signals(study.folder / "signals.zarr")
+    expert = load_expert("seed", weights, {"members": 1, "logits": 0})
+    signals = open_signals(study.folder / "signals.zarr")
     starts = range(0, len(signals), BATCH)
     parts = (signals.read_mv(slice(start, min(start + BATCH, len(signals)))) for start in starts)
     return np.concatenate([run_expert(expert, expert.prepare(part, 500)).embedding for part in parts])
