@@ -8,7 +8,7 @@ prints what the expert's `Release` has to say of them.
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import BatchNorm1d
 
 from cache.fingerprint import canonical_json, file_digest
 from cache.patients import patient_digests
-from cache.records import open_records
+from cache.records import Target, open_records
 from stages.experts import expert_class
 from stages.experts.checkpoints import PACKAGE_FOLDER
 
@@ -41,16 +41,33 @@ def main() -> None:
             name = key.replace("s.0.", f"s.{member}.", 1)  # members.0., readouts.0.
             tensors[name] = value.half() if value.is_floating_point() else value
         facts.append(json.loads((folder / "version.json").read_text()))
+    records = open_records(options.records)
     joined = {**facts[0], "curves": [each["curve"] for each in facts], "members": len(facts)}
+    if release.options.logits:
+        joined["logits"] = names_of(records.attrs["targets"][name] for name in facts[0]["task"].split(","))
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / release.weights_file
     save_file(tensors, path, metadata={"ensemble": canonical_json(joined)})
     path.chmod(0o644)
-    records = open_records(options.records)
     seen = patient_digests(records[records["split"] == "train"], release.patients_key)
     np.save(options.out / release.patients_file, seen, allow_pickle=False)
     learnt = sum(v.numel() for k, v in tensors.items() if not k.endswith(("running_mean", "running_var", "tracked")))
     print(f'sha256="{file_digest(path)}"\nparameters={learnt:_}\nmembers: {len(facts)}; {len(seen)} patients')
+
+
+def names_of(targets: Iterable[Target]) -> list[str]:
+    """Name what a network says, in the order of its logits: of a regression the task, of classes task and class.
+
+    Examples
+    --------
+    >>> names_of([Target("age", "regression", unit="years"), Target("sex", "binary", classes=("male", "female"))])
+    ['age', 'sex female']
+    """
+    found = []
+    for target in targets:
+        classes = target.classes[1:] if target.kind == "binary" else target.classes
+        found += [f"{target.name} {name}" for name in classes] or [target.name]
+    return found
 
 
 def readout(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

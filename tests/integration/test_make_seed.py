@@ -49,8 +49,8 @@ def root(tmp_path):
         shutil.copy(ROOT / name, copy)
     recipe = copy / "weights" / "seed.yaml"
     text = recipe.read_text()
-    assert "    epochs: 96\n" in text
-    recipe.write_text(text.replace("    epochs: 96\n", "    epochs: 2\n    checkpoint_seconds: 0\n"))
+    assert "    epochs: 48\n" in text
+    recipe.write_text(text.replace("    epochs: 48\n", "    epochs: 2\n    checkpoint_seconds: 0\n"))
     return copy
 
 
