@@ -84,10 +84,10 @@ class Seed(Expert):
     release: ClassVar[Release] = Release(
         name="seed",
         title="Small convolutional networks, trained on PTB-XL's folds 1 to 8",
-        version="2",
-        options=OPTIONS,
-        parameters=1_880_064,
-        sha256="44062dddb6e84106e0051e747331aa1593716bfac2f9e7b628fa77e7c515a570",
+        version="3",
+        options=replace(OPTIONS, logits=42),
+        parameters=1_956_798,
+        sha256="3e02195ee74bc984a5cc398ac86b8d7365925894dbd65ee0cda5d20eae8954c8",
     )
 
     residual_branches = r"(?P<block>members\.\d+\.stages\.\d+\.\d+)\.branch"
