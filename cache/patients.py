@@ -100,6 +100,24 @@ def training_entry(sources: Sequence[str], digests: np.ndarray | None = None, ke
     return entry
 
 
+def patients_taught(attributes: Mapping[str, Any]) -> int:
+    """Return how many patients' labels have trained the expert of a store, as far as its entries list them.
+
+    Of several entries, which may list the same patients under other keys, the longest list counts.
+
+    Raises
+    ------
+    StoreError
+        An attribute that cannot be read.
+
+    Examples
+    --------
+    >>> patients_taught({"labelled_training": [training_entry(["ptbxl"], np.array([3, 5], "u8"))]})
+    2
+    """
+    return max((len(_listed(entry)) for entry in attributes.get(LABELLED_TRAINING, ())), default=0)
+
+
 def records_seen(attributes: Mapping[str, Any], records: pd.DataFrame) -> np.ndarray:
     """Mark the records whose patients' labels have trained the expert of a store, bool [n].
 
@@ -117,14 +135,25 @@ def records_seen(attributes: Mapping[str, Any], records: pd.DataFrame) -> np.nda
             if "patients" not in entry:
                 seen |= of_source
                 continue
-            listed = np.frombuffer(base64.b64decode(entry["patients"], validate=True), "<u8")
             key = str(entry["key"]).encode()
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"attribute {LABELLED_TRAINING}: cannot be read ({type(error).__name__}: {error}); see "
-                "docs/store-format.md"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise _unreadable(error) from error
+        listed = _listed(entry)
         hashed = records["patient_id"].astype(str).str.startswith(HASHED).to_numpy()
         plain_key = bool(key)  # a list of this study's own ids, hashed or not, has no key
         seen |= np.isin(digests_by_record(records, key), listed) | (of_source & hashed & plain_key)
     return seen
+
+
+def _listed(entry: Mapping[str, Any]) -> np.ndarray:
+    """Return the digests that an entry lists; none where it is whole collections."""
+    try:
+        return np.frombuffer(base64.b64decode(entry.get("patients", ""), validate=True), "<u8")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> StoreError:
+    return StoreError(
+        f"attribute {LABELLED_TRAINING}: cannot be read ({type(error).__name__}: {error}); see docs/store-format.md"
+    )

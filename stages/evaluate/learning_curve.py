@@ -112,6 +112,7 @@ def _fit_fraction(setting: Setting, fraction: float, path: Path, seed: int) -> d
         groups=data.membership.patient.codes,
         gate_signal=setting.signal,
         seen=data.seen,
+        taught=data.taught,
     )
     subset = replace(setting, heads=fit, splits=splits)
     with writing_predictions(path, {t.name: t for t in data.tasks}) as table:

@@ -79,6 +79,7 @@ def run(
                 "folds": settings.folds,
             },
             seen=data.seen,
+            taught=data.taught,
         )
     heads.decisions_ = Decisions.choose(heads.held_out_, heads.tasks_, settings.operating_points, settings.conformal)
     enecg, costs = None, None

@@ -133,6 +133,7 @@ class EnsembleHeads(FittedHeads):
         gate_signal: np.ndarray | None = None,
         provenance: Mapping[str, Any] | None = None,
         seen: Mapping[str, Any] | None = None,
+        taught: Mapping[str, int] | None = None,
     ) -> Self:
         """Fit all folds at once.
 
@@ -158,6 +159,9 @@ class EnsembleHeads(FittedHeads):
         seen
             Expert -> rows (numbers or a mask) of records whose labels have trained the expert itself. What its head
             says of them is no evidence of its worth: see `gate.seen`. Experts that are not named have seen nobody.
+        taught
+            Expert -> how many patients' labels have trained it, wherever they are; counted are those that `seen` names
+            where they are more, or nobody says.
 
         Raises
         ------
@@ -187,6 +191,7 @@ class EnsembleHeads(FittedHeads):
         n_inner = inner_fold_count(folds, self.inner_folds, trained)
         self.mixers_: dict[str, Any] = train_mixes(parts, read, data, folds, self.seed)
         present = np.stack([value.present for value in read.values()], 1).astype(np.float32)
+        mask = None if seen is None else _seen_records(seen, tuple(read), n)
         with fit_threads(len(folds) * sum(value.size for value in read.values())):
             fitted = fit_all(
                 ((name, self._inputs(name, value)) for name, value in read.items()),
@@ -199,7 +204,8 @@ class EnsembleHeads(FittedHeads):
                 options=GatedOptions(
                     self._gate_options(), self._head_options(), sources, self.share_tasks, self.hierarchy
                 ),
-                seen=None if seen is None else _seen_records(seen, tuple(read), n),
+                seen=mask,
+                taught=None if mask is None else _patients_taught(mask, tuple(read), group_ids, taught or {}),
                 place=WorkSpace(device, memory_bytes(self.memory_gb, device)),
             )
         self.blocks_: tuple[Block, ...] = data.blocks
@@ -276,3 +282,12 @@ def _seen_records(seen: Mapping[str, Any], experts: tuple[str, ...], n_records: 
     for name, rows in seen.items():
         mask[as_rows(rows, n_records, f"records that {name} has seen"), experts.index(name)] = True
     return mask
+
+
+def _patients_taught(
+    seen: np.ndarray, experts: tuple[str, ...], groups: np.ndarray | None, said: Mapping[str, int]
+) -> np.ndarray:
+    """Count the patients that have taught each expert its labels, [E]: those that it has seen here, or more."""
+    patients = np.arange(len(seen)) if groups is None else groups
+    here = [len(np.unique(patients[column])) for column in seen.T]
+    return np.array([max(count, said.get(name, 0)) for name, count in zip(experts, here, strict=True)], float)

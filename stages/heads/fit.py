@@ -25,7 +25,7 @@ from stages.heads.gate.gated import GatedOptions, JudgingRecords, fit_gated
 from stages.heads.gate.hierarchy import HierarchyFit, fit_hierarchy, parents_first
 from stages.heads.gate.inputs import InputScale, signal_summary
 from stages.heads.gate.reader import ReaderFit
-from stages.heads.gate.seen import HeldExperts, fit_without_seen
+from stages.heads.gate.seen import HeldExperts, fit_without_seen, head_starts
 from stages.heads.gate.training import GateFit
 from stages.heads.in_memory.expert import fit_expert
 from stages.heads.out_of_sample import OutOfSample
@@ -106,6 +106,7 @@ def fit_all(
     options: GatedOptions,
     place: WorkSpace,
     seen: np.ndarray | None = None,
+    taught: np.ndarray | None = None,
 ) -> Fitted:
     """Fit heads of every expert, then the gate on their out-of-sample outputs, then its temperature.
 
@@ -119,6 +120,8 @@ def fit_all(
     seen
         bool [n, E]: records whose labels have trained the expert itself, which say nothing of its worth; None: nobody
         knows of any.
+    taught
+        [E] patients whose labels have trained the expert, of these records or others; None: nobody's, of any.
     """
     seed = options.head.seed
     if options.hierarchy:
@@ -161,7 +164,11 @@ def fit_all(
         gated = fit_gated(heads, judged, options)
         mixed = gated.mixed
     else:
-        heads, gated, mixed, held = fit_without_seen(heads, judged, seen[judges] & (present[judges] > 0), options)
+        patients = np.arange(len(present)) if groups is None else groups
+        teaching = np.array([len(np.unique(patients[np.concatenate([train, val])])) for train, val, _ in splits])
+        starts = head_starts(np.zeros(present.shape[1]) if taught is None else taught, teaching)
+        of_judges = seen[judges] & (present[judges] > 0)
+        heads, gated, mixed, held = fit_without_seen(heads, judged, of_judges, starts, options)
     known = judging.known * gated.masks.judged[..., None]
     hierarchy = None
     if options.hierarchy:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from cache.embeddings import EmbeddingStore, open_embeddings
 from cache.errors import InputError, UsageError
 from cache.fingerprint import fingerprint
+from cache.patients import patients_taught
 from cache.record_rows import RecordRows
 from cache.records import Target
 from cache.storage.locations import Location
@@ -59,6 +60,8 @@ class Data:
     """Expert -> number format of its store."""
     seen: dict[str, np.ndarray]
     """Expert -> mask [n] of the records whose labels have trained it; those alone that have seen some."""
+    taught: dict[str, int]
+    """The same experts -> how many patients' labels have trained them, these or others, as far as stores list them."""
 
     @property
     def rows(self) -> RecordRows:
@@ -136,6 +139,7 @@ def read_data(
         identities={name: expert_identity(store.attributes) for name, store in opened.items()},
         dtypes={name: str(store.embedding.dtype) for name, store in opened.items()},
         seen={name: mask for name, mask in masks.items() if mask.any()},
+        taught={name: patients_taught(store.attributes) for name, store in opened.items() if masks[name].any()},
     )
 
 

@@ -46,8 +46,8 @@ def seen_notes(history: Mapping[str, Any]) -> list[str]:
     --------
     >>> held = {"seed": {"records": [9, 10], "patients": [8, 9], "share": [[0.5]]}}
     >>> seen_notes({"gate": {"held": held}})
-    ['seed was trained on 8 of the 9 patients that choose the weights: its weight is an equal share, which only a \
-clear gain on the 1 record that it has not seen changes (mean 0.50); all else is chosen without it']
+    ['seed was trained on 8 of the 9 patients that choose the weights: its weight is set by how many patients taught \
+it, which only a clear gain on the 1 record that it has not seen changes (mean 0.50); all else is chosen without it']
     """
     notes = []
     for name, facts in history["gate"].get("held", {}).items():
@@ -60,7 +60,7 @@ clear gain on the 1 record that it has not seen changes (mean 0.50); all else is
             shares = [share for fold in facts["share"] for share in fold]
             mean = f"(mean {sum(shares) / len(shares):.2f})"
             changed = f", which only a clear gain on the {strangers} changes" if n_strangers else ""
-            words = f"its weight is an equal share{changed} {mean}; all else is chosen without it"
+            words = f"its weight is set by how many patients taught it{changed} {mean}; all else is chosen without it"
         seen = f"{patients[0]} of the {patients[1]} patients that choose the weights"
         notes.append(f"{name} was trained on {seen}: {words}")
     return notes

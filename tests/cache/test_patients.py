@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cache.errors import StoreError
-from cache.patients import LABELLED_TRAINING, patient_digests, records_seen, training_entry
+from cache.patients import LABELLED_TRAINING, patient_digests, patients_taught, records_seen, training_entry
 
 RECORDS = pd.DataFrame(
     {"source": ["ptbxl", "ptbxl", "ptbxl", "ludb"], "patient_id": ["1", "2", "1", "1"]}, index=[4, 5, 6, 7]
@@ -41,6 +41,18 @@ def test_hashed_patients_of_a_collection_that_was_learnt_from_count_as_seen():
 def test_an_attribute_that_cannot_be_read_is_named(entry):
     with pytest.raises(StoreError, match=LABELLED_TRAINING):
         records_seen({LABELLED_TRAINING: [entry]}, RECORDS)
+
+
+@pytest.mark.parametrize("entry", [{"sources": [], "key": "", "patients": "?"}, {"patients": 3}, 3])
+def test_a_list_that_cannot_be_counted_is_named(entry):
+    with pytest.raises(StoreError, match=LABELLED_TRAINING):
+        patients_taught({LABELLED_TRAINING: [entry]})
+
+
+def test_the_longest_list_tells_how_many_patients_taught():
+    few, more = (training_entry(["ptbxl"], np.arange(n, dtype="<u8"), b"key") for n in (3, 7))
+    assert patients_taught({LABELLED_TRAINING: [few, more, training_entry(["ludb"])]}) == 7
+    assert patients_taught({LABELLED_TRAINING: [training_entry(["ludb"])]}) == patients_taught({}) == 0
 
 
 def test_digests_are_a_patients_and_ascend():

@@ -23,6 +23,8 @@ TASKS = (
 ROWS = np.arange(N)
 SPLITS = [(ROWS[80:], ROWS[40:80], ROWS[:40]), (ROWS[:160], ROWS[160:200], ROWS[200:])]
 FAST = {"lora": False, "gate_epochs": 3}
+START = np.sqrt(120 / 100)
+"""Head start of an expert that all 120 patients have taught, where 100 have labels in each fold."""
 
 
 def make(n: int, seed: int, remembered: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -86,7 +88,7 @@ def test_a_gate_that_counts_what_is_remembered_follows_the_leak_and_one_that_doe
     without = scores(fits["without"], study, ("good", "fair"))
     weight = {name: f.gate_weights(study[1][0])["sex"].mean(0)[2] for name, f in fits.items() if name != "without"}
     assert weight["today"] > 0.6
-    assert weight["held"] == pytest.approx(1 / 3, abs=1e-5)
+    assert weight["held"] == pytest.approx(START / (2 + START), abs=1e-5)
     for name in today:
         assert today[name] > 1.05 * held[name], name
         assert held[name] < 1.05 * without[name], name
@@ -101,7 +103,7 @@ def test_the_others_are_weighed_as_if_it_were_not_there(fits, study):
         np.testing.assert_allclose(
             both[:, :2] / both[:, :2].sum(1, keepdims=True), without.gate_weights(absent)[task], atol=1e-5
         )
-        np.testing.assert_allclose(both[:, 2], 1 / 3, atol=1e-5)
+        np.testing.assert_allclose(both[:, 2], START / (2 + START), atol=1e-5)
     # and without it they answer alone
     for task, weights in held.gate_weights(absent).items():
         np.testing.assert_allclose(weights[:, :2], without.gate_weights(absent)[task], atol=1e-5)
@@ -135,8 +137,21 @@ def test_a_saved_fit_predicts_the_same_and_says_who_was_held(fits, study, tmp_pa
     for task, values in fits["held"].predict_proba(study[1][0]).items():
         np.testing.assert_array_equal(values, loaded.predict_proba(study[1][0])[task])
     [note] = seen_notes(loaded.history_)
-    assert note.startswith("leak was trained on 120 of the 120 patients that choose the weights: its weight is an")
-    assert "(mean 0.33)" in note
+    assert note.startswith("leak was trained on 120 of the 120 patients that choose the weights: its weight is set")
+    assert "(mean 0.35)" in note
+
+
+@pytest.mark.parametrize(("taught", "start"), [(None, 1.0), (30, 1.0), (1080, 3.0)])
+def test_an_expert_counts_more_where_more_patients_have_taught_it_than_have_labels_here(study, taught, start):
+    features, targets = study[0]
+    said = None if taught is None else {"leak": taught}
+    heads = EnsembleHeads(**FAST).fit(
+        features, {"sex": targets["sex"]}, TASKS[1:2], groups=ROWS // 2, seen={"leak": ROWS}, taught=said
+    )
+    weights = heads.gate_weights(study[1][0])["sex"]
+    np.testing.assert_allclose(weights[:, 2], start / (2 + start), atol=1e-5)
+    pair = heads.gate_weights({name: study[1][0][name] for name in ("good", "leak")})["sex"]
+    np.testing.assert_allclose(pair[:, 2], start / (1 + start), atol=1e-5)
 
 
 def with_strangers(n_seen: int, noise: float) -> Any:

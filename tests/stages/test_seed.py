@@ -1,5 +1,6 @@
 """The expert whose weights come with the package: its size, its file, its input, and what pretraining is worth."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import wfdb
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import RidgeCV
@@ -88,6 +90,7 @@ def test_the_file_says_what_made_it(name):
     assert len(facts["curves"]) == facts["members"] == load_expert(name).module.options.members
     for curve in facts["curves"]:
         assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+    assert len(facts.get("logits", [])) == load_expert(name).module.options.logits
 
 
 def test_no_label_taught_seed_ssl():
@@ -120,6 +123,23 @@ def test_patients_of_ptbxls_folds_1_to_8_were_seen_and_no_others(seed):
     seen_by_ssl = packaged_patients_seen(expert_class("seed-ssl")[0].published_spec(), table[learnt])
     assert 0.7 < seen_by_ssl / table[learnt]["patient_id"].nunique() < 0.9
     assert packaged_patients_seen(expert_class("seed-ssl")[0].published_spec(), table[~learnt]) == 0
+
+
+@real_data
+def test_it_says_sex_age_and_superclass_of_strangers_in_the_order_that_the_file_names(seed):
+    with safe_open(PACKAGE_FOLDER / "seed.safetensors", "pt") as file:
+        names = json.loads(file.metadata()["ensemble"])["logits"]
+    folder = Path(os.environ["ENSEMBLE_TEST_DATA"]) / "ptbxl"
+    table = pd.read_csv(folder / "ptbxl_database.csv")
+    table = table[table["strat_fold"] > 8]
+    signals = [wfdb.rdrecord(str(folder / name)).p_signal.T for name in table["filename_hr"]]
+    embedding = run_expert(seed, seed.prepare(np.stack(signals), 500.0)).embedding
+    says = embedding.reshape(len(table), 3, -1)[..., -len(names) :].mean(1)
+    normal = table["scp_codes"].map(lambda codes: ast.literal_eval(codes).get("NORM", 0) > 0)
+    assert roc_auc_score(table["sex"], says[:, names.index("sex female")]) > 0.85
+    assert roc_auc_score(normal, says[:, names.index("superclass NORM")]) > 0.85
+    young = table["age"].to_numpy() < 90  # 300 stands for older
+    assert np.corrcoef(table["age"][young], says[young, names.index("age")])[0, 1] > 0.6
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ out looks better than it will be for a stranger, and a gate that learns from tha
 
 - Where at least half of the judging records of every fold are strangers to an expert, the others judge nothing.
 - Else the expert is held: all others are weighed, read and calibrated as if it were not there, and it joins them with
-  a share that does not depend on the record. The share is equal (as in a plain mean), unless strangers that have not
-  chosen it are judged better by another, by more than one standard error; that one has a prior of ten records. It is
-  no surer than the others are together: its logits get their mean and at most their spread, then a temperature by
-  strangers, with a narrow prior around 1.
+  a share that does not depend on the record: it counts as one of them, times its head start (`head_starts`), because
+  what many patients have taught it the others must learn from the few of this study. The share is another where
+  strangers that have not chosen it are judged better by it, by more than one standard error; that one has a prior of
+  ten records around an equal share. It is no surer than the others are together: its logits get their mean and at most
+  their spread, then a temperature by strangers, with a narrow prior around 1.
 - Thresholds, intervals and limits come from what the ensemble says of strangers, and of a record that a held expert has
   seen, from what it says without that expert.
 """
@@ -40,6 +41,8 @@ STRANGERS = 0.5
 """Share of every fold's judging records that an expert must not have seen to be weighed like the others."""
 HELD_RECORDS = 10.0
 """Prior on a held expert's log-odds around an equal share, in records (`GateOptions.prior_strength`)."""
+HEAD_START = 0.5
+"""Power of the ratio of patients that a held expert's head start is: as standard errors fall with their number."""
 HELD_SDS = 0.1, 0.05
 """Of a task's log temperature by strangers around 0, and of a class's around its task's: the others' spread, which held
 experts have already, is known from all records, and strangers are few."""
@@ -92,8 +95,27 @@ class HeldExperts:
         }
 
 
+def head_starts(taught: np.ndarray, teaching: np.ndarray) -> np.ndarray:
+    """Return how often a held expert counts, [F, E], where each of the others counts once; never less than once.
+
+    Parameters
+    ----------
+    taught
+        [E] patients whose labels have trained the expert.
+    teaching
+        [F] patients whose labels a fold has: they teach its heads, or validate them.
+
+    Examples
+    --------
+    >>> head_starts(np.array([0, 2000]), np.array([2000, 500]))
+    array([[1., 1.],
+           [1., 2.]])
+    """
+    return np.maximum(1.0, taught[None] / np.maximum(teaching[:, None], 1)) ** HEAD_START
+
+
 def fit_without_seen(
-    heads: dict[str, ExpertHead], judged: JudgingRecords, seen: np.ndarray, options: GatedOptions
+    heads: dict[str, ExpertHead], judged: JudgingRecords, seen: np.ndarray, starts: np.ndarray, options: GatedOptions
 ) -> tuple[dict[str, ExpertHead], Gated, Tensor, HeldExperts]:
     """Fit the gated ensemble on evidence that no expert has been trained on.
 
@@ -101,6 +123,8 @@ def fit_without_seen(
     ----------
     seen
         bool [rows, E].
+    starts
+        [F, E], see `head_starts`.
 
     Returns
     -------
@@ -128,7 +152,7 @@ def fit_without_seen(
         part = replace(judged, present=judged.present[:, others])
         alone = replace(options, gate=replace(options.gate, top_k=kept))
         without = fit_gated({names[e]: heads[names[e]] for e in others}, part, alone)
-    joining = _Joining(heads, judged, seen, held, without, options)
+    joining = _Joining(heads, judged, seen, held, starts, without, options)
     gated, share = joining.run()
     mixed = gated.mixed
     if without is not None:
@@ -198,10 +222,13 @@ class _Joining:
         judged: JudgingRecords,
         seen: np.ndarray,
         held: np.ndarray,
+        starts: np.ndarray,
         without: Gated | None,
         options: GatedOptions,
     ) -> None:
         self.judged, self.without, self.options = judged, without, options
+        usual = torch.from_numpy(np.log(starts[:, held])).float()
+        self.usual = usual if without is not None else torch.zeros_like(usual)
         self.seen, self.held = torch.from_numpy(seen), torch.from_numpy(held)
         self.present = torch.from_numpy(judged.present)
         self.blocks: tuple[Block, ...] = judged.targets.blocks
@@ -280,13 +307,14 @@ class _Joining:
         return odds[:, 0], plain
 
     def _odds(self, outputs: Tensor, present: Tensor, n_copies: int) -> Tensor:
-        """Log-odds [F, M, T, held] by the records that somebody held has not seen; 0 where these do not show a gain."""
+        """Log-odds [F, M, T, held] by the records that somebody held has not seen, where these show a gain."""
         strangers = present.clone()
         strangers[:, n_copies:] *= ~self.seen[:, self.held]
         rows = torch.nonzero(strangers[:, n_copies:].any(1) & (self.masks.judge >= 0).any(0)).ravel()
         shape = (len(outputs), self.masks.train.shape[1], len(self.blocks), outputs.shape[2])
+        usual = self.usual[:, None, None].expand(*shape[:-1], -1)
         if not len(rows):
-            return torch.zeros(*shape[:-1], shape[-1] - n_copies)
+            return usual
         shift = self.judged.shift
         at = outputs if shift is None else outputs + shift[:, None, None]
         nothing = self.data.shared[:, rows, :0]
@@ -300,20 +328,20 @@ class _Joining:
         found = fit_constant(data, masks, options, self.options.head.seed)
         middle = found[..., :n_copies].mean(-1, keepdim=True) if n_copies else found.mean(-1, keepdim=True)
         odds = (found - middle)[..., n_copies:]
-        evident = self._gain(data, masks, odds).accepted
-        return torch.where(evident[:, None, :, None], odds, 0.0)
+        evident = self._gain(data, masks, usual, odds).accepted
+        return torch.where(evident[:, None, :, None], odds, usual)
 
-    def _gain(self, data: GateData, masks: Masks, odds: Tensor) -> Gain:
-        """Compare log-odds [F, M, T, held] with equal shares, on strangers that have not chosen them."""
+    def _gain(self, data: GateData, masks: Masks, usual: Tensor, odds: Tensor) -> Gain:
+        """Compare log-odds [F, M, T, held] with the usual ones, on strangers that have not chosen them."""
         n_copies = data.outputs.shape[2] - odds.shape[-1]
         weight, losses = data.weight * masks.judged[..., None], []
-        for each in (torch.zeros_like(odds), odds):
+        for each in (usual, odds):
             scores = torch.cat([each.new_zeros(*each.shape[:-1], n_copies), each], -1)
             weights = mask_softmax(scores[:, :, None], data.present[:, None])
             mixed = masks.out_of_sample(mix(weights, data.outputs[:, None], data.blocks))
             losses.append(task_losses(mixed, data.y, weight, data.blocks, huber=self.options.gate.huber))
-        (equal, row), (moved, _) = losses
-        return paired_gain(equal, moved, row)
+        (unmoved, row), (moved, _) = losses
+        return paired_gain(unmoved, moved, row)
 
     def _share(self, odds: Tensor) -> Tensor:
         """Share [F, T, E] of each held expert where all are present; 0 for the others."""
