@@ -79,7 +79,7 @@ def test_parts_of_one_collection_do_not_overlap():
 def test_patients_that_packaged_weights_have_seen_are_counted(patients, hashed, told, tmp_path, monkeypatch):
     spec = expert_class("seed")[0].published_spec()
     seen = pd.DataFrame({"source": "ptbxl", "patient_id": ["1", "2", "3"]})
-    np.save(tmp_path / spec.weights.patients, patient_digests(seen, b"seed 2"))
+    np.save(tmp_path / spec.weights.patients, patient_digests(seen, b"seed 3"))
     monkeypatch.setattr("stages.training.versions.PACKAGE_FOLDER", tmp_path)
     judged = People(Texts.of(["ptbxl"] * len(patients)), Texts.of(patients))
     monkeypatch.setattr(report_facts, "_judged", lambda _: judged)
