@@ -172,8 +172,9 @@ class SeedNet(nn.Module):
         for member, output in enumerate(outputs):
             parts.append(seen := pooled(output))
             if self.readouts:
-                weight, bias = self.readouts[member].parameters()
-                parts.append(F.linear(seen, weight.float(), bias.float()))  # like `pooled` float32 in any precision
+                weight, bias = (each.float() for each in self.readouts[member].parameters())  # float32 as what is seen
+                # record by record: the last bits of a product depend on its number of rows
+                parts.append(torch.cat([F.linear(record, weight, bias) for record in seen.split(1)]))
         return torch.cat(parts, dim=1)
 
 
