@@ -56,6 +56,11 @@ def options_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return found
 
 
+NARROW = 16
+"""oneDNN's grouped convolutions in bfloat16 are wrong on CPUs with AMX where a group has 4, 8 or 12 channels (seen with
+PyTorch 2.13: half of the norm and more); from 16 on they are right, and so are those in float32."""
+
+
 class SameConv1d(nn.Module):
     """Convolution padded so that the output has ceil(time / stride) samples; the surplus zero stands at the end."""
 
@@ -68,7 +73,14 @@ class SameConv1d(nn.Module):
         """[batch, channel, time] -> [batch, channel, ceil(time / stride)]."""
         n = x.shape[-1]
         surplus = max(0, (-(-n // self.stride) - 1) * self.stride + self.kernel - n)
-        return self.conv(F.pad(x, (surplus // 2, surplus - surplus // 2)) if surplus else x)
+        x = F.pad(x, (surplus // 2, surplus - surplus // 2)) if surplus else x
+        narrow = self.conv.groups > 1 and self.conv.weight.shape[1] < NARROW
+        return self._in_float32(x) if narrow and x.device.type == "cpu" else self.conv(x)
+
+    def _in_float32(self, x: Tensor) -> Tensor:
+        weight, bias = (each.float() for each in self.conv.parameters())
+        with torch.autocast("cpu", enabled=False):
+            return F.conv1d(x.float(), weight, bias, self.stride, groups=self.conv.groups).to(x.dtype)
 
 
 def same_max_pool(x: Tensor, kernel: int) -> Tensor:
