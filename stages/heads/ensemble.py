@@ -287,7 +287,7 @@ def _seen_records(seen: Mapping[str, Any], experts: tuple[str, ...], n_records: 
 def _patients_taught(
     seen: np.ndarray, experts: tuple[str, ...], groups: np.ndarray | None, said: Mapping[str, int]
 ) -> np.ndarray:
-    """Count the patients that have taught each expert its labels, [E]: those that it has seen here, or more."""
+    """Count the patients that have taught each expert its labels, [E]: those of these records, or more."""
     patients = np.arange(len(seen)) if groups is None else groups
-    here = [len(np.unique(patients[column])) for column in seen.T]
-    return np.array([max(count, said.get(name, 0)) for name, count in zip(experts, here, strict=True)], float)
+    counts = [len(np.unique(patients[column])) for column in seen.T]
+    return np.array([max(count, said.get(name, 0)) for name, count in zip(experts, counts, strict=True)], float)
