@@ -2,7 +2,7 @@
 
 `rocket` sees forms, `morphology` intervals and amplitudes; both are computed from the signal alone. A network that
 tells their components from a disturbed part of the record has to see what they see (distillation across features:
-Hinton et al. 2015, arXiv 1503.02531, without the labels). The packaged weights learnt components of version 1 of both.
+Hinton et al. 2015, arXiv 1503.02531, without the labels). The packaged weights learnt components of version 2 of both.
 """
 
 from __future__ import annotations
