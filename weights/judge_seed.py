@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--folds", default="0,1,2,3,4")
     parser.add_argument("--members", type=int, default=1, help="networks side by side in each encoder")
     parser.add_argument("--unlabelled", action="store_true", help="of seed-ssl: the packaged weights in every rotation")
-    parser.add_argument("--logits", type=int, default=1, help="how often seed's logits follow what it sees (nested)")
+    parser.add_argument("--no-logits", action="store_true", help="nested: what seed sees, without what it says")
     parser.add_argument("--sizes", default="all", help="of patients that heads learn from: all,300,100,50")
     parser.add_argument("--subgroups", action="store_true", help="compare by sex and age, too")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -94,7 +94,7 @@ def nested(size: int | None, options: argparse.Namespace) -> None:
     study, folds = Study(options.folder / "ptbxl"), [int(k) for k in options.folds.split(",")]
     encoder = "package" if options.unlabelled else options.members
     name = f"{options.how}-{options.expert}-{size or 'all'}-{options.folds.replace(',', '')}-{encoder}"
-    name += f"-logits{options.logits}" if options.expert == "seed" else ""
+    name += "-no-logits" if options.no_logits else ""
     found = _encoders(study, folds, options)
     within = options.how == "within"
     parts = ((_arms(study, k, options, found[k]), list(_splits(study, k, size, within=within))) for k in folds)
@@ -109,8 +109,8 @@ def nested(size: int | None, options: argparse.Namespace) -> None:
 def _encoders(study: Study, folds: list[int], options: argparse.Namespace) -> dict[int, np.ndarray]:
     """Return the vectors that judge each rotation, rotation -> [record, width]."""
     if not options.unlabelled:
-        logits = options.logits if options.expert == "seed" else 0
-        return {k: vectors(options.folder, options.expert, k, options.members, logits) for k in folds}
+        logits = options.expert == "seed" and not options.no_logits
+        return {k: vectors(options.folder, options.expert, k, options.members, logits=logits) for k in folds}
     embed(study.folder, options.expert)
     return dict.fromkeys(folds, _embedding(study.folder, options.expert))
 

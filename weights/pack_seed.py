@@ -36,7 +36,8 @@ def main() -> None:
     for member, folder in enumerate(options.versions):
         network = load_file(folder / "model.safetensors")
         if release.options.logits:
-            network |= readout(load_file(folder / "head.safetensors"))
+            made = readout(load_file(folder / "head.safetensors"))
+            network |= {f"readouts.0.{name}": value for name, value in made.items()}
         for key, value in network.items():
             name = key.replace("s.0.", f"s.{member}.", 1)  # members.0., readouts.0.
             tensors[name] = value.half() if value.is_floating_point() else value
@@ -75,15 +76,14 @@ def readout(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Returns
     -------
-    Weight [logits, width] and bias [logits] under the names of `SeedNet`.
+    float32 `weight` [logits, width] and `bias` [logits].
     """
     weight, bias = (head[f"linears.0.{name}"].double() for name in ("weight", "bias"))
     mean, variance, gain, offset = (
         head[f"norm.{name}"].double() for name in ("running_mean", "running_var", "weight", "bias")
     )
     slope = gain / (variance + BatchNorm1d(1).eps).sqrt()
-    found = {"weight": weight * slope, "bias": bias + weight @ (offset - mean * slope)}
-    return {f"readouts.0.{name}": value.float() for name, value in found.items()}
+    return {"weight": (weight * slope).float(), "bias": (bias + weight @ (offset - mean * slope)).float()}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import itertools
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +38,7 @@ from stages.experts.run import run_expert
 from stages.heads import EnsembleHeads, TaskSpec
 from stages.heads.crossfit import inner_folds
 from stages.scoring.predictions import writing_predictions
+from weights.pack_seed import readout
 from weights.signal_targets import signal_targets
 
 RECIPE = Path(__file__).with_name("seed.yaml")
@@ -169,13 +169,13 @@ def _name(k: int) -> str:
     return "all" if k == ALL else str(k)
 
 
-def vectors(folder: Path, expert: str, k: int, members: int, logits: int = 0) -> np.ndarray:
-    """Return what encoder k gives of all records, its networks side by side [record, width].
+def vectors(folder: Path, expert: str, k: int, members: int, *, logits: bool = True) -> np.ndarray:
+    """Return what encoder k gives of all records, its networks side by side as in the package [record, width].
 
     Parameters
     ----------
     logits
-        How often each network's own logits follow; heads that shrink all columns alike trust a repeated one sooner.
+        Whether what each network says follows what it sees.
     """
     parts = []
     for member in range(members):
@@ -184,16 +184,9 @@ def vectors(folder: Path, expert: str, k: int, members: int, logits: int = 0) ->
             embedding = stored["embedding"]
         parts.append(embedding)
         if logits:
-            head = load_file(home / "weights" / "versions" / VERSIONS[expert] / "head.safetensors")
-            parts += [logits_of(torch.from_numpy(embedding), head).numpy()] * logits
+            made = readout(load_file(home / "weights" / "versions" / VERSIONS[expert] / "head.safetensors"))
+            parts.append(embedding.astype(np.float32) @ made["weight"].numpy().T + made["bias"].numpy())
     return np.concatenate(parts, axis=1)
-
-
-def logits_of(embedding: torch.Tensor, head: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Apply a trained `JointHead` of one network, as it does outside training, to an embedding [record, width]."""
-    norm = (head[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
-    normalised = torch.nn.functional.batch_norm(embedding.float(), *norm)
-    return torch.nn.functional.linear(normalised, head["linears.0.weight"], head["linears.0.bias"])
 
 
 def teach(folder: Path, study: Study) -> None:

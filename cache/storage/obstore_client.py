@@ -9,6 +9,7 @@ machine's identity.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -52,7 +53,7 @@ _ADVICE = {
 }
 
 
-class _ObstoreClient:
+class _ObstoreClient(ABC):
     """What both storages have in common."""
 
     extra: str
@@ -71,9 +72,9 @@ class _ObstoreClient:
         self._obstore: Any = obstore
         self._stores: dict[str, Any] = {}
 
+    @abstractmethod
     def _open(self, root: str) -> Any:
         """Return obstore's store for a bucket or container."""
-        raise NotImplementedError(root)
 
     def _place(self, url: str) -> tuple[Any, str]:
         """Return the bucket's store, and the name there."""
@@ -187,13 +188,13 @@ class _ObstoreClient:
 
     # ---- what differs ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _tag(self, facts: Any) -> str:
         """Return what an answer says of an object's content, in the form in which `_unchanged` takes it."""
-        raise NotImplementedError(facts)
 
+    @abstractmethod
     def _unchanged(self, tag: str) -> dict[str, str]:
         """Return obstore's condition that an object has this tag."""
-        raise NotImplementedError(tag)
 
     def advice(self, error: Exception) -> str | None:
         """Return the line for what obstore raises, whose own text is many lines."""

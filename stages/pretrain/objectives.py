@@ -173,6 +173,10 @@ def _masked(
 def _inpaint(expert: str, config: Mapping[str, Any]) -> Objective:
     """Build what tells hidden samples around a convolutional network, which no label teaches to say anything."""
     cls, size = expert_class(expert)
+    if config.get("logits"):
+        raise UsageError(
+            f"config logits: {config['logits']}: pretraining has no labels to learn them from; leave it out"
+        )
     config = {**config, "logits": 0}
     built = cls.build(config, None, variant=size)
     net: Any = built.module

@@ -28,6 +28,7 @@ from stages.experts.run import run_expert
 from stages.pretrain import PretrainPaths, PretrainSettings
 from stages.pretrain import run as pretrain
 from stages.pretrain.inpaint import InpaintBatches, Inpainter
+from stages.pretrain.objectives import make_objective
 from stages.synthetic.cohort import draw_block, draw_chunks
 from stages.synthetic.labels import Report
 from stages.training.settings import LoopSettings
@@ -261,6 +262,8 @@ def test_weights_know_how_many_logits_they_have(logits, tmp_path):
 def test_what_cannot_be_changed_is_refused():
     with pytest.raises(UsageError, match="unknown config option 'unit_mv'; it takes: members"):
         load_expert("seed", config={"unit_mv": 1.0}, random_weights=True)
+    with pytest.raises(UsageError, match="config logits: 4: pretraining has no labels"):
+        make_objective("seed", variant="", size="", preprocessing="", leads="", config={"logits": 4}, seed=0)
     with pytest.raises(UsageError, match=r"widths \[8, 16\] and blocks \[1\] describe two stages or more"):
         load_expert("seed", config={"widths": [8, 16], "blocks": [1]}, random_weights=True)
 
