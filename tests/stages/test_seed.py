@@ -259,6 +259,24 @@ def test_weights_know_how_many_logits_they_have(logits, tmp_path):
     assert loaded.spec.embedding_dim == made.spec.embedding_dim
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("logits", -1, "a whole number from 0"),
+        ("members", "two", "a whole number from 1"),
+        ("stem", True, "a whole number from 1"),
+        ("kernel", 4, "an odd number from 1"),
+        ("widths", 32, "a list of whole numbers from 4"),
+        ("blocks", [1, 0], "a list of whole numbers from 1"),
+        ("widths", [], "a list of whole numbers from 4"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(option, value, words):
+    with pytest.raises(UsageError) as refused:
+        load_expert("seed", config={option: value}, random_weights=True)
+    assert str(refused.value) == f"expert 'seed': {option} is {value!r}; give {words}"
+
+
 def test_what_cannot_be_changed_is_refused():
     with pytest.raises(UsageError, match="unknown config option 'unit_mv'; it takes: members"):
         load_expert("seed", config={"unit_mv": 1.0}, random_weights=True)

@@ -36,6 +36,8 @@ WINDOWS_PER_PASS = 4
 OPTIONS = SeedOptions()
 FREE = ("members", "stem", "widths", "blocks", "kernel", "logits")
 """Options that a version of one's own may change; the input's geometry stays."""
+LEAST = {"members": 1, "stem": 1, "widths": 4, "blocks": 1, "kernel": 1, "logits": 0}
+LISTS = ("widths", "blocks")
 _HIGHPASS = scipy.signal.butter(2, HIGHPASS_HZ, "highpass", fs=RATE_HZ, output="sos")
 
 
@@ -174,10 +176,12 @@ def seed_options(config: Mapping[str, Any] | None, release: Release) -> SeedOpti
     Raises
     ------
     UsageError
-        Another option, or stages whose widths and blocks are not as many.
+        Another option, a value that makes no network, or stages whose widths and blocks are not as many.
     """
     given = architecture_overrides(release.name, config, FREE)
-    lists: dict[str, Any] = {key: tuple(int(v) for v in given[key]) for key in ("widths", "blocks") if key in given}
+    for name, value in given.items():
+        _check_size(release.name, name, value)
+    lists: dict[str, Any] = {key: tuple(given[key]) for key in LISTS if key in given}
     changed = {**given, **lists}
     options = replace(release.options, **changed)
     if len(options.widths) != len(options.blocks) or len(options.widths) < 2:
@@ -186,6 +190,17 @@ def seed_options(config: Mapping[str, Any] | None, release: Release) -> SeedOpti
             "stages or more, each with one width and one number of blocks"
         )
     return options
+
+
+def _check_size(expert: str, name: str, value: object) -> None:
+    """Refuse an option's value that makes no network."""
+    sizes = value if name in LISTS and isinstance(value, list | tuple) else () if name in LISTS else (value,)
+    right = [isinstance(size, int) and not isinstance(size, bool) and size >= LEAST[name] for size in sizes]
+    if name == "kernel":  # an even one would make the branch shorter than the way past it
+        right += [isinstance(size, int) and size % 2 == 1 for size in sizes]
+    if not right or not all(right):
+        kind = "a list of whole numbers" if name in LISTS else "an odd number" if name == "kernel" else "a whole number"
+        raise UsageError(f"expert '{expert}': {name} is {value!r}; give {kind} from {LEAST[name]}")
 
 
 def _spec(release: Release, options: SeedOptions, n_parameters: int) -> ExpertSpec:
